@@ -1,0 +1,180 @@
+"""The ASGI application: which door a request takes, errors → HTTP, and one access line at its end.
+
+Everything below raises; this is the one place where a ProxyError becomes a status and a JSON message. After the head
+of an answer is out there is no status left to say: it is broken off, and the server closes the connection.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .delivery import Delivery
+from .errors import ClientGone, MethodNotAllowed, NotInCache, ProxyError, RequestError, UpstreamError, UpstreamStatus
+from .gateway import Gateway, Request
+from .log import access, events, log
+from .rules.entry import Headers
+from .rules.headers import http_date
+from .web.routes import own_endpoints
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+OWN_NAMES = (
+    "localhost",
+    "127.0.0.1",
+    "[::1]",
+    "host.lima.internal",
+    "host.docker.internal",
+    "host.containers.internal",
+)
+"""Names under which clients on this machine, and guests and containers on it, reach us."""
+
+
+class App:
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._own = own_endpoints(gateway)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        started = time.monotonic()
+        target = own_path(scope["raw_target"], scope.get("server"))
+        exchange = _Exchange(send, started)
+        try:
+            if target.startswith(b"/-/") or target in (b"/", b"/-"):
+                scope["path"] = target.partition(b"?")[0].decode("latin-1")
+                await self._own(scope, receive, exchange.send)
+            else:
+                await self._proxy(scope, target, receive, exchange)
+        except ClientGone:
+            exchange.is_aborted = True
+        except ProxyError as error:
+            exchange.error = error
+            if not exchange.status:
+                await self._answer(scope["method"], error, exchange)
+        finally:
+            self._log(scope, target, exchange)
+
+    async def _proxy(self, scope: Scope, target: bytes, receive: Receive, exchange: "_Exchange") -> None:
+        method = scope["method"]
+        if method == "CONNECT":
+            raise MethodNotAllowed(
+                "fetchonce does not tunnel. replace https:// by http://127.0.0.1:8642/ in the URL, and set no proxy"
+            )
+        if method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{method} is not allowed: fetchonce only reads (GET and HEAD)")
+        headers: Headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async with self.gateway.handle(Request(method, target, headers, gone)) as delivery:
+            exchange.delivery = delivery
+            await delivery.send(exchange.send)
+
+    async def _answer(self, method: str, error: ProxyError, exchange: "_Exchange") -> None:
+        body = json.dumps({"message": error.message}, ensure_ascii=False).encode()
+        fields = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("date", http_date(self.gateway.clock())),
+            *error.headers,
+        ]
+        if not any(name == "cache-status" for name, _ in fields):
+            fields.append(("cache-status", f"fetchonce; {_told(error)}"))
+        encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
+        await exchange.send({"type": "http.response.start", "status": error.status, "headers": encoded})
+        await exchange.send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+    def _log(self, scope: Scope, target: bytes, exchange: "_Exchange") -> None:
+        delivery, error = exchange.delivery, exchange.error
+        word = delivery.word if delivery and not error else "ERROR" if error else "-"
+        stats = self.gateway.stats
+        if delivery or error:
+            stats.count_request(word)
+        stats.sent_bytes += delivery.sent if delivery else 0
+        if not access.isEnabledFor(logging.INFO):
+            return
+        ms = (time.monotonic() - exchange.started) * 1000
+        log(
+            access,
+            logging.INFO,
+            "access",
+            method=scope["method"],
+            path=target.decode("latin-1"),
+            status=exchange.status or "-",
+            bytes=delivery.sent if delivery else 0,
+            cache=word,
+            **({"key": delivery.target.key[:12], "mirror": delivery.target.mirror.name} if delivery else {}),
+            ttfb_ms=round(exchange.first_ms) if exchange.first_ms is not None else "-",
+            ms=round(ms),
+            client=(scope.get("client") or ("unix",))[0],
+            **({"aborted": "client"} if exchange.is_aborted else {}),
+            **({"error": error.message} if error else {}),
+        )
+        if error and delivery and exchange.status and delivery.status:
+            log(
+                events, logging.WARNING, "delivery.broken", path=target.decode("latin-1"), at=delivery.sent, error=error
+            )
+
+
+class _Exchange:
+    """What the access line needs to know of one request."""
+
+    __slots__ = ("_send", "delivery", "error", "first_ms", "is_aborted", "started", "status")
+
+    def __init__(self, send: Send, started: float) -> None:
+        self._send, self.started = send, started
+        self.status = 0
+        self.first_ms: float | None = None
+        self.delivery: Delivery | None = None
+        self.error: ProxyError | None = None
+        self.is_aborted = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.first_ms = (time.monotonic() - self.started) * 1000
+        await self._send(message)
+
+
+def own_path(target: bytes, server: tuple[str, int | None] | None) -> bytes:
+    """The target in origin-form if it is an absolute-form one that names us; else as it is.
+
+    A client that has us as its http_proxy and uses our URLs too asks `GET http://127.0.0.1:8642/ubuntu/...`.
+    """
+    scheme, found, rest = target.partition(b"://")
+    if not found or scheme.lower() != b"http" or not server or server[1] is None:
+        return target
+    host, slash, path = rest.partition(b"/")
+    name, _, port = host.decode("latin-1").lower().rpartition(":")
+    if port == str(server[1]) and (name in OWN_NAMES or name.strip("[]") == server[0]):
+        return slash + path or b"/"
+    return target
+
+
+def _told(error: ProxyError) -> str:
+    """Cache-Status parameters of an answer that is an error (RFC 9211 §2)."""
+    if isinstance(error, UpstreamStatus):
+        return f"fwd=uri-miss; fwd-status={error.upstream_status}"
+    if isinstance(error, UpstreamError):
+        return "fwd=uri-miss; detail=upstream-failed"
+    if isinstance(error, NotInCache):
+        return "detail=not-in-cache"
+    return "fwd=request; detail=refused" if isinstance(error, RequestError) else "detail=failed"
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    # The house is started before the server and closed after it; there is nothing to do here.
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,126 @@
+"""What the commands share: options, settings, output, and the servers on a cache directory."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+from rich.filesize import decimal
+
+from ..config import Settings, load
+from ..errors import ProxyError
+from ..store import Store
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config and --cache-dir; the command gets `settings` for them."""
+
+    def with_settings(config: str | None, cache_dir: str | None, **arguments: Any) -> Any:
+        overrides = {"cache": {"dir": cache_dir}} if cache_dir else {}
+        return command(settings=load(config, overrides), **arguments)
+
+    with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
+    with_settings.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in (
+        click.option("--cache-dir", metavar="DIR", help="The cache directory [config: cache.dir]."),
+        click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG]."),
+    ):
+        option(with_settings)
+    return with_settings
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> None:
+    """Columns for people; `right` names the columns of numbers. The last column is never padded."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        click.echo("  ".join([*cells, row[-1]]))
+
+
+def size_text(count: int) -> str:
+    return decimal(count)
+
+
+def age_text(seconds: float) -> str:
+    """A span in its largest unit: 40s, 5m, 3h, 12d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(max(seconds, 0))}s"
+
+
+@contextlib.asynccontextmanager
+async def opened_store(settings: Settings) -> Any:
+    store = Store(settings.cache_dir)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+# -- the servers on a cache directory ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def announced(cache_dir: Path, listen: Sequence[str]) -> Iterator[None]:
+    """Tell the other commands that this process serves `cache_dir`: a locked file, void with the process."""
+    path = cache_dir / "locks" / f"server.{os.getpid()}"
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump({"pid": os.getpid(), "listen": list(listen)}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def running_servers(cache_dir: Path) -> list[list[str]]:
+    """What each server that lives on `cache_dir` listens on; the files of dead ones are removed."""
+    found = []
+    for path in sorted((cache_dir / "locks").glob("server.*")):
+        with contextlib.suppress(OSError, ValueError, KeyError), open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(json.load(file)["listen"])
+            else:
+                path.unlink(missing_ok=True)
+    return found
+
+
+@contextlib.contextmanager
+def as_proxy_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise ProxyError(f"the server on {address} does not answer: {error or type(error).__name__}") from error
+
+
+def client_of(listen: Sequence[str], kind: type[Any] = httpx.Client) -> Any:
+    """An HTTP client (httpx.Client or AsyncClient) for a server of ours, past every proxy of the environment."""
+    address = listen[0]
+    transport = httpx.AsyncHTTPTransport if kind is httpx.AsyncClient else httpx.HTTPTransport
+    path = address.removeprefix("unix:")
+    return kind(
+        base_url="http://localhost" if path != address else f"http://{address}",
+        transport=transport(uds=path) if path != address else None,
+        trust_env=False,
+        timeout=httpx.Timeout(10, read=60),
+    )

@@ -1,0 +1,144 @@
+"""fetchonce prefetch: bring URLs into the cache, through the running server if there is one."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+
+import click
+import httpx
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+
+from ..config import Settings
+from ..gateway import Gateway
+from ..web.prefetch import Progress
+from ..web.prefetch import prefetch as fetch
+from .common import (
+    age_text,
+    as_proxy_errors,
+    client_of,
+    json_option,
+    print_json,
+    running_servers,
+    settings_options,
+    size_text,
+)
+
+Steps = Callable[[str], AsyncGenerator[Progress]]
+
+
+@click.command()
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
+@json_option
+@settings_options
+def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool) -> None:
+    """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
+
+    What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
+    that its clients share it.
+    """
+    results = asyncio.run(run(settings, list(dict.fromkeys(urls)), jobs, quiet=as_json))
+    if as_json:
+        print_json(results)
+    sys.exit(any(result["state"] == "failed" for result in results))
+
+
+async def run(settings: Settings, urls: list[str], jobs: int, *, quiet: bool) -> list[Progress]:
+    places = asyncio.Semaphore(jobs)
+    console = Console(stderr=True)
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
+
+    def say(text: str) -> None:
+        if console.is_terminal and not quiet:
+            bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif not quiet:
+            click.echo(text, err=True)
+
+    async def one(url: str, steps: Steps) -> Progress:
+        async with places:
+            started = time.monotonic()
+            bar: TaskID | None = None
+            step: Progress | None = None
+            async with aclosing(steps(url)) as stream:
+                async for step in stream:
+                    if bar is None and step["state"] in ("asking", "streaming"):
+                        bar = bars.add_task(url.rpartition("/")[2] or url, total=None)
+                        if bars.disable:
+                            say(f"fetching {url}")
+                    if bar is not None:
+                        bars.update(bar, completed=step["bytes"], total=step["length"])
+            if step is None or step["state"] in ("asking", "streaming"):
+                step = {**(step or _nothing(url)), "state": "failed", "message": "the server went away"}
+            say(_told(step, time.monotonic() - started))
+            return step
+
+    async with _steps(settings) as steps:
+        with bars:
+            return await asyncio.gather(*(one(url, steps) for url in urls))
+
+
+@asynccontextmanager
+async def _steps(settings: Settings) -> AsyncIterator[Steps]:
+    """How to fetch one URL: by the server that lives on the cache directory, else in this process."""
+    servers = running_servers(settings.cache_dir)
+    if servers:
+        async with client_of(servers[0], httpx.AsyncClient) as client:
+
+            async def through_server(url: str) -> AsyncGenerator[Progress]:
+                with as_proxy_errors(servers[0][0]):
+                    async with client.stream("POST", "/-/api/prefetch", json={"url": url}) as response:
+                        if response.status_code != 200:
+                            await response.aread()
+                            yield {**_nothing(url), "state": "failed", "message": response.text}
+                            return
+                        async for line in response.aiter_lines():
+                            yield json.loads(line)
+
+            yield through_server
+        return
+    gateway = Gateway(settings, time.time)
+    await gateway.start()
+    try:
+        yield partial(fetch, gateway)
+    finally:
+        await gateway.close()
+
+
+def _nothing(url: str) -> Progress:
+    return {"url": url, "state": "asking", "bytes": 0, "length": None, "digest": None, "message": None}
+
+
+def _told(step: Progress, seconds: float) -> str:
+    if step["state"] == "failed":
+        return f"failed   {step['url']}: {step['message']}"
+    if step["state"] == "cached":
+        return f"cached   {step['url']} ({size_text(step['bytes'])})"
+    if step["digest"] is None:
+        return f"fetched  {step['url']} ({size_text(step['bytes'])}), but the answer may not be stored"
+    return f"stored   {step['url']} ({size_text(step['bytes'])} in {age_text(seconds)}, {step['digest']})"
+
+
+COMMANDS = [prefetch]

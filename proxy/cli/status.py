@@ -1,0 +1,103 @@
+"""fetchonce status: what the server on the cache directory is doing."""
+
+import time
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..config import Settings
+from ..errors import ProxyError
+from .common import (
+    age_text,
+    as_proxy_errors,
+    client_of,
+    json_option,
+    print_json,
+    running_servers,
+    settings_options,
+    size_text,
+)
+
+WATCH_SECONDS = 0.5
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@json_option
+@settings_options
+def status(settings: Settings, watch: bool, as_json: bool) -> None:
+    """Show running fills: bytes, rate, time left, readers, source."""
+    if as_json:
+        print_json(read(settings))
+        return
+    if not watch:
+        Console(width=None).print(drawn(read(settings)))
+        return
+    with Live(drawn(read(settings)), refresh_per_second=4) as live:
+        try:
+            while True:
+                time.sleep(WATCH_SECONDS)
+                live.update(drawn(read(settings)))
+        except KeyboardInterrupt:
+            return
+
+
+def read(settings: Settings) -> dict[str, Any]:
+    """The status of all servers on the cache directory in one; empty if none runs."""
+    whole: dict[str, Any] = {"fills": [], "totals": {}, "workers": []}
+    for listen in running_servers(settings.cache_dir):
+        with as_proxy_errors(listen[0]), client_of(listen, httpx.Client) as client:
+            answer = client.get("/-/status")
+            if answer.status_code != 200:
+                raise ProxyError(f"the server on {listen[0]} answered {answer.status_code} to /-/status")
+            part = answer.json()
+        whole["fills"] += part["fills"]
+        whole["workers"] += [{**worker, "listen": listen} for worker in part["workers"]]
+        _add(whole["totals"], part["totals"])
+    return whole
+
+
+def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
+
+
+def drawn(whole: dict[str, Any]) -> Group:
+    if not whole["workers"]:
+        return Group(Text("no server runs on this cache directory; start one with: fetchonce serve"))
+    totals = whole["totals"]
+    requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
+    parts: list[Any] = [
+        Text(f"server on {' '.join(whole['workers'][0]['listen'])}, up {age_text(whole['workers'][0]['uptime'])}"),
+        Text(f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})"),
+    ]
+    if not whole["fills"]:
+        return Group(*parts, Text("nothing is being fetched"))
+    table = Table(box=None, pad_edge=False)
+    for name in ("DONE", "RATE", "LEFT", "READERS", "STATE", "URL", "SOURCE"):
+        table.add_column(
+            name, justify="right" if name in ("DONE", "RATE", "LEFT", "READERS") else "left", overflow="fold"
+        )
+    for fill in whole["fills"]:
+        of = f" of {size_text(fill['length'])}" if fill["length"] is not None else ""
+        table.add_row(
+            f"{size_text(fill['bytes'])}{of}",
+            f"{size_text(fill['rate'])}/s",
+            age_text(fill["eta"]) if fill["eta"] is not None else "-",
+            str(fill["readers"]),
+            fill["state"],
+            fill["url"],
+            fill["source"] if fill["source"] != fill["url"] else "same",
+        )
+    return Group(*parts, table)
+
+
+COMMANDS = [status]

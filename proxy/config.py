@@ -1,0 +1,322 @@
+"""Settings: the shipped configuration, the user's file, the environment and the command line, in that order.
+
+A value is checked once, here; every other room gets frozen Settings and trusts them. A mistake names its place
+(file and line, variable or option), the key and what was expected. A reload makes new Settings and swaps them whole.
+"""
+
+import difflib
+import itertools
+import math
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import platformdirs
+
+from .errors import ConfigError
+from .rules.mirrors import Mirror, is_valid_name
+
+SHIPPED = next(
+    (path for path in (Path(__file__).parent / "shipped", Path(__file__).parent.parent / "config") if path.is_dir()),
+    Path("config"),
+)
+"""The configuration that comes with fetchonce: inside the installed package, or `config/` of a checkout."""
+
+
+class Duration(float):
+    """Seconds. Written "10s", "5m", "2h", "30d", or a number of seconds."""
+
+
+class Size(int):
+    """Bytes. Written "64KB", "2GB" (powers of 1000), "1GiB" (powers of 1024), or a number of bytes."""
+
+
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4} | {
+    "Ki": 1024,
+    "Mi": 1024**2,
+    "Gi": 1024**3,
+    "Ti": 1024**4,
+}
+
+
+def duration(value: object) -> Duration:
+    """Raises ValueError with what was expected."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", str(value).strip())
+    if not match or isinstance(value, bool):
+        raise ValueError(f'{value!r}: expected a duration such as "30s", "10m" or "1d"')
+    return Duration(float(match[1]) * SECONDS[match[2] or "s"])
+
+
+def size(value: object) -> Size:
+    """Raises ValueError with what was expected."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?|)B?", str(value).strip(), re.IGNORECASE)
+    unit = match[2] if match else ""
+    if not match or isinstance(value, bool):
+        raise ValueError(f'{value!r}: expected a size such as "500MB", "50GB" or "1GiB"')
+    return Size(math.floor(float(match[1]) * BYTES[unit[:1].upper() + unit[1:].lower()]))
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file; its fields are the keys, its defaults ours."""
+
+
+class CacheSection(Section, frozen=True):
+    dir: str = ""
+
+
+class FillSection(Section, frozen=True):
+    connections: typing.Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
+    connect_timeout: Duration = Duration(10)
+    read_timeout: Duration = Duration(30)
+    retries: typing.Annotated[int, msgspec.Meta(ge=0, le=100)] = 5
+    on_abandon: Literal["finish", "pause"] = "finish"
+
+
+class UpstreamSection(Section, frozen=True):
+    proxy: str = "env"
+    ca_bundle: str = ""
+
+
+class AccessSection(Section, frozen=True):
+    allow_hosts: tuple[str, ...] = ()
+
+
+class ServerSection(Section, frozen=True):
+    header_size: Size = Size(64 * 1024)
+    header_timeout: Duration = Duration(10)
+    idle_timeout: Duration = Duration(75)
+    connections: typing.Annotated[int, msgspec.Meta(ge=1)] = 4096
+    stop_timeout: Duration = Duration(10)
+
+
+class LogSection(Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    access: bool = True
+
+
+class MirrorSection(Section, frozen=True):
+    name: str
+    upstreams: tuple[str, ...]
+    immutable: tuple[str, ...] = ()
+    moving: tuple[str, ...] = ()
+    ttl: Duration = Duration(300)
+    checksums: tuple[str, ...] = ()
+    ignore_query: bool = False
+
+
+class File(Section, frozen=True):
+    """A whole configuration file."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:8642",)
+    shipped_mirrors: bool = True
+    cache: CacheSection = CacheSection()
+    fill: FillSection = FillSection()
+    upstream: UpstreamSection = UpstreamSection()
+    access: AccessSection = AccessSection()
+    server: ServerSection = ServerSection()
+    log: LogSection = LogSection()
+    mirror: tuple[MirrorSection, ...] = ()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the other rooms see."""
+
+    file: File
+    mirrors: tuple[Mirror, ...]
+    sources: tuple[str, ...]
+    """Files read, for people."""
+
+    @property
+    def cache_dir(self) -> Path:
+        configured = self.file.cache.dir
+        return Path(configured).expanduser() if configured else Path(platformdirs.user_cache_dir("fetchonce"))
+
+
+def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from file `path` (else $FETCHONCE_CONFIG, the user's own, the shipped one), environment and `overrides`.
+
+    `overrides` has the shape of the file; its mirrors and allowed hosts are added to the file's. Raises ConfigError.
+    """
+    main = find(path)
+    document = _read(main)
+    file = _check(main, document)
+    for origin, layer in (("environment", dict(_environment(os.environ))), ("command line", overrides or {})):
+        if layer:
+            document = _merged(document, layer)
+            file = _convert(document, partial(_place, origin))
+
+    sources = [main]
+    tables: dict[str, tuple[Path, MirrorSection]] = {}
+    directories = [SHIPPED / "mirrors"] if file.shipped_mirrors else []
+    if main.parent != SHIPPED:
+        directories.append(main.parent / "mirrors")
+    for extra in (path for directory in directories for path in sorted(directory.glob("*.toml"))):
+        sources.append(extra)
+        tables.update({section.name: (extra, section) for section in _check(extra, _read(extra), only="mirror").mirror})
+    given = len(overrides.get("mirror", ())) if overrides else 0
+    for index, section in enumerate(file.mirror):
+        tables[section.name] = (main if index < len(file.mirror) - given else Path("command line"), section)
+    return Settings(
+        file=file,
+        mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
+        sources=tuple(map(str, sources)),
+    )
+
+
+def find(path: str | None) -> Path:
+    """The configuration file in force. Raises ConfigError if a named one is not there."""
+    named = path or os.environ.get("FETCHONCE_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"{named}: no such configuration file")
+        return Path(named)
+    own = Path(platformdirs.user_config_dir("fetchonce")) / "fetchonce.toml"
+    return own if own.is_file() else SHIPPED / "fetchonce.toml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise ConfigError(f"{path}:{line[1] if line else 1}: not TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _check(path: Path, document: dict[str, Any], only: str | None = None) -> File:
+    if only and (extra := sorted(set(document) - {only})):
+        raise ConfigError(
+            f"{path}:{line_of(path, extra[:1])}: {extra[0]}: only [[{only}]] tables belong into this file"
+        )
+    return _convert(document, lambda keys, text: f"{path}:{line_of(path, keys)}: {text}")
+
+
+def _convert(document: dict[str, Any], place: Callable[[list[str | int], str], str]) -> File:
+    try:
+        return msgspec.convert(document, File, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        keys, text = _explain(str(error))
+        raise ConfigError(place(keys, f"{_dotted(keys)}: {text}")) from error
+
+
+def _decode(kind: type, value: object) -> object:
+    return duration(value) if kind is Duration else size(value)
+
+
+def _explain(message: str) -> tuple[list[str | int], str]:
+    """msgspec's message as (path of keys, what was expected)."""
+    text, _, at = message.partition(" - at `")
+    keys: list[str | int] = [
+        int(index) if index else key for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", at.rstrip("`"))
+    ]
+    if unknown := re.match(r"Object contains unknown field `(.*)`", text):
+        known = _fields(keys)
+        close = difflib.get_close_matches(unknown[1], known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return [*keys, unknown[1]], f"unknown key; {hint}"
+    text = text.replace("Object missing required field", "missing key").replace("`array`", "a list")
+    return keys, text[:1].lower() + text[1:]
+
+
+def _fields(keys: list[str | int]) -> tuple[str, ...]:
+    section: Any = MirrorSection if keys[:1] == ["mirror"] else File
+    if keys and section is File:
+        section = type(getattr(File(), str(keys[0])))
+    return tuple(section.__struct_fields__)
+
+
+def _dotted(keys: list[str | int]) -> str:
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text or "configuration"
+
+
+def line_of(path: Path, keys: list[Any]) -> int:
+    """Line (from 1) of the key, else of its table, else 1. tomllib keeps no positions, so this looks again."""
+    lines: dict[tuple[Any, ...], int] = {}
+    here: tuple[Any, ...] = ()
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if header := re.match(r"\s*(\[\[?)\s*([\w.\-]+)\s*\]", line):
+            here = tuple(header[2].split("."))
+            if header[1] == "[[":
+                here = next((*here, index) for index in itertools.count() if (*here, index) not in lines)
+            lines.setdefault(here, number)
+        elif key := re.match(r"\s*([\w\-]+)\s*=", line):
+            lines.setdefault((*here, key[1]), number)
+    return next((lines[tuple(keys[:end])] for end in range(len(keys), 0, -1) if tuple(keys[:end]) in lines), 1)
+
+
+def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """FETCHONCE_<SECTION>_<KEY> for every key; lists are separated by commas."""
+    for name, default in ((field, getattr(File(), field)) for field in File.__struct_fields__ if field != "mirror"):
+        keys = default.__struct_fields__ if isinstance(default, Section) else (None,)
+        values = {}
+        for key in keys:
+            text = environ.get("_".join(filter(None, ("FETCHONCE", name, key))).upper())
+            if text is not None:
+                is_list = isinstance(getattr(default, key) if key else default, tuple)
+                values[key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        if values:
+            yield name, values.get(None, values)
+
+
+def _place(origin: str, keys: list[str | int], text: str) -> str:
+    variable = "_".join(["FETCHONCE", *map(str, keys)]).upper()
+    return f"{variable if origin == 'environment' else origin}: {text}"
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            result[key] = _merged(result.get(key, {}), value)
+        elif key in ("mirror", "allow_hosts"):  # one more, not instead
+            result[key] = [*result.get(key, ()), *value]
+        else:
+            result[key] = value
+    return result
+
+
+def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
+    def wrong(key: str, text: str) -> ConfigError:
+        line = f":{_line_of_mirror(where, section.name, key)}" if where.is_file() else ""
+        return ConfigError(f"{where}{line}: mirror[{section.name}].{key}: {text}")
+
+    if not is_valid_name(section.name):
+        raise wrong(
+            "name", f'"{section.name}" cannot be a name: expected letters, digits, "-" and "_", no reserved word'
+        )
+    if not section.upstreams:
+        raise wrong("upstreams", "expected at least one URL")
+    for url in section.upstreams:
+        if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url):
+            raise wrong("upstreams", f'"{url}": expected http(s)://HOST[:PORT]/[PATH/]')
+    for key in ("immutable", "moving"):
+        for pattern in getattr(section, key):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise wrong(key, f'"{pattern}": expected a regular expression: {error}') from error
+    return Mirror(
+        name=section.name,
+        upstreams=tuple(url if url.endswith("/") else url + "/" for url in section.upstreams),
+        immutable=section.immutable,
+        moving=section.moving,
+        ttl=float(section.ttl),
+        checksums=section.checksums,
+        ignore_query=section.ignore_query,
+    )
+
+
+def _line_of_mirror(path: Path, name: str, key: str) -> int:
+    names = [table.get("name") for table in _read(path).get("mirror", ())]
+    return line_of(path, ["mirror", names.index(name), key])

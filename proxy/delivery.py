@@ -1,0 +1,176 @@
+"""One answer: body → status, headers, ranges, bytes (RFC 9110 §13, §14).
+
+A stored file and a running fill are delivered by the same code: a Body says what it is, how long, and how far a reader
+at an offset may read now. Bytes leave by zero-copy sends of the body's descriptor; nothing is read into memory here.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import PreconditionFailed, RangeNotSatisfiable
+from .rules import ranges, validators
+from .rules.entry import Head, Headers, field
+from .rules.mirrors import Target
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Body(Protocol):
+    """Bytes of one generation; implemented by StoredBody (whole), Fill (growing) and HeadBody (none)."""
+
+    @property
+    def head(self) -> Head: ...
+    @property
+    def length(self) -> int | None:
+        """None while it is not known (chunked upstream, still coming)."""
+
+    @property
+    def fd(self) -> int: ...
+    async def wait_readable(self, offset: int) -> int:
+        """Wait until bytes from `offset` may be read, and return up to where; `offset` at the end of the body."""
+
+    async def wait_length(self) -> int: ...
+    def attach(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBody:
+    """What upstream said to HEAD of a body we do not have."""
+
+    head: Head
+
+    @property
+    def length(self) -> int | None:
+        return self.head.length
+
+    @property
+    def fd(self) -> int:
+        raise RuntimeError("there is no body behind an answer to HEAD")
+
+    async def wait_readable(self, offset: int) -> int:
+        raise RuntimeError("there is no body behind an answer to HEAD")
+
+    async def wait_length(self) -> int:
+        return self.head.length or 0
+
+    def attach(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A body on its way to one client."""
+
+    method: str
+    headers: Headers
+    """The request's."""
+    target: Target
+    body: Body
+    word: str
+    """HIT, MISS, FOLLOW, REVALIDATED, STALE or BYPASS: for the log."""
+    told: str
+    """The same for the client: parameters of Cache-Status (RFC 9211)."""
+    age: float
+    """Seconds since the origin made or confirmed it (RFC 9111 §5.1)."""
+    status: int = 0
+    sent: int = 0
+    """Body bytes handed to the kernel."""
+
+    async def send(self, send: Send) -> None:
+        """Answer in full. Raises the body's error if it cannot be completed: the caller then breaks the connection."""
+        head = self.body.head
+        verdict = validators.evaluate(self.method, self.headers, head.validator)
+        if verdict == 304:
+            # RFC 9110 §15.4.5: what would steer a cache; the representation's own fields say nothing new.
+            await self._start(send, 304, [line for line in self._fields() if not line[0].startswith("content-")])
+            await send({"type": "http.response.body"})
+            return
+        if verdict == 412:
+            raise PreconditionFailed("the precondition does not hold: the stored object is another generation")
+        asked = field(self.headers, "range") if self.method == "GET" else None
+        if asked is None or not validators.if_range(field(self.headers, "if-range"), head.validator):
+            await self._whole(send)
+            return
+        if ranges.parse(asked) is None:
+            await self._whole(send)
+            return
+        # Without a length there is no telling what a range means: it waits until upstream has said it.
+        length = await self.body.wait_length()
+        chosen = ranges.select(asked, length)
+        if chosen is None:
+            await self._whole(send)
+        elif not chosen:
+            raise RangeNotSatisfiable(
+                f"the range {asked} lies outside of the object's {length} bytes",
+                headers=(("content-range", ranges.unsatisfied(length)), *self.told_fields()),
+            )
+        elif len(chosen) == 1:
+            await self._start(
+                send,
+                206,
+                self._fields(chosen[0].length, ("content-range", ranges.content_range(chosen[0], length))),
+            )
+            await self._bytes(send, chosen[0].start, chosen[0].end)
+            await send({"type": "http.response.body"})
+        else:
+            await self._multipart(send, chosen, length)
+
+    async def _whole(self, send: Send) -> None:
+        await self._start(send, 200, self._fields(self.body.length))
+        if self.method != "HEAD":
+            await self._bytes(send, 0, self.body.length)
+        await send({"type": "http.response.body"})
+
+    async def _multipart(self, send: Send, chosen: tuple[ranges.Range, ...], length: int) -> None:
+        kind = field(self.body.head.headers, "content-type")
+        # The boundary must not occur in the body; nobody who writes bodies knows the generation.
+        parts = ranges.multipart(chosen, length, kind, f"fetchonce-{self.body.head.generation}")
+        fields = [line for line in self._fields(parts.length) if line[0] != "content-type"]
+        await self._start(send, 206, [*fields, ("content-type", parts.content_type)])
+        for preamble, part in parts.parts:
+            await send({"type": "http.response.body", "body": preamble, "more_body": True})
+            await self._bytes(send, part.start, part.end)
+        await send({"type": "http.response.body", "body": parts.trailer})
+
+    async def _bytes(self, send: Send, offset: int, end: int | None) -> None:
+        """Bytes from `offset` to `end` (None: to wherever the body ends), as they come."""
+        while end is None or offset < end:
+            stop = await self.body.wait_readable(offset)
+            if stop == offset:
+                return
+            count = (stop if end is None else min(stop, end)) - offset
+            await send(
+                {
+                    "type": "http.response.zerocopysend",
+                    "file": self.body.fd,
+                    "offset": offset,
+                    "count": count,
+                    "more_body": True,
+                }
+            )
+            offset += count
+            self.sent += count
+
+    async def _start(self, send: Send, status: int, fields: list[tuple[str, str]]) -> None:
+        self.status = status
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+        await send({"type": "http.response.start", "status": status, "headers": encoded})
+
+    def _fields(self, length: int | None = None, *more: tuple[str, str]) -> list[tuple[str, str]]:
+        """The same for HEAD, 200 and 206, while filling and afterwards; but for length and range."""
+        head = self.body.head
+        fields = [line for line in head.headers if line[0] != "via"]
+        if (etag := head.validator.etag) and not field(head.headers, "etag"):
+            fields.append(("etag", etag))
+        if length is not None:
+            fields.append(("content-length", str(length)))
+        if self.body.length is not None:
+            fields.append(("accept-ranges", "bytes"))
+        via = field(head.headers, "via")
+        fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
+        return [*fields, *self.told_fields(), *more]
+
+    def told_fields(self) -> tuple[tuple[str, str], ...]:
+        return ("age", str(int(self.age))), ("cache-status", f"fetchonce; {self.told}")

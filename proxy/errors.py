@@ -1,0 +1,96 @@
+"""What can go wrong, whose fault it is, and the status a client gets.
+
+ProxyError                    500
+├── RequestError              400   the client's: a target, header or body we cannot make sense of
+│   ├── UnknownMirror         403   no mirror names this host
+│   ├── Forbidden             403   a request that may not change anything
+│   ├── MethodNotAllowed      405
+│   ├── PreconditionFailed    412
+│   └── RangeNotSatisfiable   416
+├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
+├── UpstreamError             502   theirs: refused, broke off, answered nonsense
+│   ├── UpstreamTimeout       504
+│   └── UpstreamStatus        its own status for 4xx, 429 and 503; 502 for other 5xx
+├── StoreError                500   ours: the cache directory
+│   └── OutOfSpace            507
+└── ConfigError               (exit 2; never reaches a client)
+ClientGone                    (no ProxyError: there is nobody to answer)
+
+A message says what happened, which URL, what is kept and what to do; it is shown to people word for word.
+Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
+"""
+
+
+class ProxyError(Exception):
+    status = 500
+
+    def __init__(self, message: str, *, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.headers = headers
+        """Extra response headers, such as Allow or Retry-After."""
+
+
+class RequestError(ProxyError):
+    status = 400
+
+
+class UnknownMirror(RequestError):
+    status = 403
+
+
+class Forbidden(RequestError):
+    status = 403
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+
+    def __init__(self, message: str, *, allow: str = "GET, HEAD") -> None:
+        super().__init__(message, headers=(("allow", allow),))
+
+
+class PreconditionFailed(RequestError):
+    status = 412
+
+
+class RangeNotSatisfiable(RequestError):
+    status = 416
+
+
+class NotInCache(ProxyError):
+    status = 504
+
+
+class UpstreamError(ProxyError):
+    status = 502
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+
+
+class UpstreamStatus(UpstreamError):
+    """Upstream answered, with an error status; `upstream_status` is what it said."""
+
+    def __init__(self, message: str, upstream_status: int, *, retry_after: str | None = None) -> None:
+        super().__init__(message, headers=(("retry-after", retry_after),) if retry_after else ())
+        self.upstream_status = upstream_status
+        # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again".
+        self.status = upstream_status if upstream_status < 500 or upstream_status == 503 else 502
+
+
+class StoreError(ProxyError):
+    status = 500
+
+
+class OutOfSpace(StoreError):
+    status = 507
+
+
+class ConfigError(ProxyError):
+    pass
+
+
+class ClientGone(Exception):
+    """The client has left; nobody is there to be told."""

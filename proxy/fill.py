@@ -1,0 +1,527 @@
+"""One upstream transfer into one file.
+
+A Fill belongs to the cache, not to the client who caused it; clients only read. States only go forward:
+ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | FAILED. Nothing here knows HTTP to the client.
+
+The coordinator (`run`) lives on the event loop and owns every field. Transfers run in threads: they read a socket into
+a buffer and write the buffer to the file, and tell the loop how far they are. A gap is a gap: the first bytes, a reader
+far ahead, a broken transfer and a fill taken up after a restart are all "start a segment at the gap".
+"""
+
+import asyncio
+import contextlib
+import enum
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from .config import FillSection
+from .errors import ProxyError, StoreError, UpstreamError, UpstreamStatus
+from .log import events, log
+from .partial import Partial
+from .rules.entry import Entry, Head, Headers, field, refreshed
+from .rules.freshness import is_storable
+from .rules.headers import delta_seconds, http_date, stored_headers
+from .rules.mirrors import Target
+from .rules.segments import Segment, plan
+from .rules.validators import resume_validator
+from .stats import Stats
+from .store import Store
+from .upstream import Exchange, Upstream, status_error
+
+BUFFER_BYTES = 1024**2
+"""One read from the socket and one write to the file, for each running transfer."""
+WAKE_BYTES = 1024**2
+"""Readers are woken for this much at once: each wake costs a sendfile call for every reader."""
+WAKE_SECONDS = 0.005
+"""... or after this long, so that a slow upstream's bytes do not lie about."""
+HASH_BYTES = 8 * 1024**2
+"""One step of the hash that trails the watermark; a thread hop each."""
+BACKOFF_SECONDS = 0.2
+"""Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
+BACKOFF_MAX = 10.0
+
+
+class FillState(enum.Enum):
+    ASKING = "asking"
+    """Nothing is known yet."""
+    STREAMING = "streaming"
+    """`head` and `fd` may be used; bytes come."""
+    COMPLETE = "complete"
+    """Every byte is there; `entry` is what was stored (None if the answer may not be stored)."""
+    UNCHANGED = "unchanged"
+    """Nothing was to be fetched: `entry` is what we have, confirmed by upstream."""
+    FAILED = "failed"
+    """`error` says why; bytes that came can still be read."""
+
+
+@dataclass(slots=True, eq=False)
+class Transfer(Segment):
+    """A segment with its thread. `offset` is written by the thread, all else by the loop."""
+
+    published: int = 0
+    """Bytes up to here are in the extents."""
+    is_told: bool = False
+    """A call to the loop is on its way."""
+    exchange: Exchange | None = None
+    is_cancelled: bool = False
+
+
+class Fill:
+    def __init__(
+        self,
+        target: Target,
+        stale: Entry | None,
+        condition: Headers,
+        *,
+        store: Store,
+        upstream: Upstream,
+        settings: FillSection,
+        threads: Executor,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        self.target = target
+        self.state = FillState.ASKING
+        self.head: Head
+        self.length: int | None = None
+        """Bytes of the whole body, once known."""
+        self.entry: Entry | None = None
+        self.error: ProxyError | None = None
+        self.keep = True
+        """Whether the body is stored at the end; not where the answer or every client forbids it."""
+        self.source = target.url
+        """Where bytes come from, for people."""
+        self.fetched = 0
+        """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
+        self.readers = 0
+        self.started_at = clock()
+        self._stale, self._condition = stale, condition
+        self._store, self._upstream, self._settings = store, upstream, settings
+        self._threads, self._stats, self._clock = threads, stats, clock
+        self._loop = asyncio.get_running_loop()
+        self._partial: Partial | None = None
+        self._running: list[Transfer] = []
+        self._waiting: Counter[int] = Counter()
+        self._changed = asyncio.Event()
+        self._attention = asyncio.Event()
+        self._woken_total = 0
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._has_ranges = False
+        self._limit = settings.connections
+        self._failures = 0
+        self._last_error: BaseException | None = None
+        self._is_stopped = False
+
+    # -- for readers --------------------------------------------------------------------------------------------------
+
+    @property
+    def partial(self) -> Partial:
+        """The growing file, from STREAMING on."""
+        assert self._partial
+        return self._partial
+
+    @property
+    def fd(self) -> int:
+        return self.partial.fd
+
+    @property
+    def received(self) -> int:
+        """Bytes on disk."""
+        return self._partial.extents.total if self._partial else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Every byte is on disk, be it stored already or on its way there."""
+        return self.length is not None and self.received == self.length
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in (FillState.COMPLETE, FillState.UNCHANGED, FillState.FAILED)
+
+    def readable(self, offset: int) -> int:
+        """Offset up to which a reader standing at `offset` may read now."""
+        return self.partial.extents.reach(offset)
+
+    async def wait_head(self) -> None:
+        """Wait until upstream has answered; raises the fill's error if it FAILED without."""
+        while self.state is FillState.ASKING:
+            await self._changed.wait()
+        if self.error and not self._partial:
+            raise self.error
+
+    async def wait_readable(self, offset: int) -> int:
+        """Wait until `readable(offset) > offset`, and return it; `offset` itself at the end of the body.
+
+        Raises the fill's error if it FAILED first.
+        """
+        if (stop := self.readable(offset)) > offset:
+            return stop
+        self._waiting[offset] += 1
+        try:
+            if self._has_ranges and not any(transfer.serves(offset) for transfer in self._running):
+                self._attention.set()
+            while (stop := self.readable(offset)) <= offset and offset != self.length:
+                if self.error:
+                    raise self.error
+                await self._changed.wait()
+            return stop
+        finally:
+            self._waiting[offset] -= 1
+            if not self._waiting[offset]:
+                del self._waiting[offset]
+
+    async def wait_length(self) -> int:
+        """Wait until the length of the body is known."""
+        while self.length is None:
+            if self.error:
+                raise self.error
+            await self._changed.wait()
+        return self.length
+
+    async def wait_over(self) -> None:
+        """Wait until the fill has ended, well or not."""
+        while not self.is_over:
+            await self._changed.wait()
+
+    @contextlib.contextmanager
+    def attach(self) -> Iterator[None]:
+        """For as long as a client reads; the last one to leave may pause the fill (`on_abandon`)."""
+        self.readers += 1
+        try:
+            yield
+        finally:
+            self.readers -= 1
+            if not self.readers and self._settings.on_abandon == "pause":
+                self.stop()
+
+    def stop(self) -> None:
+        """End the fill where it is; what came is kept for the next one, if upstream lets us go on there."""
+        self._is_stopped = True
+        self._attention.set()
+        for transfer in self._running:
+            self._cancel(transfer)
+
+    # -- the coordinator ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
+        try:
+            first = await self._ask()
+            if first:
+                await self._stream(first)
+                await self._finish()
+            self._stats.count_fill(self.state.value)
+        except ProxyError as error:
+            self._fail(error)
+            await self._put_away()
+        except BaseException as error:
+            # A bug, or the loop is being torn down: no reader may be left waiting.
+            self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
+            raise
+
+    async def _ask(self) -> Transfer | None:
+        """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if there is nothing to fetch."""
+        entry = await self._store.lookup(self.target.key)
+        if entry and entry != self._stale:
+            # Somebody else finished it between our client's look and our having the right to fill.
+            self.entry, self.state = entry, FillState.UNCHANGED
+            self._publish()
+            return None
+        saved = await self._store.resume(self.target.key)
+        if saved and (
+            not saved[1].extents.gaps(saved[0].head.length or 0) or not resume_validator(saved[0].head.headers)
+        ):
+            await self._store.discard(saved[1])
+            saved = None
+        fields = self._condition
+        if saved:
+            record, partial = saved
+            gap = partial.extents.gaps(record.head.length or 0)[0][0]
+            fields = (("range", f"bytes={gap}-"), ("if-range", resume_validator(record.head.headers) or ""))
+        errors: list[UpstreamError] = []
+        for url in self.target.urls:
+            try:
+                exchange = await self._open(url, fields)
+            except UpstreamError as error:
+                errors.append(error)
+                continue
+            if exchange.status == 304 and self._stale and not saved:
+                await self._unchanged(exchange)
+                return None
+            if exchange.status == 206 and saved and _is_rest(exchange, record.head, gap):
+                self._begin(exchange, record.head, partial, ranges=True)
+                log(events, 20, "fill.resumed", key=self.target.key[:12], url=url, at=gap, have=partial.extents.total)
+                stops = [partial.extents.next_start(gap), record.head.length]
+                return Transfer(gap, min(stop for stop in stops if stop is not None), published=gap, exchange=exchange)
+            if exchange.status == 200:
+                if saved:
+                    await self._store.discard(partial)  # it changed, or ranges are not honoured: a new generation
+                headers = stored_headers(exchange.headers)
+                if field(headers, "date") is None:
+                    headers += (("date", http_date(self._clock())),)  # RFC 9110 §6.6.1
+                head = Head(
+                    headers=headers,
+                    length=exchange.length,
+                    generation=secrets.token_hex(8),
+                    age=float(delta_seconds(field(exchange.headers, "age")) or 0),
+                )
+                self.keep = self.keep and is_storable(head)
+                try:
+                    made = await self._store.create(self.target.key, head.generation)
+                except StoreError:
+                    exchange.close()
+                    raise
+                ranges = (
+                    field(exchange.headers, "accept-ranges") == "bytes" and resume_validator(head.headers) is not None
+                )
+                self._begin(exchange, head, made, ranges=ranges)
+                log(events, 20, "fill.started", key=self.target.key[:12], url=url, bytes=head.length)
+                return Transfer(0, head.length, exchange=exchange)
+            if saved:
+                # Whatever it is, the question without our offset has the answer for the client.
+                await self._store.discard(partial)
+                saved, fields = None, self._condition
+            errors.append(status_error(exchange))
+            exchange.close()
+        answered = [error for error in errors if isinstance(error, UpstreamStatus) and error.upstream_status < 500]
+        raise (answered or errors)[0]
+
+    def _begin(self, exchange: Exchange, head: Head, partial: Partial, *, ranges: bool) -> None:
+        self.head, self.length, self._partial = head, head.length, partial
+        self.source, self._has_ranges = exchange.final_url, ranges and head.length is not None
+        self.state = FillState.STREAMING
+        self._publish()
+
+    async def _unchanged(self, exchange: Exchange) -> None:
+        assert self._stale
+        head = replace(
+            self._stale.head,
+            headers=stored_headers(exchange.headers),
+            age=float(delta_seconds(field(exchange.headers, "age")) or 0),
+        )
+        exchange.close()
+        self.entry = await self._store.refresh(refreshed(self._stale, head, self._clock()))
+        self.state = FillState.UNCHANGED
+        self._publish()
+        log(events, 20, "fill.unchanged", key=self.target.key[:12], url=exchange.url)
+
+    async def _stream(self, first: Transfer) -> None:
+        """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
+        self._start(first)
+        while not self.is_whole:
+            if self._is_stopped:
+                raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
+            if not self._running and self._last_error:
+                await self._back_off(self._last_error)
+            if self.length is not None and (self._has_ranges or not self._running):
+                todo = plan(self.partial.extents, self.length, self._running, self._waiting, self._limit)
+                for transfer in todo.cancel:
+                    assert isinstance(transfer, Transfer)
+                    self._cancel(transfer)
+                for offset, stop in todo.start:
+                    self._start(Transfer(offset, stop, published=offset))
+            await self._attention.wait()
+            self._attention.clear()
+
+    async def _back_off(self, error: BaseException) -> None:
+        """Wait before the next try, or raise `error` if there is none."""
+        self._failures += 1
+        is_hopeless = (
+            not isinstance(error, UpstreamError) or self.length is None or not resume_validator(self.head.headers)
+        )
+        if is_hopeless or self._failures > self._settings.retries:
+            raise error
+        delay = min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1))
+        log(events, 30, "fill.broken", key=self.target.key[:12], error=error, retry_in=delay)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                while not self._is_stopped:
+                    await self._attention.wait()
+                    self._attention.clear()
+        self._last_error = None
+        self._attention.set()
+
+    async def _finish(self) -> None:
+        """Every byte is there: hash what is not hashed yet, and store."""
+        assert self.length is not None
+        digest = await self._hash(self.length)
+        if not self.keep:
+            await self._store.discard(self.partial)
+        else:
+            now = self._clock()
+            self.head = replace(self.head, length=self.length)
+            entry = Entry(
+                key=self.target.key,
+                url=self.target.url,
+                mirror=self.target.mirror.name,
+                head=self.head,
+                digest=digest,
+                stored_at=now,
+                validated_at=now,
+                pinned=bool(self._stale and self._stale.pinned),
+            )
+            self.entry = await self._store.commit(self.partial, entry)
+        self.state = FillState.COMPLETE
+        self._publish()
+        seconds = round(self._clock() - self.started_at, 3)
+        log(events, 20, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
+
+    async def _hash(self, length: int) -> str:
+        """SHA-256 of the file, off the loop."""
+        state = hashlib.sha256()
+
+        def step(start: int, end: int) -> None:
+            while start < end:
+                data = self.partial.read(start, min(BUFFER_BYTES, end - start))
+                if not data:
+                    raise StoreError(f"{self.partial.path} lost its end")
+                state.update(data)
+                start += len(data)
+
+        for start in range(0, length, HASH_BYTES):
+            await self._loop.run_in_executor(self._threads, step, start, min(start + HASH_BYTES, length))
+        return state.hexdigest()
+
+    def _fail(self, error: ProxyError) -> None:
+        self.error = error
+        self.state = FillState.FAILED
+        self._publish()
+        self._stats.count_fill("failed")
+        log(events, 20 if self._is_stopped else 30, "fill.failed", key=self.target.key[:12], error=error)
+
+    async def _put_away(self) -> None:
+        """Of a fill that failed, keep what the next one can go on with."""
+        for transfer in self._running:
+            self._cancel(transfer)
+        while self._running:
+            self._attention.clear()
+            await self._attention.wait()
+        if not self._partial:
+            return
+        try:
+            if self.keep and self.length is not None and self.received and resume_validator(self.head.headers):
+                await self._store.save(self._partial, self.target.url, self.target.mirror.name, self.head)
+            else:
+                await self._store.discard(self._partial)
+        except StoreError as error:
+            log(events, 30, "fill.not_saved", key=self.target.key[:12], error=error)
+
+    # -- transfers ----------------------------------------------------------------------------------------------------
+
+    async def _open(self, url: str, fields: Headers) -> Exchange:
+        def forget(opening: asyncio.Future[Exchange]) -> None:
+            if not opening.exception():
+                opening.result().close()
+
+        opening = self._loop.run_in_executor(self._threads, lambda: self._upstream.open(url, headers=fields))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(forget)  # the thread cannot be stopped; what it brings is not wanted
+            raise
+
+    def _start(self, transfer: Transfer) -> None:
+        for other in self._running:
+            if other.offset < transfer.offset and (other.stop is None or other.stop > transfer.offset):
+                other.stop = transfer.offset
+        self._running.append(transfer)
+        done = self._loop.run_in_executor(self._threads, self._transfer, transfer)
+        done.add_done_callback(lambda done: self._ended(transfer, done.exception()))
+
+    def _cancel(self, transfer: Transfer) -> None:
+        transfer.is_cancelled = True
+        if transfer.exchange:
+            transfer.exchange.abort()
+
+    def _transfer(self, transfer: Transfer) -> None:
+        """In a thread: socket to buffer to file, until the segment's end."""
+        exchange = transfer.exchange
+        if exchange is None:
+            exchange = transfer.exchange = self._open_range(transfer)
+        with exchange:
+            room = BUFFER_BYTES if exchange.length is None else min(BUFFER_BYTES, exchange.length)
+            buffer = memoryview(bytearray(max(1, room)))
+            # The loop may move `stop` down at any time; an overlap would only be written twice.
+            while not transfer.is_cancelled and (transfer.stop is None or transfer.offset < transfer.stop):
+                rest = len(buffer) if transfer.stop is None else transfer.stop - transfer.offset
+                count = exchange.read_into(buffer[:rest])
+                if not count:
+                    return
+                self.partial.write(transfer.offset, buffer[:count])
+                transfer.offset += count
+                if not transfer.is_told:
+                    transfer.is_told = True
+                    self._loop.call_soon_threadsafe(self._arrived, transfer)
+
+    def _open_range(self, transfer: Transfer) -> Exchange:
+        """In a thread: an answer that is exactly the rest of our body from the transfer's offset on."""
+        end = "" if transfer.stop in (None, self.length) else str((transfer.stop or 0) - 1)
+        fields = (("range", f"bytes={transfer.offset}-{end}"), ("if-range", resume_validator(self.head.headers) or ""))
+        exchange = self._upstream.open(self.target.urls[self._failures % len(self.target.urls)], headers=fields)
+        if exchange.status == 206 and _is_rest(exchange, self.head, transfer.offset):
+            return exchange
+        exchange.close()
+        if exchange.status not in (200, 206):
+            raise status_error(exchange)
+        raise UpstreamError(f"{exchange.url} does not go on at byte {transfer.offset}: it changed, or ignores ranges")
+
+    def _arrived(self, transfer: Transfer) -> None:
+        # The flag first: a write after this line tells again, one before it is seen below.
+        transfer.is_told = False
+        offset = transfer.offset
+        if offset == transfer.published:
+            return
+        extents = self.partial.extents
+        extents.add(transfer.published, offset)
+        self.fetched += offset - transfer.published
+        self._stats.fetched_bytes += offset - transfer.published
+        transfer.published = offset
+        self._failures = 0
+        if self._woken_total == 0 or extents.total - self._woken_total >= WAKE_BYTES:
+            self._publish()
+        elif self._wake_timer is None:
+            self._wake_timer = self._loop.call_later(WAKE_SECONDS, self._publish)
+
+    def _ended(self, transfer: Transfer, error: BaseException | None) -> None:
+        self._arrived(transfer)
+        self._running.remove(transfer)
+        if transfer.is_cancelled:
+            pass  # whatever it ended with was our doing
+        elif error is None:
+            self.length = transfer.offset if self.length is None else self.length
+        else:
+            if isinstance(error, UpstreamStatus) and error.upstream_status in (429, 503):
+                self._limit = 1
+            self._last_error = error
+        self._publish()
+        self._attention.set()
+
+    # -- waking -------------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        if self._wake_timer:
+            self._wake_timer.cancel()
+            self._wake_timer = None
+        self._woken_total = self.received
+        # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def _is_rest(exchange: Exchange, head: Head, offset: int) -> bool:
+    """Whether a 206 carries our body's bytes from `offset` on: same validator, same length, exact Content-Range."""
+    etag, ours = field(exchange.headers, "etag"), field(head.headers, "etag")
+    wanted = f"bytes {offset}-"
+    given = field(exchange.headers, "content-range") or ""
+    span, _, total = given.removeprefix(wanted).partition("/")
+    return (
+        (etag is None or etag == ours)
+        and given.startswith(wanted)
+        and total == str(head.length)
+        and span.isdecimal()
+        and (exchange.length is None or exchange.length == int(span) + 1 - offset)
+    )

@@ -1,0 +1,112 @@
+"""Who fetches: for each key one Fill, whoever asks and however many.
+
+In this process the table decides; between processes the flock of the key does. A fill's task belongs to this table,
+never to a request: a client that goes away cancels nothing.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from .config import Settings
+from .fill import Fill
+from .log import events, log
+from .rules.entry import Entry, Headers
+from .rules.mirrors import Target
+from .stats import Stats
+from .store import Store
+from .upstream import Exchange, Upstream
+
+THREADS = 256
+"""Transfers at once. Each blocks on its socket; more fills than this wait for a thread."""
+ELSEWHERE_SECONDS = 0.05
+"""How often a key that another process fills is looked at again."""
+STOP_SECONDS = 3.0
+"""How long stopped fills may take to put away what they have."""
+
+
+class Flights:
+    def __init__(self, store: Store, settings: Settings, stats: Stats, clock: Callable[[], float]) -> None:
+        self._store, self._stats, self._clock = store, stats, clock
+        self._threads = ThreadPoolExecutor(THREADS, "transfer")
+        self._fills: dict[str, Fill] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.settings = settings
+        self.upstream = Upstream(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Settings for fills that start from now on."""
+        self.settings = settings
+        self.upstream = Upstream(settings)
+
+    def running(self) -> Iterable[Fill]:
+        return tuple(self._fills.values())
+
+    def get(self, key: str) -> Fill | None:
+        """The fill of `key` if there is one and it has not ended."""
+        fill = self._fills.get(key)
+        return None if fill is None or fill.is_over else fill
+
+    async def join(self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
+        """The fill of the target's key, and whether this call began it. `keep`: this client lets the body be stored."""
+        while True:
+            fill = self.get(target.key)
+            if fill:
+                fill.keep = fill.keep or keep
+                return fill, False
+            if not (ending := self._tasks.get(target.key)):
+                break
+            # Its outcome is settled, its files are being put away: wait, and look again.
+            await asyncio.wait([ending])
+        fill = Fill(
+            target,
+            stale,
+            condition,
+            store=self._store,
+            upstream=self.upstream,
+            settings=self.settings.file.fill,
+            threads=self._threads,
+            stats=self._stats,
+            clock=self._clock,
+        )
+        fill.keep = keep
+        self._fills[target.key] = fill
+        self._tasks[target.key] = task = asyncio.create_task(self._fly(fill), name=f"fill {target.key[:12]}")
+        task.add_done_callback(lambda _: self._landed(target.key))
+        return fill, True
+
+    async def ask(self, url: str, method: str) -> Exchange:
+        """One request of no fill's; its body is not wanted. Close the result."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: self.upstream.open(url, method=method)
+        )
+
+    async def _fly(self, fill: Fill) -> None:
+        while (right := self._store.lock(fill.target.key)) is None:
+            await asyncio.sleep(ELSEWHERE_SECONDS)
+        try:
+            await fill.run()
+        finally:
+            os.close(right)
+
+    def _landed(self, key: str) -> None:
+        del self._fills[key]
+        task = self._tasks.pop(key)
+        if not task.cancelled() and (error := task.exception()):
+            log(events, 40, "fill.bug", key=key[:12], error=repr(error))
+            events.error("", exc_info=error)
+
+    async def close(self) -> None:
+        """Stop every fill where it is, and keep what can be gone on with."""
+        for fill in self.running():
+            fill.stop()
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self.upstream.close()
+        # A thread in a connect cannot be woken; it ends by its own timeout and touches nothing of ours.
+        self._threads.shutdown(wait=False, cancel_futures=True)

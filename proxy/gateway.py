@@ -1,0 +1,185 @@
+"""The corridor: one request through every room, in order. Read this first.
+
+resolve    rules.mirrors   target → mirror, key, upstream URLs
+lookup     store           key → entry
+decide     rules.policy    request, entry, now → serve, ask or refuse
+join       flights, fill   ask: one fill for all who want the same
+deliver    delivery        body → status, headers, ranges, bytes
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from .config import Settings
+from .delivery import Body, Delivery, HeadBody
+from .errors import ClientGone, NotInCache, UpstreamError, UpstreamStatus
+from .fill import Fill, FillState
+from .flights import Flights
+from .rules import policy
+from .rules.entry import Entry, Head, Headers, field
+from .rules.freshness import current_age
+from .rules.headers import delta_seconds, stored_headers
+from .rules.mirrors import MirrorTable, Target
+from .rules.policy import Ask, Refuse, Serve
+from .stats import Stats
+from .store import Store
+from .upstream import status_error
+
+REFUSES_HEAD = frozenset({400, 403, 405, 501})
+"""Answers to HEAD that say nothing of GET: not allowed, not implemented, or a URL signed for GET alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One GET or HEAD as the corridor sees it."""
+
+    method: str
+    target: bytes
+    """Request target as received, own address stripped."""
+    headers: Headers
+    gone: Callable[[], Awaitable[None]]
+    """Waits until the client has left."""
+
+
+class Gateway:
+    """The house: made of settings, `await start()`, `await close()`."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float], *, offline: bool = False) -> None:
+        self.settings, self.clock, self.offline = settings, clock, offline
+        self.stats = Stats()
+        self.store = Store(settings.cache_dir)
+        self.flights = Flights(self.store, settings, self.stats, clock)
+        self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+
+    async def start(self) -> None:
+        await self.store.start()
+
+    async def close(self) -> None:
+        await self.flights.close()
+        await self.store.close()
+
+    def reload(self, settings: Settings) -> None:
+        """Take new settings for requests from now on; running ones keep theirs."""
+        self.settings = settings
+        self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        self.flights.reload(settings)
+
+    @contextlib.asynccontextmanager
+    async def handle(self, request: Request) -> AsyncIterator[Delivery]:
+        """A GET or HEAD, ready to be sent within the context. Raises ProxyError; app.py turns it into a response."""
+        target = self.mirrors.resolve(request.target)
+        entry = await self.store.lookup(target.key)
+        now = self.clock()
+        match policy.decide(request.headers, target, entry, now=now, offline=self.offline):
+            case Serve():
+                assert entry
+                yield self._stored(request, target, entry, "HIT", "hit", now)
+            case Refuse():
+                why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
+                raise NotInCache(f"{target.url} is not in the cache, and {why}")
+            case Ask(condition):
+                async with while_connected(request.gone):
+                    is_new = entry is None and not self.flights.get(target.key)
+                    if request.method == "HEAD" and is_new and (body := await self._ask_head(target)):
+                        told, age = "fwd=uri-miss", body.head.age
+                        yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
+                        return
+                    keep = "no-store" not in policy.request_directives(request.headers)
+                    fill, is_first = await self.flights.join(target, entry, condition, keep=keep)
+                    with fill.attach():
+                        yield await self._from_fill(request, target, entry, fill, is_first)
+
+    @contextlib.asynccontextmanager
+    async def fetch(self, url: str) -> AsyncIterator[Fill | Entry]:
+        """Bring `url` (any spelling) into the cache for nobody in particular: the stored entry, or the fill on its way.
+
+        The fill has its head. Raises ProxyError.
+        """
+        target = self.mirrors.resolve(url.encode())
+        entry = await self.store.lookup(target.key)
+        match policy.decide((), target, entry, now=self.clock(), offline=self.offline):
+            case Serve():
+                assert entry
+                yield entry
+            case Refuse():
+                raise NotInCache(f"{target.url} is not in the cache, and fetchonce is offline")
+            case Ask(condition):
+                fill, _ = await self.flights.join(target, entry, condition, keep=True)
+                with fill.attach():
+                    await fill.wait_head()
+                    yield fill
+
+    async def _from_fill(
+        self, request: Request, target: Target, entry: Entry | None, fill: Fill, is_first: bool
+    ) -> Delivery:
+        try:
+            await fill.wait_head()
+        except UpstreamError as error:
+            status = error.upstream_status if isinstance(error, UpstreamStatus) else None
+            if not policy.may_serve_stale(entry, status):
+                raise
+            assert entry
+            told = "fwd=stale; detail=unreachable" if status is None else f"fwd=stale; fwd-status={status}"
+            return self._stored(request, target, entry, "STALE", told, self.clock())
+        if fill.state is FillState.UNCHANGED:
+            assert fill.entry
+            if entry is None:
+                return self._stored(request, target, fill.entry, "HIT", "hit", self.clock())
+            told = "fwd=stale; fwd-status=304"
+            return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
+        if fill.is_whole and fill.keep and not is_first:
+            return Delivery(request.method, request.headers, target, fill, "HIT", "hit", fill.head.age)
+        why = "fwd=stale; fwd-status=200" if entry else "fwd=uri-miss"
+        told = f"{why}; {'collapsed' if not is_first else 'stored' if fill.keep else 'stored=?0'}"
+        word = "MISS" if is_first else "FOLLOW"
+        return Delivery(request.method, request.headers, target, fill, word, told, fill.head.age)
+
+    def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
+        self.store.touch(entry.key, now)
+        age = current_age(entry, now)
+        return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
+
+    async def _ask_head(self, target: Target) -> Body | None:
+        """What upstream answers to HEAD; None if only GET can tell. Nothing is stored."""
+        errors: list[UpstreamError] = []
+        for url in target.urls:
+            try:
+                exchange = await self.flights.ask(url, "HEAD")
+            except UpstreamError as error:
+                errors.append(error)
+                continue
+            exchange.close()
+            if exchange.status == 200:
+                age = float(delta_seconds(field(exchange.headers, "age")) or 0)
+                return HeadBody(Head(stored_headers(exchange.headers), exchange.length, generation="", age=age))
+            if exchange.status in REFUSES_HEAD:
+                return None
+            errors.append(status_error(exchange))
+        raise errors[0]
+
+
+@contextlib.asynccontextmanager
+async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run the block until it ends or the client leaves; then ClientGone is raised out of whatever it waited for."""
+    task = asyncio.current_task()
+    assert task
+    has_left = False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal has_left
+        has_left = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(gone())
+    watcher.add_done_callback(leave)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        watcher.remove_done_callback(leave)
+        watcher.cancel()

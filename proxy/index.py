@@ -1,0 +1,98 @@
+"""The index: cache key -> Entry, and how often it was used. A cache of the sidecars: losing it loses only counts.
+
+diskcache.Cache with everything switched off that could act by itself: no eviction, no statistics, no files of its own,
+and a Disk that knows JSON alone (its pickle is CVE-2025-69872: who can write the directory could run code).
+Not thread-safe on purpose: the store's one thread owns it, since SQLite connections are per thread.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import msgspec
+
+from .errors import StoreError
+from .rules.entry import Entry
+
+
+class IndexDisk(diskcache.Disk):  # type: ignore[misc]
+    """Keys are text and values bytes, both inside the database. Anything else is refused in both directions."""
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise TypeError(f"an index key is text, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> str:
+        if not raw or not isinstance(key, str):
+            raise sqlite3.DatabaseError("the index holds a key that is no text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, None, sqlite3.Binary]:
+        if not isinstance(value, bytes) or read:
+            raise TypeError(f"an index value is bytes, not {type(value).__name__}")
+        return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> bytes:
+        if mode != diskcache.core.MODE_RAW or filename is not None:
+            raise sqlite3.DatabaseError("the index holds a value that is no JSON")
+        return bytes(value)
+
+
+class Usage(msgspec.Struct, frozen=True):
+    hits: int = 0
+    used_at: float = 0.0
+    """Unix time of the last request answered from the entry."""
+
+
+class Index:
+    """Raises StoreError where the database cannot be opened or read."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            self._rows = diskcache.Cache(
+                str(directory),
+                disk=IndexDisk,
+                eviction_policy="none",
+                cull_limit=0,
+                size_limit=2**62,
+                statistics=0,
+                # mmap makes SQLite's WAL-reset corruption (fixed in 3.51.3) worse.
+                sqlite_mmap_size=0,
+                timeout=10,
+            )
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            raise StoreError(f"the index {directory} cannot be opened: {error}") from error
+
+    def get(self, key: str) -> Entry | None:
+        row = self._rows.get(f"entry:{key}")
+        return None if row is None else msgspec.json.decode(row, type=Entry)
+
+    def set(self, entry: Entry) -> None:
+        self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
+
+    def remove(self, key: str) -> None:
+        self._rows.delete(f"entry:{key}")
+        self._rows.delete(f"use:{key}")
+
+    def keys(self) -> Iterator[str]:
+        for row in self._rows.iterkeys():
+            if row.startswith("entry:"):
+                yield row.removeprefix("entry:")
+
+    def usage(self, key: str) -> Usage:
+        row = self._rows.get(f"use:{key}")
+        return Usage() if row is None else msgspec.json.decode(row, type=Usage)
+
+    def count(self, uses: Mapping[str, Usage]) -> None:
+        """Add `uses` to what is on record, in one transaction; other processes count on the same rows."""
+        with self._rows.transact():
+            for key, use in uses.items():
+                before = self.usage(key)
+                after = Usage(before.hits + use.hits, max(before.used_at, use.used_at))
+                self._rows.set(f"use:{key}", msgspec.json.encode(after))
+
+    def close(self) -> None:
+        self._rows.close()

@@ -1,0 +1,36 @@
+"""Key=value log lines on standard error.
+
+Two loggers: `proxy` for events, `proxy.access` for one line per request at its end. A line is an event name
+and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). Nothing else in the house formats log text.
+"""
+
+import logging
+import sys
+from typing import Any
+
+events = logging.getLogger("proxy")
+access = logging.getLogger("proxy.access")
+
+
+def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s%s", event, "".join(f" {key}={quoted(value)}" for key, value in fields.items()))
+
+
+def quoted(value: object) -> str:
+    """One word as it is; else in double quotes with backslash escapes, so that a line can be split again."""
+    text = str(value)
+    if text and text.isprintable() and not any(char in ' "=\\' for char in text):
+        return text
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def set_up(level: str) -> None:
+    """Send the house's log, and warnings of the libraries, to standard error. `level` as in logging: INFO, DEBUG ..."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    events.setLevel(level.upper())

@@ -1,0 +1,1 @@
+"""Decisions without side effects: no I/O, no clock (`now` is an argument), no asyncio."""

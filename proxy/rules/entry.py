@@ -1,0 +1,85 @@
+"""What the cache knows of a response, apart from its bytes.
+
+Values only. A Head is what upstream said of one generation of an object; an Entry is a Head whose body
+is whole on disk. Both are frozen: a new answer makes a new value, a new body a new generation.
+"""
+
+from dataclasses import dataclass, replace
+
+Headers = tuple[tuple[str, str], ...]
+"""Field lines in upstream's order; names lower-case, values as received (latin-1)."""
+
+
+def field(headers: Headers, name: str) -> str | None:
+    """The value of field `name` (lower-case); several lines joined by ", " (RFC 9110 §5.3); None if absent."""
+    values = [value for key, value in headers if key == name]
+    return ", ".join(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """What tells one generation of an object from another (RFC 9110 §8.8)."""
+
+    etag: str | None = None
+    """Entity tag as sent, with quotes and `W/`."""
+    last_modified: str | None = None
+    """Last-Modified as sent."""
+    date: str | None = None
+    """Date of the same answer: makes a Last-Modified strong or not (§8.8.2.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """One 200 answer without its body."""
+
+    headers: Headers
+    """End-to-end fields to hand on: no hop-by-hop ones, no Content-Length, no Accept-Ranges, no Age, no Set-Cookie."""
+    length: int | None
+    """Body bytes; None while upstream has not said (chunked) and the end is not reached."""
+    generation: str
+    """Random name of this body; also the ETag where upstream sends none."""
+    age: float = 0.0
+    """Seconds of Age upstream reported (RFC 9111 §5.1)."""
+
+    @property
+    def validator(self) -> Validator:
+        """The validator to show clients: upstream's own ETag, else a strong one bound to the generation."""
+        return Validator(
+            etag=field(self.headers, "etag") or f'"fetchonce-{self.generation}"',
+            last_modified=field(self.headers, "last-modified"),
+            date=field(self.headers, "date"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object that is whole on disk."""
+
+    key: str
+    """Cache key: 64 hex digits, see mirrors.cache_key."""
+    url: str
+    """The first upstream URL of the object, for people."""
+    mirror: str
+    head: Head
+    """`length` is never None here."""
+    digest: str
+    """SHA-256 of the body, hex; the name of its blob."""
+    stored_at: float
+    """Unix time at which this generation was committed."""
+    validated_at: float
+    """Unix time at which upstream last confirmed it."""
+    pinned: bool = False
+
+    @property
+    def size(self) -> int:
+        assert self.head.length is not None
+        return self.head.length
+
+
+def refreshed(entry: Entry, head: Head, now: float) -> Entry:
+    """The entry after upstream confirmed it with `head`'s headers: fields replaced, body kept (RFC 9111 §3.2)."""
+    new = dict.fromkeys(name for name, _ in head.headers)
+    # Content-Encoding and Type describe the bytes we hold; a 304 has no say in them.
+    kept = tuple((name, value) for name, value in entry.head.headers if name not in new or name.startswith("content-"))
+    added = tuple((name, value) for name, value in head.headers if not name.startswith("content-"))
+    return replace(entry, head=replace(entry.head, headers=kept + added, age=head.age), validated_at=now)

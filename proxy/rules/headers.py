@@ -1,0 +1,151 @@
+"""Header fields: which of upstream's we keep, and the values whose syntax we must know.
+
+Reading is lenient and never raises: what a field does not say clearly, it does not say (None). Every parser takes time
+linear in the length of the value, for anybody on the network may have written it.
+"""
+
+import re
+from calendar import timegm
+from collections.abc import Iterable
+from datetime import datetime
+from email.utils import formatdate
+
+from .entry import Headers
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Fields of one connection or one proxy (RFC 9110 §7.6.1, RFC 9111 §3.1)."""
+
+OURS = frozenset({"accept-ranges", "age", "content-length", "content-range"})
+"""What we say ourselves, of our own copy."""
+
+OTHER_CONNECTION = frozenset({"alt-svc", "set-cookie", "strict-transport-security"})
+"""About upstream's origin or one of its clients; said by us, to everybody and for our address, they would be wrong."""
+
+DELTA_MAX = 2**31  # seconds; what to take a greater number for (RFC 9111 §1.2.2)
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
+    """The end-to-end fields of an upstream answer, in its order, names lower-case, values untouched.
+
+    A line that could not be sent on safely is dropped: a name that is no token, a value with control characters.
+    """
+    lines = [(name.lower(), value) for name, value in raw]
+    dropped = HOP_BY_HOP | OURS | OTHER_CONNECTION
+    dropped |= {
+        option.strip(" \t").lower() for name, value in lines if name == "connection" for option in value.split(",")
+    }
+    return tuple(
+        (name, value)
+        for name, value in lines
+        if name not in dropped and _TOKEN.fullmatch(name) and _VALUE.fullmatch(value)
+    )
+
+
+# HTTP dates (RFC 9110 §5.6.7)
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
+_DAY_NAME = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_DAY_NAME_LONG = "(?:Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)"
+_CLOCK = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
+_DATE_FORMS = (
+    re.compile(rf"{_DAY_NAME}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK} GMT", re.ASCII),  # IMF-fixdate
+    re.compile(rf"{_DAY_NAME_LONG}, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK} GMT", re.ASCII),  # RFC 850
+    re.compile(rf"{_DAY_NAME} {_MONTH} (?P<day>\d\d| \d) {_CLOCK} (?P<year>\d{{4}})", re.ASCII),  # asctime
+)
+
+# RFC 850 has two digits for the year, and more than 50 years ahead means the past. There is no clock here, so the
+# window is that of 2026; in a later year only dates more than 40 years ahead of it would be read differently.
+_CENTURY_START = 1977
+
+
+def http_date(timestamp: float) -> str:
+    """IMF-fixdate of a Unix time in the years 1 to 9999, fractions cut off (RFC 9110 §5.6.7)."""
+    return formatdate(timestamp, usegmt=True)
+
+
+def parse_http_date(value: str | None) -> float | None:
+    """Unix time of a date in any of the three forms of RFC 9110 §5.6.7; None for anything else.
+
+    The name of the day is not held against the date.
+    """
+    text = (value or "").strip(" \t")
+    for form in _DATE_FORMS:
+        if found := form.fullmatch(text):
+            break
+    else:
+        return None
+    year, second = int(found["year"]), int(found["second"])
+    if form is _DATE_FORMS[1]:
+        year += 1900 if year >= _CENTURY_START - 1900 else 2000
+    try:
+        # 60 is legal, and datetime knows no leap seconds: it is counted as the second after 59.
+        moment = datetime(
+            year,
+            _MONTHS.index(found["month"]) + 1,
+            int(found["day"]),
+            int(found["hour"]),
+            int(found["minute"]),
+            59 if second == 60 else second,
+        )
+    except ValueError:
+        return None
+    return float(timegm(moment.timetuple()) + (second == 60))
+
+
+# Cache-Control (RFC 9111 §5.2)
+
+# A quote opens a string only right after "=". An unclosed one is an ordinary character: it must not swallow a no-store.
+_DIRECTIVE = re.compile(
+    r"""
+    (?P<name>[^,=]*)
+    (?: =[ \t]* (?: "(?P<quoted>(?:[^"\\]|\\.)*)" | (?P<bare>[^,]*) ) )?
+    [^,]*
+    (?:,|\Z)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def cache_control(value: str | None) -> dict[str, str | None]:
+    """Directives of a Cache-Control field: name in lower case, and its argument, unquoted, or None if it has none.
+
+    The first occurrence of a name counts (RFC 9111 §4.2.1); what is no directive is passed over.
+    """
+    directives: dict[str, str | None] = {}
+    for found in _DIRECTIVE.finditer(value or ""):
+        name = found["name"].strip(" \t").lower()
+        if not name or name in directives:
+            continue
+        if (quoted := found["quoted"]) is not None:
+            directives[name] = re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
+        else:
+            bare = found["bare"]
+            directives[name] = None if bare is None else bare.strip(" \t")
+    return directives
+
+
+def delta_seconds(value: str | None) -> int | None:
+    """Seconds, at most DELTA_MAX; None if it is not a plain number (RFC 9111 §1.2.2)."""
+    digits = (value or "").strip(" \t")
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    # Compared by length first: int() refuses thousands of digits.
+    digits = digits.lstrip("0")
+    return DELTA_MAX if len(digits) > 10 else min(int(digits or "0"), DELTA_MAX)

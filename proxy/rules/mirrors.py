@@ -1,0 +1,345 @@
+"""Request target → mirror, path and upstream URLs.
+
+Whatever the spelling, one object has one Target and one key: mirror, path and query, never the URL of one upstream.
+The path goes upstream byte for byte. It is judged once, here, as if it were decoded until nothing changes any more;
+nobody decodes it afterwards. A host that no mirror names is refused with the lines that would allow it.
+"""
+
+import difflib
+import functools
+import hashlib
+import re
+import urllib.parse
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import ConfigError, RequestError, UnknownMirror
+
+RESERVED = frozenset({"-", "http", "https", "HTTPS", "v2"})
+"""First segments that are no mirror's name; so is whatever holds `sha256:` or `sha512:`."""
+
+MAX_TARGET_BYTES = 16 * 1024  # a signed URL has 2 KB; nginx takes 8 KB, Varnish and Apache less
+MAX_ENCODINGS = 8  # of percent-encoding on top of each other; each round of decoding costs time, nobody needs two
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+SHOWN_CHARACTERS = 100  # of what a client sent, in a message
+
+_UNSENDABLE = re.compile(r"[^\x21-\x7e]|[#\\]")
+_DOT_SEGMENT = re.compile(r"(?:\A|/)\.{1,2}(?:/|\Z)")
+_HIDDEN = re.compile(r"[\0\r\n\\]")
+_ABSOLUTE = re.compile(r"(https?)://", re.IGNORECASE)
+# /https/HOST, /https://HOST, apt-cacher-ng's /HTTPS///HOST, and /https:/HOST of clients that merge slashes.
+_PREFIXED = re.compile(r"/(https?):?/+", re.IGNORECASE)
+_HOST = re.compile(r"((?:[a-z0-9_-]+\.)*[a-z0-9_-]+|\[[0-9a-f:.]+\])\.?(?::([0-9]{0,5}))?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One tree of objects, and the places that have it."""
+
+    name: str
+    """No dot in it; of an allowed host without a mirror, the host itself."""
+    upstreams: tuple[str, ...]
+    """Base URLs ending in "/", tried in order."""
+    immutable: tuple[str, ...] = ()
+    """Regular expressions, searched in "/" + path."""
+    moving: tuple[str, ...] = ()
+    """As `immutable`, and stronger."""
+    ttl: float = 300.0
+    """Seconds a moving object stays fresh."""
+    checksums: tuple[str, ...] = ()
+    """Names of sibling files, the likeliest first; `{file}` stands for the object's file name."""
+    ignore_query: bool = False
+    any_scheme: bool = False
+    """Upstream is asked by the scheme the client named: an allowed host."""
+
+    def is_immutable(self, path: str) -> bool:
+        # A dated name in a moving directory moves: asking once too often is cheap, an old image for ever is not.
+        return _matches(self.immutable, path) and not _matches(self.moving, path)
+
+    def is_moving(self, path: str) -> bool:
+        return _matches(self.moving, path)
+
+    def is_checksum(self, name: str) -> bool:
+        """Whether the file `name` is itself one of the checksum files."""
+        for template in self.checksums:
+            before, stands_for_file, after = template.partition("{file}")
+            if name == template:
+                return True
+            if stands_for_file and name.startswith(before) and name.endswith(after) and len(name) > len(before + after):
+                return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One object of a mirror."""
+
+    mirror: Mirror
+    path: str
+    """Below the mirror's base, verbatim with its percent-escapes, without the slash that ends the base."""
+    query: str
+    """Without "?"; "" if there is none or it is ignored."""
+    scheme: str
+    """Of upstream, where the mirror takes any."""
+
+    @property
+    def key(self) -> str:
+        # A host is no mirror's name, but an allowed host without a dot could look like one.
+        owner = f"//{self.mirror.name}" if self.mirror.any_scheme else self.mirror.name
+        return cache_key(owner, self.path, self.query)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where it is, in the order to try."""
+        rest = f"{self.path}?{self.query}" if self.query else self.path
+        if self.mirror.any_scheme:
+            return tuple(f"{self.scheme}://{base.partition('://')[2]}{rest}" for base in self.mirror.upstreams)
+        return tuple(base + rest for base in self.mirror.upstreams)
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    @property
+    def name(self) -> str:
+        """The last segment of the path: the file's name, "" of a directory."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def checksum_paths(self) -> tuple[str, ...]:
+        """Paths of the files beside it that may hold its digest; () of a directory and of such a file itself."""
+        name = self.name
+        if not name or self.mirror.is_checksum(name):
+            return ()
+        directory = self.path.removesuffix(name)
+        return tuple(directory + template.replace("{file}", name) for template in self.mirror.checksums)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A target in its parts. Either `host` or `name` is there."""
+
+    host: str | None
+    """HOST[:PORT] in lower case, without the default port and a trailing dot."""
+    name: str | None
+    """First segment of the name form."""
+    scheme: str
+    """As the client named it; where it named none, https, or http for port 80."""
+    path: str
+    """From the slash after host or name on, verbatim; may be ""."""
+    query: str
+
+
+class MirrorTable:
+    """Mirrors and allowed hosts, arranged for looking up."""
+
+    def __init__(self, mirrors: Iterable[Mirror], allow_hosts: Iterable[str] = ()) -> None:
+        """Raises ConfigError for an upstream or allowed host that cannot be one."""
+        self._names = {mirror.name: mirror for mirror in mirrors}
+        bases: dict[str, dict[str, Mirror]] = {}
+        # What is set later wins: a mirror's own upstream over another's fallback, the last configured over the first.
+        for part in (slice(1, None), slice(1)):
+            for mirror in self._names.values():
+                for url in mirror.upstreams[part]:
+                    host, path = _split_base(url)
+                    bases.setdefault(host, {})[path] = mirror
+        self._hosts = {host: sorted(of.items(), key=lambda item: -len(item[0])) for host, of in bases.items()}
+        # Mirrors that have another's base inside their own: there the name form must find the other one too.
+        self._outer: dict[str, tuple[str, str]] = {}
+        for mirror in self._names.values():
+            host, path = _split_base(mirror.upstreams[0])
+            if any(other.startswith(path) and other != path for other, _ in self._hosts[host]):
+                self._outer[mirror.name] = host, path
+        allowed = [allowed_host(entry) for entry in allow_hosts]
+        self._allowed = {host: _host_mirror(host) for host in allowed if not host.startswith("*")}
+        self._suffixes = tuple(host[1:] for host in allowed if host.startswith("*"))
+
+    def resolve(self, raw: bytes | str) -> Target:
+        """The object a request target or URL means, in any spelling. Raises RequestError, UnknownMirror."""
+        parsed = parse_target(raw)
+        if parsed.name is not None and (mirror := self._names.get(parsed.name)):
+            return self._target(self._inner(mirror, parsed.path), parsed)
+        host = parsed.host or (parsed.name or "").lower()
+        if found := self._find(host, parsed.path):
+            return self._target(found, parsed)
+        if host in self._allowed:
+            return self._target((self._allowed[host], parsed.path[1:]), parsed)
+        if host.endswith(self._suffixes):
+            return self._target((_host_mirror(host), parsed.path[1:]), parsed)
+        if parsed.name is not None:
+            raise UnknownMirror(self._unknown_name(parsed.name))
+        raise UnknownMirror(self._unknown_host(host, parsed))
+
+    def _find(self, host: str, path: str) -> tuple[Mirror, str] | None:
+        """The mirror with the longest base that holds `path`, and the path below it."""
+        for base, mirror in self._hosts.get(host, ()):
+            if path.startswith(base):
+                return mirror, path[len(base) :]
+            if path + "/" == base:
+                return mirror, ""
+        return None
+
+    def _inner(self, mirror: Mirror, path: str) -> tuple[Mirror, str]:
+        """`mirror` and the path below it, or a mirror further inside and the path below that."""
+        if outer := self._outer.get(mirror.name):
+            host, base = outer
+            found = self._find(host, base + path[1:])
+            if found and len(found[1]) < len(path[1:]):
+                return found
+        return mirror, path[1:]
+
+    def _target(self, found: tuple[Mirror, str], parsed: Parsed) -> Target:
+        mirror, path = found
+        scheme = parsed.scheme if mirror.any_scheme else mirror.upstreams[0].partition("://")[0]
+        return Target(mirror, path, "" if mirror.ignore_query else parsed.query, scheme)
+
+    def _unknown_name(self, name: str) -> str:
+        similar = ", ".join(difflib.get_close_matches(name, self._names, 3))
+        hint = f"similar ones: {similar}" if similar else "mirrors are set as [[mirror]] tables in the configuration"
+        return f'no mirror is called "{_shown(name)}". {hint}. an upstream host is written as it is: /example.org/PATH'
+
+    def _unknown_host(self, host: str, parsed: Parsed) -> str:
+        host = _shown(host)
+        if bases := self._hosts.get(host):
+            known = ", ".join(base for base, _ in bases)
+            return (
+                f"of {host} only {known} is configured, and {_shown(parsed.path or '/')} is not below it. "
+                f"to allow the whole host: start with --allow {host}"
+            )
+        labels = host.partition(":")[0].split(".")
+        name = labels[-2] if len(labels) > 1 else labels[0]
+        if not is_valid_name(name) or name.isdigit() or name in self._names:
+            name = "-".join(["my", *re.findall(r"[a-z0-9]+", host)])  # one that is taken would replace that mirror
+        return (
+            f"no mirror is configured for {host}. to allow it: start with --allow {host}, or add to the configuration: "
+            f'[[mirror]] name = "{name}" upstreams = ["{parsed.scheme}://{host}/"]'
+        )
+
+
+def parse_target(raw: bytes | str) -> Parsed:
+    """A request target, origin-form or absolute-form, or an upstream URL, in its parts.
+
+    Raises RequestError where it cannot be understood, or where some server could understand it as leaving its base.
+    """
+    text = raw if isinstance(raw, str) else raw.decode("latin-1")
+    if len(text) > MAX_TARGET_BYTES:
+        raise RequestError(f"the request target is longer than {MAX_TARGET_BYTES} bytes")
+    if found := _UNSENDABLE.search(text):
+        raise RequestError(f"the request target holds {_described(found[0])}; it must be percent-encoded or left out")
+    whole, _, query = text.partition("?")
+    _check_path(whole)
+    if marked := _PREFIXED.match(whole) or _ABSOLUTE.match(whole):
+        scheme = marked[1].lower()
+        authority, slash, rest = whole[marked.end() :].partition("/")
+        return Parsed(normal_host(authority, scheme), None, scheme, slash + rest, query)
+    if not whole.startswith("/"):
+        raise RequestError(f'"{_shown(text)}" is neither a path nor an http:// or https:// URL')
+    first, slash, rest = whole[1:].partition("/")
+    if not first:
+        raise RequestError("the request names no host: ask for /HOST/PATH or /MIRROR/PATH")
+    if first.lower() in RESERVED or "sha256:" in first or "sha512:" in first:
+        raise RequestError(f'"{_shown(first)}" is neither a host nor a mirror: ask for /HOST/PATH or /MIRROR/PATH')
+    if "." in first or ":" in first or "@" in first or first.lower() == "localhost":
+        scheme = "http" if first.endswith(":80") else "https"
+        return Parsed(normal_host(first, scheme), None, scheme, slash + rest, query)
+    return Parsed(None, first, "https", slash + rest, query)
+
+
+def proxied_path(url: str) -> str:
+    """The path under which we serve the upstream URL `url`: the host form. Raises RequestError if it is none."""
+    if not _ABSOLUTE.match(url):
+        raise RequestError(f'"{_shown(url)}" is no http:// or https:// URL')
+    parsed = parse_target(url)
+    rest = f"{parsed.path or '/'}?{parsed.query}" if parsed.query else parsed.path or "/"
+    is_plain = parsed.scheme == "https" and "." in (parsed.host or "") and not (parsed.host or "").endswith(":80")
+    # Without its scheme a host that has no dot would be read as a mirror's name, and one with port 80 as http.
+    return f"/{parsed.host}{rest}" if is_plain else f"/{parsed.scheme}/{parsed.host}{rest}"
+
+
+def normal_host(authority: str, scheme: str = "https") -> str:
+    """HOST[:PORT] in lower case, without the scheme's default port and a trailing dot. Raises RequestError."""
+    if "@" in authority:
+        raise RequestError("a user or password in the URL is not accepted: remove what stands before the @")
+    found = _HOST.fullmatch(authority.lower())
+    if not found or int(found[2] or 0) > 65535:
+        raise RequestError(f'"{_shown(authority)}" is not a host name' if authority else "the request names no host")
+    host, port = found[1], (found[2] or "").lstrip("0")
+    return host if not port or port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
+
+
+def allowed_host(entry: str) -> str:
+    """An entry of `allow_hosts`, HOST[:PORT] or *.DOMAIN[:PORT], in its normal form. Raises ConfigError."""
+    star = "*." if entry.startswith("*.") else ""
+    try:
+        return star + normal_host(entry.removeprefix(star), "http" if entry.endswith(":80") else "https")
+    except RequestError as error:
+        raise ConfigError(f'allow_hosts: "{entry}": expected HOST, HOST:PORT or *.DOMAIN') from error
+
+
+def is_valid_name(name: str) -> bool:
+    """Whether a mirror may be called so: ASCII letters, digits, "-" and "_"; no reserved word, nothing like a host."""
+    return bool(_NAME.fullmatch(name)) and name.lower() not in RESERVED | {"localhost"}
+
+
+@functools.lru_cache(maxsize=1024)
+def cache_key(owner: str, path: str, query: str) -> str:
+    """The name of an object in the cache: 64 hex digits. NUL is in none of the parts, so it can stand between them."""
+    return hashlib.sha256(f"{owner}\0{path}\0{query}".encode("latin-1")).hexdigest()
+
+
+def _check_path(path: str) -> None:
+    """Raises RequestError if `path`, decoded as often as it can be, has a dot segment or what no path may hold."""
+    decoded = path
+    for _ in range(MAX_ENCODINGS):
+        encoded, decoded = decoded, urllib.parse.unquote(decoded, "latin-1")
+        if encoded == decoded:
+            break
+    else:
+        raise RequestError("the request target is percent-encoded too many times over")
+    # Decoding more can only add to these, never take them away: to judge the end is to judge every stage.
+    if found := _HIDDEN.search(decoded):
+        raise RequestError(f"the request target holds {_described(found[0])} in percent-encoding")
+    if _DOT_SEGMENT.search(decoded):
+        raise RequestError('the request target holds the segment "." or ".."; write the path without it')
+
+
+def _described(character: str) -> str:
+    match character:
+        case " ":
+            return "a space"
+        case "#":
+            return 'a fragment ("#")'
+        case "\\":
+            return "a backslash"
+        case _:
+            return f"the byte 0x{ord(character):02x}" if character < "\x80" else "a character beyond ASCII"
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+def _split_base(url: str) -> tuple[str, str]:
+    """HOST[:PORT] and path of an upstream's base URL."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    if scheme not in DEFAULT_PORTS or not slash or not url.endswith("/"):
+        raise ConfigError(f'upstream "{url}": expected http(s)://HOST[:PORT]/[PATH/]')
+    try:
+        return normal_host(authority, scheme), slash + path
+    except RequestError as error:
+        raise ConfigError(f'upstream "{url}": {error.message}') from error
+
+
+def _host_mirror(host: str) -> Mirror:
+    return Mirror(host, (f"https://{host}/",), any_scheme=True)
+
+
+def _matches(patterns: tuple[str, ...], path: str) -> bool:
+    return any(pattern.search("/" + path) for pattern in _compiled(patterns))
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern) for pattern in patterns)

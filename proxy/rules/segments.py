@@ -1,0 +1,59 @@
+"""Which parts of a body are fetched next, and over how many connections.
+
+Pure: the fill tells what is on disk, what is running and where readers wait; the plan says what to start and stop.
+Readers' offsets come first, the rest follows in order.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .extents import Extents
+
+NEAR_BYTES = 4 * 1024**2
+"""A reader this close ahead of a running transfer waits for it: less than what a new connection would cost."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A part of the body on its way: bytes up to `offset` have come, `stop` is where it ends (None: unknown)."""
+
+    offset: int
+    stop: int | None
+
+    def serves(self, offset: int) -> bool:
+        """Whether a reader waiting at `offset` need only wait for this transfer."""
+        return (
+            self.offset <= offset + 1
+            and offset - self.offset <= NEAR_BYTES
+            and (self.stop is None or offset < self.stop)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    start: tuple[tuple[int, int], ...] = ()
+    """(offset, stop) of new segments."""
+    cancel: tuple[Segment, ...] = ()
+    """Running segments that give their connection to a reader elsewhere."""
+
+
+def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Iterable[int], limit: int) -> Plan:
+    """The next step of a fill of `length` bytes whose upstream honours ranges, with at most `limit` connections."""
+    wanted = [offset for offset in sorted(set(waiting)) if offset < length and extents.reach(offset) == offset]
+    idle = [segment for segment in running if not any(segment.serves(offset) for offset in wanted)]
+    start: list[tuple[int, int]] = []
+    cancel: list[Segment] = []
+    for offset in wanted:
+        if any(segment.serves(offset) for segment in running) or any(
+            begin <= offset <= begin + NEAR_BYTES for begin, _ in start
+        ):
+            continue
+        if len(running) - len(cancel) + len(start) >= limit:
+            if not idle:
+                break
+            cancel.append(idle.pop())
+        ends = [extents.next_start(offset), *(segment.offset for segment in running if segment not in cancel)]
+        start.append((offset, min([end for end in ends if end is not None and end > offset], default=length)))
+    if not start and len(running) == len(cancel) and (gaps := extents.gaps(length)):
+        start.append(gaps[0])
+    return Plan(tuple(start), tuple(cancel))

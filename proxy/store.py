@@ -1,0 +1,402 @@
+"""The cache directory: what is whole, what is growing, and who may fill.
+
+index/                      cache key -> entry (index.py); rebuilt from the sidecars whenever they disagree
+blobs/ab/HEX                bodies by SHA-256, immutable
+blobs/ab/HEX.KEY.json       sidecars, the truth: one for each URL whose body this is
+partial/                    growing bodies (partial.py)
+locks/                      flock = a right; the kernel frees it when its process dies, so a file is never in the way
+
+All file work is done in one thread, in order. A reader keeps the descriptor it opened: a blob that is replaced, removed
+or renamed meanwhile is read to its end. Between processes, what changes blobs and sidecars holds locks/store.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from . import partial as partials
+from .errors import ConfigError, StoreError
+from .index import Index, Usage
+from .log import events, log
+from .partial import Partial, PartialRecord, store_error
+from .rules.entry import Entry, Head
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+HOT_ENTRIES = 256
+"""Open blobs kept at hand; one descriptor each."""
+FLUSH_SECONDS = 30.0
+"""Uses are written in batches this far apart: a write for each hit would cost more than the hit."""
+
+
+class OpenFile:
+    """A descriptor that closes when the last one who holds this object lets it go."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: Path) -> None:
+        self.fd = -1
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class StoredBody:
+    """A body that is whole on disk: every byte is readable at once."""
+
+    __slots__ = ("_file", "entry", "head", "length")
+
+    def __init__(self, entry: Entry, file: OpenFile) -> None:
+        self.entry, self.head, self.length = entry, entry.head, entry.size
+        self._file = file
+
+    @property
+    def fd(self) -> int:
+        return self._file.fd
+
+    async def wait_readable(self, offset: int) -> int:
+        return self.length
+
+    async def wait_length(self) -> int:
+        return self.length
+
+    def attach(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An entry with its use, for people."""
+
+    entry: Entry
+    usage: Usage
+
+
+@dataclass(slots=True)
+class Hot:
+    """An entry at hand, true as long as its sidecar is the file it was read from."""
+
+    body: StoredBody
+    sidecar: str
+    identity: tuple[int, int]
+
+    def is_current(self) -> bool:
+        try:
+            stat = os.stat(self.sidecar)
+        except OSError:
+            return False
+        return (stat.st_ino, stat.st_mtime_ns) == self.identity
+
+
+class Store:
+    """Make it, `await start()`, and `await close()` at the end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.index_dir, self.blobs, self.partial, self.locks = (
+            root / name for name in ("index", "blobs", "partial", "locks")
+        )
+        self._hot: OrderedDict[str, Hot] = OrderedDict()
+        self._uses: dict[str, Usage] = {}
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._index: Index
+        self._flusher: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Make the directories, open the index, put it right. Raises ConfigError where the directory is of no use."""
+        await self._do(self._open)
+        self._flusher = asyncio.create_task(self._flush_regularly())
+
+    async def close(self) -> None:
+        if self._flusher:
+            self._flusher.cancel()
+            await self.flush()
+            await self._do(self._index.close)
+        self._hot.clear()
+        self._thread.shutdown()
+
+    def _open(self) -> None:
+        try:
+            for directory in (self.root, self.index_dir, self.blobs, self.partial, self.locks):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.locks / f".probe.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"the cache directory {self.root} cannot be used: {error.strerror}: {error.filename}. "
+                "name another with --cache-dir, or mend its permissions"
+            ) from error
+        try:
+            self._index = Index(self.index_dir)
+            self._reconcile()
+        except (StoreError, sqlite3.Error, msgspec.MsgspecError) as error:
+            # Nothing in it is worth saving: the sidecars say it all.
+            aside = self.root / f"index.broken.{int(time.time())}"
+            log(events, 30, "index.rebuilt", reason=error, kept_as=aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self.index_dir, aside)
+            self._index = Index(self.index_dir)
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Make the index say what the sidecars say; a crash between the two leaves either one behind."""
+        keys = set(self._index.keys())
+        found: dict[str, list[Path]] = {}
+        for path in self._sidecars():
+            found.setdefault(path.name.split(".")[1], []).append(path)
+        for key in keys - found.keys():
+            self._index.remove(key)
+        for key, paths in found.items():
+            if key in keys and len(paths) == 1:
+                entry = self._index.get(key)
+                if entry and self._sidecar(entry) == paths[0]:
+                    continue
+            entries = [entry for path in paths if (entry := self._read_sidecar(path))]
+            if entries:
+                newest = max(entries, key=lambda entry: entry.stored_at)
+                self._index.set(newest)
+                for entry in entries:
+                    if entry.digest != newest.digest:
+                        self._drop_files(entry)
+            elif key in keys:
+                self._index.remove(key)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, key: str) -> Entry | None:
+        """The entry of `key`, opened for reading; None if there is none, or its body is not what the entry says.
+
+        A hot entry costs one stat of its sidecar; any other one index read.
+        """
+        hot = self._hot.get(key)
+        if hot and hot.is_current():
+            self._hot.move_to_end(key)
+            return hot.body.entry
+        hot = await self._do(self._find, key)
+        if hot is None:
+            self._hot.pop(key, None)
+            return None
+        self._hot[key] = hot
+        while len(self._hot) > HOT_ENTRIES:
+            self._hot.popitem(last=False)
+        return hot.body.entry
+
+    def body(self, entry: Entry) -> StoredBody:
+        """The body of an entry that `lookup` or `commit` has just returned. Raises StoreError if it is gone."""
+        hot = self._hot.get(entry.key)
+        if hot and hot.body.entry is entry:
+            return hot.body
+        try:
+            return StoredBody(entry, OpenFile(self._blob(entry.digest)))
+        except OSError as error:
+            raise store_error(f"the stored body of {entry.url} cannot be opened", error) from error
+
+    def _find(self, key: str) -> Hot | None:
+        entry = self._index.get(key)
+        if entry is None:
+            return None
+        sidecar = self._sidecar(entry)
+        try:
+            stat = os.stat(sidecar)
+            body = StoredBody(entry, OpenFile(self._blob(entry.digest)))
+            if os.fstat(body.fd).st_size != entry.size:
+                raise FileNotFoundError("its length is wrong")
+        except OSError as error:
+            log(events, 30, "store.lost", url=entry.url, reason=error.strerror or error)
+            self._index.remove(key)
+            return None
+        return Hot(body, str(sidecar), (stat.st_ino, stat.st_mtime_ns))
+
+    def touch(self, key: str, now: float) -> None:
+        """Count a use of the entry; written later."""
+        use = self._uses.get(key, Usage())
+        self._uses[key] = Usage(use.hits + 1, now)
+
+    async def flush(self) -> None:
+        uses, self._uses = self._uses, {}
+        if uses:
+            await self._do(self._index.count, uses)
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            try:
+                await self.flush()
+            except StoreError as error:
+                log(events, 30, "index.uses_lost", error=error)
+
+    async def records(self) -> list[Record]:
+        """All entries with their use, as the index has them; the uses of this process included."""
+        await self.flush()
+        return await self._do(self._records)
+
+    def _records(self) -> list[Record]:
+        entries = [entry for key in list(self._index.keys()) if (entry := self._index.get(key))]
+        return [Record(entry, self._index.usage(entry.key)) for entry in entries]
+
+    async def partials(self) -> list[PartialRecord]:
+        """Bodies that were begun, saved and not finished."""
+        return await self._do(self._partials)
+
+    def _partials(self) -> list[PartialRecord]:
+        found = []
+        for path in self.partial.glob("*.json"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=PartialRecord))
+        return found
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def create(self, key: str, generation: str) -> Partial:
+        return await self._do(Partial, self.partial, key, generation)
+
+    async def resume(self, key: str) -> tuple[PartialRecord, Partial] | None:
+        """The partial of `key` to go on with. Needs the lock of `key`."""
+        return await self._do(partials.load, self.partial, key)
+
+    async def save(self, partial: Partial, url: str, mirror: str, head: Head) -> None:
+        await self._do(partial.save, url, mirror, head)
+
+    async def discard(self, partial: Partial) -> None:
+        await self._do(partial.unlink)
+
+    async def forget_partial(self, key: str) -> bool:
+        """Remove what was begun of `key`; False if there is nothing, or a process is filling it right now."""
+        right = self.lock(key)
+        if right is None:
+            return False
+        try:
+            saved = await self.resume(key)
+            if saved:
+                await self.discard(saved[1])
+            return saved is not None
+        finally:
+            os.close(right)
+
+    async def commit(self, partial: Partial, entry: Entry) -> Entry:
+        """Make a whole body the entry of its key. Order: bytes, blob, sidecar, index; the old generation goes last."""
+        await self._do(self._commit, partial, entry)
+        self._hot.pop(entry.key, None)
+        return entry
+
+    def _commit(self, partial: Partial, entry: Entry) -> None:
+        partials.sync_data(partial.fd)
+        actual = os.fstat(partial.fd).st_size
+        if actual != entry.size:
+            raise StoreError(f"{partial.path} has {actual} bytes instead of {entry.size}. nothing was stored")
+        blob = self._blob(entry.digest)
+        with self._exclusively():
+            old = self._index.get(entry.key)
+            blob.parent.mkdir(mode=0o700, exist_ok=True)
+            if blob.exists() and blob.stat().st_size == entry.size:
+                partial.path.unlink()  # the same body came by another URL
+            else:
+                os.rename(partial.path, blob)
+                partials.sync_directory(blob.parent)
+            partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
+            self._index.set(entry)
+            if old and old.digest != entry.digest:
+                self._drop_files(old)
+        partial.unlink()
+
+    async def refresh(self, entry: Entry) -> Entry:
+        """Put new headers and times in place of the entry's; the body stays."""
+        await self._do(self._refresh, entry)
+        self._hot.pop(entry.key, None)
+        return entry
+
+    def _refresh(self, entry: Entry) -> None:
+        with self._exclusively():
+            if self._sidecar(entry).exists():  # else it was removed meanwhile, and stays so
+                partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
+                self._index.set(entry)
+
+    async def remove(self, key: str) -> Entry | None:
+        """Forget the entry; its body goes with the last URL that has it. Returns what was removed."""
+        self._hot.pop(key, None)
+        return await self._do(self._remove, key)
+
+    def _remove(self, key: str) -> Entry | None:
+        with self._exclusively():
+            entry = self._index.get(key)
+            if entry:
+                # The row first: a body without a row is found again at the next start; a row without a body is a lie.
+                self._index.remove(key)
+                self._drop_files(entry)
+            return entry
+
+    def _drop_files(self, entry: Entry) -> None:
+        self._sidecar(entry).unlink(missing_ok=True)
+        blob = self._blob(entry.digest)
+        if not any(blob.parent.glob(f"{entry.digest}.*.json")):
+            blob.unlink(missing_ok=True)
+
+    # -- rights -------------------------------------------------------------------------------------------------------
+
+    def lock(self, name: str) -> int | None:
+        """The right `name` as an open descriptor, or None if another process has it. Close it to give it back."""
+        try:
+            fd = os.open(self.locks / name, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise store_error(f"{self.locks / name} cannot be opened", error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as error:
+            os.close(fd)
+            raise store_error(f"{self.locks / name} cannot be locked", error) from error
+        return fd
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        with open(self.locks / "store", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def _blob(self, digest: str) -> Path:
+        return self.blobs / digest[:2] / digest
+
+    def _sidecar(self, entry: Entry) -> Path:
+        return self.blobs / entry.digest[:2] / f"{entry.digest}.{entry.key}.json"
+
+    def _sidecars(self) -> Iterator[Path]:
+        return self.blobs.glob("??/*.*.json")
+
+    def _read_sidecar(self, path: Path) -> Entry | None:
+        try:
+            entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+        except (OSError, msgspec.MsgspecError) as error:
+            log(events, 30, "store.bad_sidecar", path=path, error=error)
+            return None
+        return entry if self._sidecar(entry) == path and self._blob(entry.digest).is_file() else None
+
+    async def _do(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in the store's thread. Raises StoreError for whatever the disk or the index says."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        except OSError as error:
+            raise store_error(f"the cache directory {self.root} failed", error) from error
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            raise StoreError(f"the index of {self.root} failed: {error}. restart to rebuild it") from error

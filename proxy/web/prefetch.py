@@ -1,0 +1,72 @@
+"""One URL brought into the cache, told step by step."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TypedDict
+
+from ..errors import ProxyError
+from ..fill import Fill, FillState
+from ..gateway import Gateway
+from ..rules.entry import Entry
+
+STEP_SECONDS = 0.2
+
+
+class Progress(TypedDict):
+    url: str
+    state: str
+    """asking, streaming; at the end complete (fetched now), cached (was there) or failed."""
+    bytes: int
+    length: int | None
+    digest: str | None
+    """sha256:HEX once it is stored."""
+    message: str | None
+    """Why it failed."""
+
+
+async def prefetch(gateway: Gateway, url: str) -> AsyncGenerator[Progress]:
+    """Fetch `url` (any spelling) and report until it is in or has failed; the last step says which. No ProxyError.
+
+    A caller who stops listening does not stop the fill.
+    """
+    try:
+        async with gateway.fetch(url) as got:
+            if isinstance(got, Fill):
+                while not got.is_over:
+                    yield _step(url, got)
+                    try:
+                        async with asyncio.timeout(STEP_SECONDS):
+                            await got.wait_over()
+                    except TimeoutError:
+                        continue
+                if got.error:
+                    raise got.error
+                yield _step(url, got)
+            else:
+                yield _stored(url, "cached", got)
+    except ProxyError as error:
+        yield {"url": url, "state": "failed", "bytes": 0, "length": None, "digest": None, "message": error.message}
+
+
+def _step(url: str, fill: Fill) -> Progress:
+    if fill.entry:
+        return _stored(url, "complete" if fill.state is FillState.COMPLETE else "cached", fill.entry)
+    return {
+        "url": url,
+        "state": fill.state.value,
+        "bytes": fill.received,
+        "length": fill.length,
+        "digest": None,
+        "message": None,
+    }
+
+
+def _stored(url: str, state: str, entry: Entry) -> Progress:
+    return {
+        "url": url,
+        "state": state,
+        "bytes": entry.size,
+        "length": entry.size,
+        "digest": f"sha256:{entry.digest}",
+        "message": None,
+    }

@@ -1,0 +1,80 @@
+"""Our own endpoints, below /-/."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ..errors import Forbidden, ProxyError, RequestError
+from ..gateway import Gateway
+from .prefetch import prefetch
+from .status import status
+
+
+def own_endpoints(gateway: Gateway) -> Starlette:
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def show_status(request: Request) -> Response:
+        return JSONResponse(status(gateway))
+
+    async def start_prefetch(request: Request) -> Response:
+        judge_change(request)
+        try:
+            url = json.loads(await request.body())["url"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
+        if not isinstance(url, str):
+            raise RequestError("url: expected a string")
+
+        async def lines() -> AsyncIterator[bytes]:
+            async with aclosing(prefetch(gateway, url)) as steps:
+                async for step in steps:
+                    yield json.dumps(step).encode() + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def root(request: Request) -> Response:
+        here = request.headers.get("host", "HOST:PORT")
+        text = f"this is fetchonce: in a URL, replace https:// by http://{here}/. /-/status tells what is going on"
+        return JSONResponse({"message": text})
+
+    return Starlette(
+        routes=[
+            Route("/", root),
+            Route("/-/healthz", healthz),
+            Route("/-/status", show_status),
+            Route("/-/api/prefetch", start_prefetch, methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: _http_error, ProxyError: _proxy_error},
+    )
+
+
+def judge_change(request: Request) -> None:
+    """Raises Forbidden unless the request can only come from a program or from our own page.
+
+    A page elsewhere can send a POST to us through a visitor's browser, but not as JSON without asking first, and never
+    without saying where it comes from.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise Forbidden("a request that changes something must be application/json")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise Forbidden(f"a page of {origin} may not change anything here")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = "there is no such page" if error.status_code == 404 else error.detail
+    return JSONResponse({"message": message}, error.status_code, headers=error.headers)
+
+
+async def _proxy_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProxyError)
+    return JSONResponse({"message": error.message}, error.status, headers=dict(error.headers))

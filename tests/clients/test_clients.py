@@ -1,0 +1,230 @@
+"""Real clients through a running fetchonce, while the fill runs and afterwards; every byte is compared."""
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import REPOSITORY, until
+from tests.origin import pattern_sha256
+
+SIZE = 48 << 20
+SEED = 7
+RATE = 24 << 20
+
+
+def needs(program):
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+async def run(*command, check=True, cwd=None, env=None):
+    """(exit code, standard output) of a program, which must succeed unless `check` is off."""
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env={**environment, **(env or {})},
+    )
+    out, err = await process.communicate()
+    assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
+    return process.returncode, out
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def fills_over(proxy):
+    return not (await proxy.status())["fills"]
+
+
+@pytest.fixture
+def image(origin):
+    """A slow, big image."""
+    return origin.pattern("/images/noble.img", SIZE, SEED).throttle(RATE).headers(cache_control="max-age=600")
+
+
+@needs("curl")
+async def test_curl_takes_up_a_broken_download(origin, proxy, image, tmp_path):
+    file = tmp_path / "noble.img"
+    url = proxy.url("/u/images/noble.img")
+    code, _ = await run("curl", "-sf", "--max-time", "0.7", "-o", file, url, check=False)
+    assert code == 28  # it gave up in the middle
+    assert 0 < file.stat().st_size < SIZE
+    await run("curl", "-sf", "-C", "-", "-o", file, url)  # while the fill runs
+    assert sha256(file) == pattern_sha256(SIZE, SEED)
+    with open(file, "r+b") as half:
+        half.truncate(SIZE // 3)
+    await run("curl", "-sf", "-C", "-", "-o", file, url)  # from disk
+    assert sha256(file) == pattern_sha256(SIZE, SEED)
+    assert origin.count("/images/noble.img") == 1
+
+
+@needs("wget")
+async def test_wget_goes_on_with_its_half(origin, proxy, image, tmp_path):
+    url = proxy.url("/u/images/noble.img")
+    whole = tmp_path / "noble.img"
+    await run("wget", "-q", "-O", whole, url)
+    assert sha256(whole) == pattern_sha256(SIZE, SEED)
+    with open(whole, "r+b") as half:
+        half.truncate(SIZE // 2)
+    await run("wget", "-q", "-c", url, cwd=tmp_path)
+    assert sha256(whole) == pattern_sha256(SIZE, SEED)
+    await run("wget", "-q", "-c", url, cwd=tmp_path)  # nothing is left to do: 416
+    assert sha256(whole) == pattern_sha256(SIZE, SEED)
+
+
+@needs("wget")
+async def test_wget_resumes_where_nothing_is_cached(origin, proxy, image, tmp_path):
+    half = tmp_path / "noble.img"
+    await run("wget", "-q", "-O", half, origin.url("/images/noble.img"))
+    with open(half, "r+b") as file:
+        file.truncate(SIZE // 2)
+    await run("wget", "-q", "-c", proxy.url("/u/images/noble.img"), cwd=tmp_path)
+    assert sha256(half) == pattern_sha256(SIZE, SEED)
+
+
+@needs("aria2c")
+@pytest.mark.parametrize("filled", [False, True], ids=["while filling", "from disk"])
+async def test_aria2_with_eight_segments(origin, proxy, image, tmp_path, filled):
+    url = proxy.url("/u/images/noble.img")
+    if filled:
+        await (await proxy.stream("/u/images/noble.img")).sha256()
+        await until(lambda: fills_over(proxy))
+    await run("aria2c", "-q", "-x8", "-s8", "-k1M", "--file-allocation=none", "-d", tmp_path, "-o", "out.img", url)
+    assert sha256(tmp_path / "out.img") == pattern_sha256(SIZE, SEED)
+    await until(lambda: fills_over(proxy))
+    # Segments ahead of the fill came over connections of their own; what was on its way when one was closed came twice.
+    assert origin.bytes_sent("/images/noble.img") < SIZE * 1.25
+
+
+async def test_eight_curls_at_once_are_one_fetch(origin, proxy, image, tmp_path):
+    url = proxy.url("/u/images/noble.img")
+    await asyncio.gather(*(run("curl", "-sf", "-o", tmp_path / str(n), url) for n in range(8)))
+    assert {sha256(tmp_path / str(n)) for n in range(8)} == {pattern_sha256(SIZE, SEED)}
+    assert origin.count("/images/noble.img") == 1
+    assert origin.bytes_sent("/images/noble.img") == SIZE
+
+
+@pytest.fixture(scope="session")
+def qcow2(tmp_path_factory):
+    """A real qcow2 that holds a real file system."""
+    folder = tmp_path_factory.mktemp("qcow2")
+    raw = folder / "disk.raw"
+    with open(raw, "wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", REPOSITORY / "proxy", raw], check=True, capture_output=True)
+    with open(raw, "r+b") as file:  # something to read besides an empty file system
+        file.seek(64 << 20)
+        file.write(os.urandom(24 << 20))
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, folder / "disk.qcow2"], check=True)
+    return folder / "disk.qcow2"
+
+
+@needs("qemu-img")
+@needs("mke2fs")
+@pytest.mark.parametrize("filled", [False, True], ids=["while filling", "from disk"])
+async def test_qemu_img_reads_over_http(origin, proxy, qcow2, tmp_path, filled):
+    origin.body("/disk.qcow2", qcow2.read_bytes()).throttle(16 << 20).headers(cache_control="max-age=600")
+    if filled:
+        await proxy.get("/u/disk.qcow2")
+        await until(lambda: fills_over(proxy))
+    url = proxy.url("/u/disk.qcow2")
+    _, out = await run("qemu-img", "info", "--output=json", url)
+    assert json.loads(out)["virtual-size"] == 128 << 20
+    # -m 1: with more coroutines its HTTP driver hangs now and then, directly against an origin too.
+    await run("qemu-img", "convert", "-m", "1", "-O", "raw", url, tmp_path / "copy.raw")
+    await run("qemu-img", "compare", qcow2, tmp_path / "copy.raw")
+
+
+# -- Lima's downloader ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def limadl(tmp_path_factory):
+    """Lima's own downloader as a program; built from its Go module."""
+    go = shutil.which("go")
+    if not go:
+        pytest.skip("Go is not installed")
+    version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
+    if version < (1, 25):
+        pytest.skip(f"Lima's module needs Go 1.25 or newer, here is {'.'.join(map(str, version))}")
+    program = tmp_path_factory.mktemp("lima") / "limadl"
+    subprocess.run(
+        [go, "build", "-trimpath", "-o", program, "."],
+        cwd=Path(__file__).parent / "lima",
+        env={**os.environ, "CGO_ENABLED": "0"},
+        check=True,
+    )
+    return program
+
+
+@pytest.mark.timeout(600)
+async def test_eight_limas_with_eight_caches_are_one_fetch(origin, proxy, image, tmp_path, limadl):
+    digest = f"sha256:{pattern_sha256(SIZE, SEED)}"
+    url = proxy.url("/u/images/noble.img")
+
+    async def lima(number):
+        out = tmp_path / f"out-{number}"
+        _, said = await run(limadl, "-cache", tmp_path / f"cache-{number}", "-out", out, "-digest", digest, url)
+        return json.loads(said), sha256(out)
+
+    for said, got in await asyncio.gather(*map(lima, range(8))):
+        assert said["status"] == "downloaded"
+        assert said["validated"]
+        assert got == pattern_sha256(SIZE, SEED)
+    assert origin.count("/images/noble.img") == 1
+    assert origin.bytes_sent("/images/noble.img") == SIZE
+
+
+@pytest.mark.timeout(600)
+async def test_lima_does_not_fetch_a_digestless_image_again(origin, proxy, image, tmp_path, limadl):
+    url = proxy.url("/u/images/noble.img")
+    seen = []
+    for number in range(2):
+        _, said = await run(limadl, "-cache", tmp_path / "cache", "-out", tmp_path / str(number), url)
+        seen.append(json.loads(said)["status"])
+        assert sha256(tmp_path / str(number)) == pattern_sha256(SIZE, SEED)
+    assert seen == ["downloaded", "used-cache"]
+    assert origin.count("/images/noble.img", None) == 1  # its HEAD was answered here
+    heads = [line for line in proxy.log if "method=HEAD" in line]
+    assert len(heads) == 1
+    origin.stop()
+    await run(limadl, "-cache", tmp_path / "cache", "-out", tmp_path / "3", url)
+
+
+@pytest.mark.timeout(600)
+async def test_lima_tells_a_wrong_digest_and_shows_our_messages(origin, proxy, image, tmp_path, limadl):
+    wrong = f"sha256:{'0' * 64}"
+    code, _ = await run(
+        limadl,
+        "-cache",
+        tmp_path / "c",
+        "-out",
+        tmp_path / "o",
+        "-digest",
+        wrong,
+        proxy.url("/u/images/noble.img"),
+        check=False,
+    )
+    assert code == 1
+    process = await asyncio.create_subprocess_exec(
+        limadl,
+        "-cache",
+        tmp_path / "c",
+        "-out",
+        tmp_path / "o2",
+        proxy.url("/example.org/x.img"),
+        stderr=subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert b"--allow example.org" in err

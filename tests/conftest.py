@@ -1,0 +1,69 @@
+"""An origin, and fetchonce in front of it, anew for each test."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.harness import Proxy
+from tests.origin import Origin
+
+
+class ProxyFactory(Protocol):
+    def __call__(
+        self,
+        *args: str,
+        config_text: str = "",
+        cache_dir: Path | None = None,
+        mirrors: Mapping[str, str] | None = None,
+        listen: str = "127.0.0.1:0",
+        start: bool = True,
+    ) -> Proxy:
+        """A process with these further arguments. None: a new cache directory; mirror `u`, which is the origin."""
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin() as origin:
+        yield origin
+
+
+@pytest.fixture
+def proxy_factory(origin: Origin, tmp_path: Path) -> Iterator[ProxyFactory]:
+    """Makes and starts as many as wanted; the test fails if one of them does not end cleanly."""
+    made: list[Proxy] = []
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            *args: str,
+            config_text: str = "",
+            cache_dir: Path | None = None,
+            mirrors: Mapping[str, str] | None = None,
+            listen: str = "127.0.0.1:0",
+            start: bool = True,
+        ) -> Proxy:
+            proxy = Proxy(
+                cache_dir or tmp_path / f"cache-{len(made)}",
+                *args,
+                mirrors={"u": origin.url()} if mirrors is None else mirrors,
+                config_text=config_text,
+                listen=listen,
+            )
+            made.append(proxy)
+            stack.callback(proxy.close)
+            return proxy.start() if start else proxy
+
+        yield make
+
+
+@pytest.fixture
+def proxy(proxy_factory: ProxyFactory) -> Proxy:
+    """fetchonce in front of `origin`, as mirror `u`, with an empty cache."""
+    return proxy_factory()

@@ -1,0 +1,512 @@
+"""A real fetchonce process, and a client that hides nothing.
+
+The client is its own small HTTP/1.1 on one socket per request: it decodes nothing but chunks, follows
+nothing, reads no further than it is asked to, and says Truncated when a body ends before its promised end.
+Every wait has an end: AssertionError says what was waited for.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TIMEOUT_SECONDS = 30.0  # without a byte
+STOP_SECONDS = 20.0
+RECEIVE_BYTES = 256 * 1024
+HEAD_LIMIT_BYTES = 256 * 1024
+LINE_BYTES = 128  # a chunk's size line, and little of its data
+
+STARTED = re.compile(r'server\.started.*\blisten="?http://\[?([\w.:]+?)\]?:(\d+)')
+
+_numbers = itertools.count(1)  # two processes on one cache directory have two configuration files
+
+
+async def until(predicate: Callable[[], Any], timeout: float = 10) -> Any:  # noqa: ASYNC109 - part of its words
+    """Wait for a condition: what `predicate`, sync or async, returns once it is true; AssertionError after `timeout` s.
+
+    The only place in the tests that sleeps: for what has no event to wait for, such as a line in another process."""
+    value: Any = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            while True:
+                value = predicate()
+                if inspect.isawaitable(value):
+                    value = await value
+                if value:
+                    return value
+                await asyncio.sleep(0.01)
+    raise AssertionError(f"waited {timeout} s for a condition that stayed {value!r}")
+
+
+class Truncated(Exception):
+    """The connection ended before the body did; `partial` is what this call had read of it."""
+
+    def __init__(self, message: str, partial: bytes) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    headers: dict[str, str]
+    """Names lower-case; several lines joined by ", "."""
+    body: bytes
+    head: bytes
+    """Status line and fields as they came."""
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    """One socket to the server; for requests in pieces, and several on one connection."""
+
+    def __init__(self, client: "Client", sock: socket.socket) -> None:
+        self._client = client
+        self._sock = sock
+        self._ahead = b""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection at once, whatever is under way."""
+        self._client._release(self._sock)
+
+    async def send(self, data: bytes) -> None:
+        async with self._client._patience(f"sending {len(data)} bytes"):
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def receive(self, limit: int = RECEIVE_BYTES) -> bytes:
+        """Up to `limit` bytes as they come; b"" once the server has closed. ConnectionError if it broke off."""
+        if not self._ahead:
+            async with self._client._patience("receiving a byte, or the end"):
+                return await asyncio.get_running_loop().sock_recv(self._sock, limit)
+        data, self._ahead = self._ahead[:limit], self._ahead[limit:]
+        return data
+
+    def give_back(self, data: bytes) -> None:
+        """Put back what receive() gave too much."""
+        self._ahead = data + self._ahead
+
+    async def rest(self) -> bytes:
+        """Everything until the server closes or breaks off."""
+        data = bytearray()
+        with contextlib.suppress(ConnectionError):
+            while piece := await self.receive():
+                data += piece
+        return bytes(data)
+
+    async def answer(self, method: str = "GET", *, is_last: bool = False) -> "Stream":
+        """The head of the next response; its body is read from the Stream. `is_last`: nothing may follow it."""
+        received = b""
+        while b"\r\n\r\n" not in received:
+            piece = await self.receive()
+            if not piece:
+                raise Truncated(f"the connection ended within the head of the response: {received!r}", received)
+            received += piece
+            assert len(received) <= HEAD_LIMIT_BYTES, f"no end of the response head: {received[:1000]!r}..."
+        head, _, self._ahead = received.partition(b"\r\n\r\n")
+        return Stream(self, method, head, is_last=is_last)
+
+    def surplus(self) -> bytes:
+        """What has come that nobody has read; it stays unread."""
+        if self._ahead:
+            return self._ahead
+        try:
+            return self._sock.recv(RECEIVE_BYTES, socket.MSG_PEEK)
+        except (BlockingIOError, ConnectionError):
+            return b""
+
+
+class Stream:
+    """A response whose body is read piece by piece, never further than asked."""
+
+    def __init__(self, connection: Connection, method: str, head: bytes, *, is_last: bool) -> None:
+        self.connection = connection
+        self.head = head
+        line, *fields = head.decode("latin-1").split("\r\n")
+        version, code, *_ = line.split(" ", 2)
+        assert version.startswith("HTTP/1."), f"not an HTTP response: {line!r}"
+        self.status = int(code)
+        self.headers: dict[str, str] = {}
+        for name, _, value in (text.partition(":") for text in fields):
+            name, value = name.lower(), value.strip()
+            self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
+        self._is_last = is_last
+        self.received = 0
+        """Body bytes read so far."""
+        self._is_chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
+        self._is_over = method == "HEAD" or self.status in (204, 304)
+        self._left: int | None = None
+        """Bytes of the body, or of the chunk, still to come; None: until the connection ends."""
+        if self._is_chunked:
+            self._left = 0
+        elif "content-length" in self.headers:
+            self._left = int(self.headers["content-length"])
+            self._is_over = self._is_over or self._left == 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave: the connection ends at once."""
+        self.connection.close()
+
+    async def read(self, n: int) -> bytes:
+        """Exactly the next `n` bytes of the body; AssertionError if it has fewer."""
+        data = bytearray()
+        while len(data) < n:
+            piece = await self._some(n - len(data), data)
+            assert piece, f"the body ended {n - len(data)} bytes before the {n} that were to be read"
+            data += piece
+        return bytes(data)
+
+    async def rest(self) -> bytes:
+        """The body from here to its end."""
+        data = bytearray()
+        while piece := await self._some(RECEIVE_BYTES, data):
+            data += piece
+        self._check_end()
+        return bytes(data)
+
+    async def sha256(self) -> tuple[str, int]:
+        """Digest (hex) and length of the body from here to its end, in flat memory."""
+        digest, length = hashlib.sha256(), 0
+        while piece := await self._some(RECEIVE_BYTES, b""):
+            digest.update(piece)
+            length += len(piece)
+        self._check_end()
+        return digest.hexdigest(), length
+
+    async def _some(self, limit: int, partial: bytes | bytearray) -> bytes:
+        """Up to `limit` body bytes, b"" at the end; `partial` is what the caller holds, for Truncated."""
+        if self._is_chunked and not self._is_over and self._left == 0:
+            self._left = int((await self._line(partial)).partition(b";")[0], 16)
+            if self._left == 0:
+                while await self._line(partial):
+                    pass  # trailer fields
+                self._is_over = True
+        if self._is_over:
+            return b""
+        piece = await self._receive(limit if self._left is None else min(limit, self._left), partial)
+        if not piece:
+            if self._left is None:
+                self._is_over = True
+                return b""
+            raise self._truncated(partial, "ended")
+        self.received += len(piece)
+        if self._left is not None:
+            self._left -= len(piece)
+            if self._left == 0 and self._is_chunked:
+                assert await self._line(partial) == b"", "a chunk is longer than its size says"
+            self._is_over = self._left == 0 and not self._is_chunked
+        return piece
+
+    async def _line(self, partial: bytes | bytearray) -> bytes:
+        """The next line of the chunk framing, without its end."""
+        received = b""
+        while b"\r\n" not in received:
+            piece = await self._receive(LINE_BYTES, partial)
+            if not piece:
+                raise self._truncated(partial, "ended")
+            received += piece
+        line, _, rest = received.partition(b"\r\n")
+        self.connection.give_back(rest)
+        return line
+
+    async def _receive(self, limit: int, partial: bytes | bytearray) -> bytes:
+        try:
+            return await self.connection.receive(limit)
+        except ConnectionError as error:
+            raise self._truncated(partial, f"broke ({error})") from error
+
+    def _truncated(self, partial: bytes | bytearray, how: str) -> Truncated:
+        promised = self.headers.get("content-length", "no known number of")
+        return Truncated(f"the connection {how} after {self.received} of {promised} body bytes", bytes(partial))
+
+    def _check_end(self) -> None:
+        # A client that keeps the connection would take these bytes for the head of its next response.
+        surplus = self.connection.surplus() if self._is_last else b""
+        assert not surplus, f"bytes after the end of the body: {surplus[:100]!r}"
+
+
+class Client:
+    """Requests to one server, each on a connection of its own. close() ends those that a test left open."""
+
+    def __init__(self, host: str, port: int, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        self.host = host
+        self.port = port
+        self.timeout = timeout
+        """Seconds to wait for each next byte."""
+        self._open: set[socket.socket] = set()
+
+    def close(self) -> None:
+        for sock in list(self._open):
+            self._release(sock)
+
+    async def connect(self) -> Connection:
+        sock = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        self._open.add(sock)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with self._patience("a connection"):
+                await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
+        except BaseException:
+            self._release(sock)
+            raise
+        return Connection(self, sock)
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Response:
+        """The whole response; Truncated if its body ends early."""
+        async with await self.stream(path, headers, method=method) as stream:
+            return Response(stream.status, stream.headers, await stream.rest(), stream.head)
+
+    async def stream(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Stream:
+        """The response once its head is there. `path` goes out as it is; Host is ours unless `headers` has one."""
+        fields = {"Host": f"{self.host}:{self.port}"} | dict(headers or {})
+        if "host" in (headers or {}):
+            del fields["Host"]
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        connection = await self.connect()
+        try:
+            await connection.send("\r\n".join(lines).encode("latin-1"))
+            return await connection.answer(method, is_last=True)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def raw(self, data: bytes, *, close: bool = True) -> bytes:
+        """What the server answers to exactly these bytes until it closes: they must make it do so.
+        With close=False the first whole response to a GET, head and body, from a connection that may stay open."""
+        async with await self.connect() as connection:
+            with contextlib.suppress(ConnectionError):  # it may refuse before it has read everything
+                await connection.send(data)
+            if close:
+                return await connection.rest()
+            stream = await connection.answer()
+            return stream.head + b"\r\n\r\n" + await stream.rest()
+
+    def _release(self, sock: socket.socket) -> None:
+        self._open.discard(sock)
+        sock.close()
+
+    @contextlib.asynccontextmanager
+    async def _patience(self, what: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.timeout):
+                yield
+        except TimeoutError:
+            raise AssertionError(f"{self.host}:{self.port}: waited {self.timeout} s for {what}") from None
+
+
+class Proxy:
+    """A fetchonce process in front of an origin, with its own configuration and cache directory."""
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        *args: str,
+        mirrors: Mapping[str, str],
+        config_text: str = "",
+        listen: str = "127.0.0.1:0",
+    ) -> None:
+        self.cache_dir = cache_dir
+        self.log: list[str] = []
+        """Every line of standard error so far, over all starts."""
+        self.client = Client("127.0.0.1", 0)
+        self.config = cache_dir.with_name(f"{cache_dir.name}-{next(_numbers)}.toml")
+        """The configuration file; shipped mirrors are not in it."""
+        self.config.write_text(config_text)
+        self._command = [sys.executable, "-m", "proxy", "serve", "--listen", listen, "--cache-dir", str(cache_dir)]
+        for name, url in mirrors.items():
+            self._command += ["--mirror", f"{name}={url}"]
+        self._command += args
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._logged = threading.Condition()
+
+    # The process.
+
+    def start(self) -> Self:
+        """Start it and wait until it listens."""
+        assert self._process is None, "it runs already"
+        # Nothing of this shell's settings: a proxy of the environment would get what is meant for the origin.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
+        }
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=REPOSITORY,
+            env={**environment, "FETCHONCE_CONFIG": str(self.config), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,  # so that its children end with it, and Ctrl-C is ours
+        )
+        first, ended = len(self.log), threading.Event()
+        self._reader = threading.Thread(target=self._collect, args=(self._process, ended), name="proxy-log")
+        self._reader.start()
+        with self._logged:
+            self._logged.wait_for(lambda: ended.is_set() or self._address(first), STOP_SECONDS)
+            address = self._address(first)
+        if address is None:
+            code = self._end(None if ended.is_set() else signal.SIGKILL)
+            said = "\n".join(self.log[first:]) or "(nothing)"
+            raise AssertionError(f"{' '.join(self._command)}\ndid not start (exit code {code}); it said:\n{said}")
+        self.client.host, self.client.port = address
+        return self
+
+    def terminate(self) -> int:
+        """SIGTERM, and its exit code; AssertionError if it has not ended after 20 s."""
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL: it and its children end where they stand."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Start it again on the same cache directory, ending it first if it runs; its port may change."""
+        if self._process:
+            self.terminate()
+        return self.start()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal and do not wait; for what happens during a drain, see exited()."""
+        os.kill(self.pid, number)
+
+    async def exited(self, timeout: float = STOP_SECONDS) -> int:  # noqa: ASYNC109 - as until
+        """The exit code, once the process has ended by itself or by send_signal()."""
+        process = self._running
+        await until(lambda: process.poll() is not None, timeout)
+        return self._end(None)
+
+    def close(self) -> None:
+        """End what is still open; AssertionError if the process does not end cleanly or said a traceback."""
+        self.client.close()
+        code = self.terminate() if self._process else 0
+        log = "\n".join(self.log)
+        assert code == 0, f"the proxy ended with {code}; it said:\n{log}"
+        assert "Traceback" not in log, f"the proxy said a traceback:\n{log}"
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the process (Linux)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(f"no VmRSS: process {self.pid} has ended")
+
+    def fds(self) -> int:
+        """Open file descriptors of the process (Linux)."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    async def wait_log(self, substring: str, timeout: float = 10) -> str:  # noqa: ASYNC109 - as until
+        """The first line with `substring`, now or later."""
+        try:
+            line: str = await until(lambda: next((line for line in self.log if substring in line), ""), timeout)
+            return line
+        except AssertionError:
+            log = "\n".join(self.log)
+            raise AssertionError(f"the proxy did not say {substring!r} within {timeout} s, but:\n{log}") from None
+
+    # Requests to it.
+
+    def url(self, path: str = "/") -> str:
+        return f"http://{self.client.host}:{self.client.port}{path}"
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Response:
+        return await self.client.get(path, headers, method=method)
+
+    async def stream(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Stream:
+        return await self.client.stream(path, headers, method=method)
+
+    async def raw(self, data: bytes, *, close: bool = True) -> bytes:
+        return await self.client.raw(data, close=close)
+
+    async def connect(self) -> Connection:
+        return await self.client.connect()
+
+    async def status(self) -> Any:
+        """What /-/status says."""
+        response = await self.get("/-/status")
+        assert response.status == 200, f"/-/status: {response.status} {response.body!r}"
+        return response.json()
+
+    @property
+    def _running(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "the proxy is not running"
+        return self._process
+
+    def _address(self, first: int) -> tuple[str, int] | None:
+        """Where it listens, as the log says from line `first` on; None: not yet."""
+        for line in self.log[first:]:
+            if found := STARTED.search(line):
+                return found[1], int(found[2])
+        return None
+
+    def _collect(self, process: subprocess.Popen[str], ended: threading.Event) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                with self._logged:
+                    self.log.append(line.rstrip("\n"))
+                    self._logged.notify_all()
+        with self._logged:
+            ended.set()
+            self._logged.notify_all()
+
+    def _end(self, number: signal.Signals | None) -> int:
+        """Send a signal to the process (SIGKILL: to its children too), and wait until it has ended."""
+        process, self._process = self._running, None
+        try:
+            match number:
+                case signal.SIGKILL:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, number)
+                case signal.Signals():
+                    process.send_signal(number)
+            code = process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log = "\n".join(self.log)
+            raise AssertionError(f"the proxy still runs {STOP_SECONDS} s after {number}; it said:\n{log}") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a dead group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if self._reader:
+                self._reader.join(STOP_SECONDS)
+        return code

@@ -1,0 +1,781 @@
+"""A scripted HTTP/1.1 origin on a real socket: what a mirror does, and everything a mirror does wrong.
+
+It has threads of its own (one per connection, blocking sockets, keep-alive), so that it serves processes,
+sync tests and async tests alike. A script is written fluently, also while requests are running:
+
+    origin.body("/noble.img", BODY).stall_at(400_000).headers(etag=None)
+
+Offsets are those of the whole body. A fault at an offset is met by a response that has to send the byte
+there; a range that lies elsewhere is served. `times` limits a fault to the first so many responses that
+meet it (None: all of them), so close_at(n, times=1) lets the request that resumes at n pass; faults of one
+kind follow each other in the order of the script.
+"""
+
+import contextlib
+import email.utils
+import fcntl
+import functools
+import hashlib
+import http
+import random
+import select
+import selectors
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import Self
+
+import anyio.to_thread
+
+PIECE_BYTES = 256 * 1024  # one send; also how far a fault scripted into a running response may come too late
+PATTERN_BLOCK_BYTES = 1024**2
+HEAD_LIMIT_BYTES = 64 * 1024
+GONE_CHECK_SECONDS = 0.05  # a stalled response looks this often whether its client still listens
+FLUSH_SECONDS = 1.0  # a reset lets the bytes before it arrive first; a client that reads none gets it after this time
+
+LAST_MODIFIED = 1_700_000_000  # Unix time; long ago, so that it counts as a strong validator (RFC 9110 §8.8.2.2)
+GENERATION_SECONDS = 24 * 3600  # by which each generation is younger than the one before
+
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".json": "application/json",
+    ".yaml": "application/yaml",
+    ".gz": "application/gzip",
+    ".xz": "application/x-xz",
+}
+NOT_FOUND = b"<!doctype html><title>404 Not Found</title><h1>Not Found</h1>\n"
+
+
+# Bodies ---------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _pattern_base(seed: int) -> bytes:
+    return random.Random(seed).randbytes(PATTERN_BLOCK_BYTES)
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern_block(seed: int, index: int) -> bytes:
+    # One random block seen through a permutation of the byte values for each index: a wrong offset shows at once,
+    # whether within a block or by whole blocks, at a fifth of the price of fresh random bytes.
+    table = list(range(256))
+    random.Random(seed << 32 | index).shuffle(table)
+    return _pattern_base(seed).translate(bytes(table))
+
+
+def _pattern_pieces(seed: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        index, skip = divmod(start, PATTERN_BLOCK_BYTES)
+        piece = _pattern_block(seed, index)[skip : skip + end - start]
+        start += len(piece)
+        yield piece
+
+
+def pattern_bytes(size: int, seed: int, start: int = 0, end: int | None = None) -> bytes:
+    """Bytes [start, end) of the pattern body of `size` bytes; `end` beyond the body is the body's end."""
+    return b"".join(_pattern_pieces(seed, start, size if end is None else min(end, size)))
+
+
+@functools.lru_cache(maxsize=16)
+def pattern_sha256(size: int, seed: int) -> str:
+    """SHA-256 (hex) of the whole pattern body, in flat memory."""
+    digest = hashlib.sha256()
+    for piece in _pattern_pieces(seed, 0, size):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A body that is made while it is sent, so that its size costs no memory."""
+
+    size: int
+    seed: int
+
+    @property
+    def etag(self) -> str:
+        return f'"pattern-{self.seed}-{self.size}"'
+
+    def read(self, start: int, end: int) -> bytes:
+        return pattern_bytes(self.size, self.seed, start, end)
+
+
+class _Bytes:
+    def __init__(self, body: bytes) -> None:
+        self.size = len(body)
+        self.etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+        self._body = memoryview(body)
+
+    def read(self, start: int, end: int) -> bytes:
+        return bytes(self._body[start:end])
+
+
+Content = Pattern | _Bytes
+
+
+# Script ---------------------------------------------------------------------------------------------------------------
+
+
+class Fault(Enum):
+    """What can go wrong; `_Scripted.value` is the number in brackets."""
+
+    STALL = auto()  # (offset)
+    CLOSE = auto()  # (offset)
+    RESET = auto()  # (offset)
+    CORRUPT = auto()  # (offset)
+    SHORT = auto()  # (bytes)
+    CHUNKED = auto()
+    IGNORE_RANGES = auto()
+    REFUSE_HEAD = auto()  # (status)
+    STATUS = auto()  # (status)
+    THROTTLE = auto()  # (bytes per second)
+    RANGE_OFF = auto()  # (bytes)
+    HOLD_HEADERS = auto()
+
+
+_TRIPS = (Fault.STALL, Fault.CLOSE, Fault.RESET)
+
+
+@dataclass(slots=True)
+class _Scripted:
+    fault: Fault
+    value: int = 0
+    left: int | None = None
+    """Responses it still applies to; None: all."""
+    released: bool = False
+    """A stall that was opened; it never holds anyone again."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def is_live(self) -> bool:
+        return self.left != 0 and not self.released
+
+
+class Resource:
+    """One path: its content and its script. Every method returns the resource."""
+
+    def __init__(self, path: str, content: Content, changed: threading.Condition) -> None:
+        self.path = path
+        self._content = content
+        self._changed = changed
+        self._generation = 0
+        self._overrides: dict[str, str | None] = {}
+        self._script: list[_Scripted] = []
+
+    def headers(self, fields: Mapping[str, str | None] | None = None, /, **more: str | None) -> Self:
+        """Set a field of 200, 206 and 304 answers, or with None leave it out: headers(etag=None, cache_control="...").
+        It stays for later generations too. A response without Content-Length ends with its connection."""
+        with self._changed:
+            for name, value in {**(fields or {}), **more}.items():
+                self._overrides[name.lower().replace("_", "-")] = value
+        return self
+
+    def stall_at(self, offset: int, *, times: int | None = None) -> Self:
+        """Send up to `offset`, then wait for release(); once released it lets everyone pass."""
+        return self._add(Fault.STALL, offset, times)
+
+    def close_at(self, offset: int, *, times: int | None = None) -> Self:
+        """Send up to `offset`, then close the connection."""
+        return self._add(Fault.CLOSE, offset, times)
+
+    def reset_at(self, offset: int, *, times: int | None = None) -> Self:
+        """Send up to `offset`, then break the connection with RST."""
+        return self._add(Fault.RESET, offset, times)
+
+    def short(self, by: int, *, times: int | None = None) -> Self:
+        """Whole answers (200) promise `by` bytes more than there are, and close at the end of the body."""
+        return self._add(Fault.SHORT, by, times)
+
+    def chunked(self, *, times: int | None = None) -> Self:
+        """Send 200 and 206 in chunks, without Content-Length."""
+        return self._add(Fault.CHUNKED, 0, times)
+
+    def chunked_truncated_at(self, offset: int, *, times: int | None = None) -> Self:
+        """Send in chunks up to `offset`, then close without the last chunk."""
+        return self.chunked(times=times).close_at(offset, times=times)
+
+    def ignore_ranges(self, *, times: int | None = None) -> Self:
+        """Answer a Range with 200 and the whole body; take Accept-Ranges out by headers(accept_ranges=None)."""
+        return self._add(Fault.IGNORE_RANGES, 0, times)
+
+    def refuse_head(self, status: int = 405, *, times: int | None = None) -> Self:
+        """Answer HEAD with an error status."""
+        return self._add(Fault.REFUSE_HEAD, status, times)
+
+    def status(
+        self, code: int, headers: Mapping[str, str] | None = None, body: bytes = b"", *, times: int | None = None
+    ) -> Self:
+        """Answer GET and HEAD with this status, these fields and this body."""
+        return self._add(Fault.STATUS, code, times, headers or {}, body)
+
+    def redirect(self, location: str, code: int = 302, *, times: int | None = None) -> Self:
+        """Answer GET and HEAD with a redirect."""
+        return self.status(code, {"Location": location}, times=times)
+
+    def throttle(self, bytes_per_second: int, *, times: int | None = None) -> Self:
+        """Send each body at this rate."""
+        return self._add(Fault.THROTTLE, bytes_per_second, times)
+
+    def corrupt_at(self, offset: int, *, times: int | None = None) -> Self:
+        """Send the byte at `offset` with all its bits flipped."""
+        return self._add(Fault.CORRUPT, offset, times)
+
+    def content_range_off_by(self, count: int, *, times: int | None = None) -> Self:
+        """206 names a range moved by `count` bytes; the body is the one that was asked for."""
+        return self._add(Fault.RANGE_OFF, count, times)
+
+    def delay_headers_until_released(self, *, times: int | None = None) -> Self:
+        """Wait before the status line of GET and HEAD for release()."""
+        return self._add(Fault.HOLD_HEADERS, 0, times)
+
+    def generation(self, body: bytes | Pattern) -> Self:
+        """Put another body in place, with another ETag and Last-Modified; running responses end with the old one."""
+        with self._changed:
+            self._content = body if isinstance(body, Pattern) else _Bytes(body)
+            self._generation += 1
+        return self
+
+    def release(self) -> Self:
+        """Open every stall scripted so far, for the responses that wait there and for those to come."""
+        with self._changed:
+            for item in self._script:
+                item.released = item.released or item.fault in (Fault.STALL, Fault.HOLD_HEADERS)
+            self._changed.notify_all()
+        return self
+
+    def _add(
+        self,
+        fault: Fault,
+        value: int,
+        times: int | None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> Self:
+        with self._changed:
+            self._script.append(_Scripted(fault, value, times, headers=headers or {}, body=body))
+        return self
+
+    def _take(self, fault: Fault, *, start: int = 0, end: int | None = None, look: bool = False) -> _Scripted | None:
+        """The first fault of this kind whose number is in [start, end), used up by one unless we only `look`."""
+        with self._changed:
+            for item in self._script:
+                if item.fault is fault and item.is_live and (end is None or start <= item.value < end):
+                    if item.left is not None and not look:
+                        item.left -= 1
+                    return item
+        return None
+
+    def _next_trip(self, start: int, end: int) -> int:
+        """The first offset in [start, end) where a response stalls or breaks, or `end`."""
+        with self._changed:
+            offsets = [item.value for item in self._script if item.fault in _TRIPS and item.is_live]
+        return min((offset for offset in offsets if start <= offset < end), default=end)
+
+    def _trip(self, offset: int) -> _Scripted | None:
+        """What happens at `offset`, in the order of the script."""
+        with self._changed:
+            for item in self._script:
+                if item.fault in _TRIPS and item.is_live and item.value == offset:
+                    return self._take(item.fault, start=offset, end=offset + 1)
+        return None
+
+    def _corrupted(self, start: int, data: bytes) -> bytes:
+        """What is sent of `data`, the body's bytes from `start`."""
+        with self._changed:
+            for item in self._script:
+                at = item.value - start
+                if item.fault is Fault.CORRUPT and item.is_live and 0 <= at < len(data):
+                    data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+                    item.left = None if item.left is None else item.left - 1
+        return data
+
+    def _shown(self) -> tuple[Content, dict[str, str]]:
+        """The content of now and its fields, without those of one message."""
+        with self._changed:
+            content, modified = self._content, LAST_MODIFIED + self._generation * GENERATION_SECONDS
+            fields: dict[str, str | None] = {
+                "date": email.utils.formatdate(usegmt=True),
+                "content-type": CONTENT_TYPES.get(PurePosixPath(self.path).suffix, "application/octet-stream"),
+                "content-length": str(content.size),
+                "last-modified": email.utils.formatdate(modified, usegmt=True),
+                "etag": content.etag,
+                "accept-ranges": "bytes",
+                **self._overrides,
+            }
+        return content, {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(slots=True)
+class Request:
+    """A request as it arrived, and what became of it; `Origin.log` hands out copies."""
+
+    method: str
+    path: str
+    """The target as sent, with its query."""
+    headers: dict[str, str]
+    """Names lower-case; several lines joined by ", "."""
+    connection: int
+    """Number of the connection it came on, from 1."""
+    status: int = 0
+    """0 until the status line is sent."""
+    bytes_sent: int = 0
+    """Body bytes the kernel has taken, without chunk framing."""
+    completed: bool = False
+    """The answer was sent whole, as its head promised."""
+    ended: bool = False
+    """Nothing more will be sent."""
+
+    @property
+    def range(self) -> str | None:
+        return self.headers.get("range")
+
+    def is_for(self, path: str) -> bool:
+        return path == self.path or path == self.path.partition("?")[0]
+
+    def __str__(self) -> str:
+        end = "completed" if self.completed else "broken off" if self.ended else "running"
+        return f"{self.method} {self.path} range={self.range} -> {self.status}, {self.bytes_sent} bytes, {end}"
+
+
+# Server ---------------------------------------------------------------------------------------------------------------
+
+
+class Origin:
+    """The server. It listens on 127.0.0.1 as soon as it exists; `with` stops it."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._changed = threading.Condition(threading.RLock())
+        self._resources: dict[str, Resource] = {}
+        self._log: list[Request] = []
+        self._stalls: list[Request] = []
+        self._connections: set[_Connection] = set()
+        self._accepted = 0
+        self.port = 0
+        self._accepting: tuple[threading.Thread, socket.socket] | None = None
+        self._listen()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def url(self, path: str = "/") -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}{path}"
+
+    def body(self, path: str, body: bytes) -> Resource:
+        """Serve `body` at `path`, in place of what was there."""
+        return self._place(path, _Bytes(body))
+
+    def pattern(self, path: str, size: int, seed: int = 0) -> Resource:
+        """Serve pattern_bytes(size, seed) at `path`, without holding it in memory."""
+        return self._place(path, Pattern(size, seed))
+
+    def release(self, path: str | None = None) -> None:
+        """Open every stall scripted so far at `path`, or everywhere."""
+        with self._changed:
+            for resource in [self._resources[path]] if path is not None else self._resources.values():
+                resource.release()
+
+    # What happened; a consistent copy at any time, from any thread.
+
+    @property
+    def log(self) -> list[Request]:
+        """Every request so far, in order of arrival."""
+        with self._changed:
+            return [replace(request) for request in self._log]
+
+    @property
+    def requests(self) -> int:
+        """Requests so far, for any path and by any method."""
+        with self._changed:
+            return len(self._log)
+
+    def count(self, path: str, method: str | None = "GET") -> int:
+        """Requests for `path`, with any query unless it has one; None: by any method."""
+        with self._changed:
+            return sum(request.is_for(path) and method in (None, request.method) for request in self._log)
+
+    def bytes_sent(self, path: str) -> int:
+        """Body bytes sent for `path` so far, all responses together."""
+        with self._changed:
+            return sum(request.bytes_sent for request in self._log if request.is_for(path))
+
+    # Waiting for it to happen. The predicate is called with the lock held, whenever something changes.
+
+    def wait_for(self, predicate: Callable[[], object], timeout: float = 10, *, what: str = "a condition") -> None:
+        """Wait until `predicate()` is true; AssertionError with the log after `timeout` seconds."""
+        with self._changed:
+            if self._changed.wait_for(predicate, timeout):
+                return
+            requests = "".join(f"\n  {request}" for request in self._log) or "\n  (none)"
+            stalls = ", ".join(request.path for request in self._stalls) or "none"
+            raise AssertionError(f"origin: waited {timeout} s for {what}\nrequests:{requests}\nstalled: {stalls}")
+
+    def wait_requests(self, n: int, path: str | None = None, timeout: float = 10) -> None:
+        """Wait until `n` requests have arrived, by any method, for `path` or for any."""
+        self.wait_for(
+            lambda: (self.requests if path is None else self.count(path, None)) >= n,
+            timeout,
+            what=f"{n} requests for {path or 'any path'}",
+        )
+
+    def wait_stalled(self, path: str, timeout: float = 10, *, n: int = 1) -> None:
+        """Wait until `n` responses for `path` have sent all before their stall and wait for release()."""
+        self.wait_for(
+            lambda: sum(request.is_for(path) for request in self._stalls) >= n,
+            timeout,
+            what=f"{n} stalled responses for {path}",
+        )
+
+    async def happens(self, predicate: Callable[[], object], timeout: float = 10) -> None:  # noqa: ASYNC109 - as wait_for
+        await anyio.to_thread.run_sync(self.wait_for, predicate, timeout, abandon_on_cancel=True)
+
+    async def requested(self, n: int, path: str | None = None, timeout: float = 10) -> None:  # noqa: ASYNC109
+        await anyio.to_thread.run_sync(self.wait_requests, n, path, timeout, abandon_on_cancel=True)
+
+    async def stalled(self, path: str, timeout: float = 10, *, n: int = 1) -> None:  # noqa: ASYNC109
+        wait = functools.partial(self.wait_stalled, path, timeout, n=n)
+        await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
+
+    # Going away and coming back.
+
+    def cut(self) -> None:
+        """Break every connection now; new ones are welcome."""
+        with self._changed:
+            connections = list(self._connections)
+            for connection in connections:
+                connection.cut()
+            self._changed.notify_all()
+        for connection in connections:
+            connection.thread.join(10)
+            assert not connection.thread.is_alive(), "origin: a connection did not end"
+
+    def stop(self) -> None:
+        """Break every connection and refuse new ones."""
+        if self._accepting:
+            (thread, wake), self._accepting = self._accepting, None
+            wake.close()
+            thread.join()
+        self.cut()
+
+    def restart(self) -> None:
+        """Listen again, on the same port and with the same script."""
+        self.stop()
+        self._listen()
+
+    def _place(self, path: str, content: Content) -> Resource:
+        with self._changed:
+            resource = self._resources[path] = Resource(path, content, self._changed)
+        return resource
+
+    def _find(self, path: str) -> Resource | None:
+        with self._changed:
+            return self._resources.get(path) or self._resources.get(path.partition("?")[0])
+
+    def _listen(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        # accept() on a listener that another thread closes may sleep on; the end of a socket pair wakes it everywhere.
+        wake, woken = socket.socketpair()
+        thread = threading.Thread(target=self._accept, args=(listener, woken), name="origin-accept", daemon=True)
+        self._accepting = thread, wake
+        thread.start()
+
+    def _accept(self, listener: socket.socket, woken: socket.socket) -> None:
+        with listener, woken, selectors.DefaultSelector() as ready:
+            ready.register(listener, selectors.EVENT_READ)
+            ready.register(woken, selectors.EVENT_READ)
+            while all(key.fileobj is listener for key, _ in ready.select()):
+                with contextlib.suppress(BlockingIOError, ConnectionError):  # it left before we came
+                    sock, _ = listener.accept()
+                    sock.setblocking(True)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    with self._changed:
+                        self._accepted += 1
+                        connection = _Connection(self, sock, self._accepted)
+                        self._connections.add(connection)
+                        connection.thread.start()  # under the lock: cut() joins whom it finds
+
+
+class _Broken(Exception):
+    """The script, the client or stop() ends this connection."""
+
+
+class _Connection:
+    """One client connection and its thread."""
+
+    def __init__(self, origin: Origin, sock: socket.socket, number: int) -> None:
+        self._origin = origin
+        self._changed = origin._changed
+        self._sock = sock
+        self._number = number
+        self._received = b""
+        self._is_cut = False
+        self.thread = threading.Thread(target=self._run, name=f"origin-{number}", daemon=True)
+
+    def cut(self) -> None:
+        """Called by another thread, with the lock held: end whatever this connection waits for."""
+        self._is_cut = True
+        with contextlib.suppress(OSError):  # it has ended by itself
+            # The plain shutdown, past TLS: it wakes a blocked send or receive, and says no goodbye.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def _run(self) -> None:
+        try:
+            if self._origin._tls:
+                with self._changed:  # cut() must not meet the socket between its two lives
+                    self._sock = sock = self._origin._tls.wrap_socket(
+                        self._sock, server_side=True, do_handshake_on_connect=False
+                    )
+                sock.do_handshake()
+            while (request := self._receive()) and self._serve(request):
+                pass
+        except (_Broken, OSError):
+            pass  # told by the log: the request is not completed
+        finally:
+            with self._changed:
+                self._sock.close()
+                self._origin._connections.discard(self)
+                self._changed.notify_all()
+
+    def _receive(self) -> Request | None:
+        """The next request, in the log already; None when the client is done."""
+        while b"\r\n\r\n" not in self._received:
+            data = self._sock.recv(HEAD_LIMIT_BYTES)
+            if not data or len(self._received) > HEAD_LIMIT_BYTES:
+                return None
+            self._received += data
+        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        line, *fields = head.decode("latin-1").split("\r\n")
+        if line.count(" ") != 2:
+            return None  # not HTTP: nothing to answer, nothing to log
+        method, path, _version = line.split(" ")
+        headers: dict[str, str] = {}
+        for name, _, value in (text.partition(":") for text in fields):
+            name, value = name.lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        request = Request(method, path, headers, self._number)
+        with self._changed:
+            self._origin._log.append(request)
+            self._changed.notify_all()
+        return request
+
+    def _serve(self, request: Request) -> bool:
+        """Answer; True if the connection can take another request."""
+        try:
+            return self._answer(request) and request.headers.get("connection", "").lower() != "close"
+        finally:
+            with self._changed:
+                request.ended = True
+                self._changed.notify_all()
+
+    def _answer(self, request: Request) -> bool:
+        resource = self._origin._find(request.path)
+        if resource is None:
+            return self._answer_small(request, 404, {"content-type": "text/html; charset=utf-8"}, NOT_FOUND)
+        if held := resource._take(Fault.HOLD_HEADERS):
+            self._stall(request, held)
+        if canned := resource._take(Fault.STATUS):
+            return self._answer_small(request, canned.value, canned.headers, canned.body)
+        if request.method not in ("GET", "HEAD"):
+            self._answer_small(request, 405, {"allow": "GET, HEAD"})
+            return False  # a body may follow, and nobody reads it
+        if request.method == "HEAD" and (refused := resource._take(Fault.REFUSE_HEAD)):
+            return self._answer_small(request, refused.value, {"allow": "GET"})
+
+        content, fields = resource._shown()
+        if _is_not_modified(request.headers, fields):
+            for name in ("content-length", "content-type", "accept-ranges"):
+                fields.pop(name, None)
+            self._send_head(request, 304, fields, is_all=True)
+            return True
+        wanted = _wanted_range(request.headers, fields, content.size) if request.method == "GET" else None
+        if wanted is not None and resource._take(Fault.IGNORE_RANGES):
+            wanted = None
+        if wanted is not None and wanted[0] >= wanted[1]:
+            return self._answer_small(request, 416, {"content-range": f"bytes */{content.size}"})
+
+        status, (start, end) = (200, (0, content.size)) if wanted is None else (206, wanted)
+        is_head = request.method == "HEAD"  # shows what a GET would get, and uses nothing up
+        short = resource._take(Fault.SHORT, look=is_head) if status == 200 else None
+        if wanted is not None:
+            moved = resource._take(Fault.RANGE_OFF)
+            by = moved.value if moved else 0
+            fields["content-range"] = f"bytes {start + by}-{end + by - 1}/{content.size}"
+        if "content-length" in fields and "content-length" not in resource._overrides:
+            fields["content-length"] = str(end - start + (short.value if short else 0))
+        is_chunked = resource._take(Fault.CHUNKED, look=is_head) is not None
+        if is_chunked:
+            fields.pop("content-length", None)
+            fields["transfer-encoding"] = "chunked"
+        if is_head:
+            self._send_head(request, status, fields, is_all=True)
+            return True
+        is_honest = is_chunked or fields.get("content-length", str(end - start)) == str(end - start)
+        self._send_head(request, status, fields, is_all=is_honest and not is_chunked and start == end)
+        self._send_body(request, resource, content, start, end, is_chunked=is_chunked, is_honest=is_honest)
+        return is_honest and (is_chunked or "content-length" in fields)
+
+    def _answer_small(self, request: Request, status: int, headers: Mapping[str, str], body: bytes = b"") -> bool:
+        fields = {"date": email.utils.formatdate(usegmt=True), "content-length": str(len(body))}
+        if status == 304:
+            del fields["content-length"]
+        fields |= {name.lower(): value for name, value in headers.items()}
+        has_body = bool(body) and request.method != "HEAD"
+        self._send_head(request, status, fields, is_all=not has_body)
+        if has_body:
+            self._send(request, body, is_end=True)
+        return True
+
+    def _send_head(self, request: Request, status: int, fields: Mapping[str, str], *, is_all: bool) -> None:
+        lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"]
+        lines += [f"{name.title().replace('Etag', 'ETag')}: {value}" for name, value in fields.items()]
+        with self._changed:
+            request.status = status
+        self._send(request, "\r\n".join([*lines, "", ""]).encode("latin-1"), is_body=False, is_end=is_all)
+
+    def _send_body(
+        self,
+        request: Request,
+        resource: Resource,
+        content: Content,
+        start: int,
+        end: int,
+        *,
+        is_chunked: bool,
+        is_honest: bool,
+    ) -> None:
+        throttle = resource._take(Fault.THROTTLE)
+        piece = max(1, min(PIECE_BYTES, throttle.value // 50)) if throttle else PIECE_BYTES
+        position, began = start, time.monotonic()
+        while position < end:
+            if trip := resource._trip(position):
+                self._break(request, trip)
+                continue  # released; something else may be scripted here
+            stop = min(resource._next_trip(position, end), position + piece)
+            data = resource._corrupted(position, content.read(position, stop))
+            if is_chunked:
+                self._send(request, b"%x\r\n" % len(data), is_body=False)
+            self._send(request, data, is_end=is_honest and not is_chunked and stop == end)
+            if is_chunked:
+                self._send(request, b"\r\n", is_body=False)
+            position = stop
+            if throttle:
+                self._pause(began + (position - start) / throttle.value - time.monotonic())
+        if is_chunked:
+            self._send(request, b"0\r\n\r\n", is_body=False, is_end=True)
+
+    def _send(self, request: Request, data: bytes, *, is_body: bool = True, is_end: bool = False) -> None:
+        """Send and count; with `is_end` the answer is completed by the last of these bytes."""
+        view = memoryview(data)
+        self._sock.setblocking(False)
+        try:
+            while view:
+                # Sent and counted under one lock: who has received a byte finds it counted, and who has received
+                # the last one finds the request completed.
+                with self._changed:
+                    try:
+                        sent = self._sock.send(view)
+                    except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                        sent = 0
+                    view = view[sent:]
+                    request.bytes_sent += sent if is_body else 0
+                    request.completed = request.ended = is_end and not view
+                    self._changed.notify_all()
+                if not sent:
+                    room = select.poll()
+                    room.register(self._sock, select.POLLOUT)
+                    room.poll()  # ended by cut() too
+        finally:
+            self._sock.setblocking(True)
+
+    def _break(self, request: Request, trip: _Scripted) -> None:
+        match trip.fault:
+            case Fault.STALL:
+                self._stall(request, trip)
+            case Fault.RESET:
+                self._flush()
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                raise _Broken
+            case _:
+                raise _Broken
+
+    def _stall(self, request: Request, stall: _Scripted) -> None:
+        with self._changed:
+            self._origin._stalls.append(request)
+            self._changed.notify_all()
+            try:
+                while not stall.released:
+                    self._changed.wait(GONE_CHECK_SECONDS)
+                    if self._is_cut or self._is_client_gone():
+                        raise _Broken
+            finally:
+                self._origin._stalls.remove(request)
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            if self._changed.wait_for(lambda: self._is_cut, max(0, seconds)):
+                raise _Broken
+
+    def _is_client_gone(self) -> bool:
+        """Whether the client has closed; not seen over TLS, where its goodbye is a record to be read first."""
+        try:
+            return socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+
+    def _flush(self) -> None:
+        """Wait until the client's kernel has what was sent: RST throws away the rest."""
+        deadline = time.monotonic() + FLUSH_SECONDS
+        with contextlib.suppress(OSError):  # macOS does not tell; there the bytes before RST may be fewer
+            while time.monotonic() < deadline:
+                (unsent,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))
+                if not unsent:
+                    return
+                self._pause(0.001)
+
+
+def _is_not_modified(asked: Mapping[str, str], fields: Mapping[str, str]) -> bool:
+    """RFC 9110 §13.2.2: If-None-Match by weak comparison; If-Modified-Since only without it."""
+    if "if-none-match" in asked:
+        etags = [etag.strip().removeprefix("W/") for etag in asked["if-none-match"].split(",")]
+        return "*" in etags or ("etag" in fields and fields["etag"].removeprefix("W/") in etags)
+    if "if-modified-since" in asked and "last-modified" in fields:
+        with contextlib.suppress(ValueError):  # not a date: the field is ignored (§13.1.3)
+            since, modified = (
+                email.utils.parsedate_to_datetime(text)
+                for text in (asked["if-modified-since"], fields["last-modified"])
+            )
+            return modified <= since
+    return False
+
+
+def _wanted_range(asked: Mapping[str, str], fields: Mapping[str, str], size: int) -> tuple[int, int] | None:
+    """The half-open range to send, empty if it cannot be had (416); None: the whole body (RFC 9110 §14.2, §13.1.5)."""
+    unit, _, spec = asked.get("range", "").partition("=")
+    first, dash, last = spec.strip().partition("-")
+    if unit.strip().lower() != "bytes" or not dash or not (first + last).isdecimal() or (last and not last.isdecimal()):
+        return None
+    if "if-range" in asked:
+        condition = asked["if-range"]
+        strong = fields.get("etag") if condition.startswith('"') else fields.get("last-modified")
+        if condition != strong:
+            return None
+    if not first:
+        return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(size, int(last) + 1) if last else size

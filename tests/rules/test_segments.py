@@ -1,0 +1,82 @@
+"""The plan of a fill: properties that hold for any state, and the cases that gave it its form."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.rules.extents import Extents
+from proxy.rules.segments import NEAR_BYTES, Plan, Segment, plan
+
+MB = 1024**2
+SIZE = 100 * MB
+
+
+def test_the_first_gap_is_started_when_nothing_runs():
+    assert plan(Extents.from_pairs([(0, MB)]), SIZE, [], [], 4) == Plan(start=((MB, SIZE),))
+    assert plan(Extents.from_pairs([(0, MB), (2 * MB, SIZE)]), SIZE, [], [], 4) == Plan(start=((MB, 2 * MB),))
+
+
+def test_a_reader_close_ahead_waits():
+    main = Segment(10 * MB, SIZE)
+    assert plan(Extents.from_pairs([(0, 10 * MB)]), SIZE, [main], [10 * MB, 10 * MB + NEAR_BYTES], 4) == Plan()
+
+
+def test_a_reader_far_ahead_gets_a_connection():
+    main = Segment(10 * MB, SIZE)
+    assert plan(Extents.from_pairs([(0, 10 * MB)]), SIZE, [main], [60 * MB], 4) == Plan(start=((60 * MB, SIZE),))
+
+
+def test_two_readers_side_by_side_get_one():
+    main = Segment(0, SIZE)
+    assert plan(Extents(), SIZE, [main], [60 * MB, 61 * MB], 4) == Plan(start=((60 * MB, SIZE),))
+
+
+def test_a_new_segment_ends_where_another_begins():
+    running = [Segment(0, 60 * MB), Segment(62 * MB, SIZE)]
+    extents = Extents.from_pairs([(60 * MB, 62 * MB)])
+    assert plan(extents, SIZE, running, [40 * MB], 4) == Plan(start=((40 * MB, 60 * MB),))
+
+
+def test_with_one_connection_a_reader_takes_it_from_nobody_who_waits():
+    main = Segment(10 * MB, SIZE)
+    extents = Extents.from_pairs([(0, 10 * MB)])
+    assert plan(extents, SIZE, [main], [60 * MB], 1) == Plan(start=((60 * MB, SIZE),), cancel=(main,))
+    assert plan(extents, SIZE, [main], [10 * MB, 60 * MB], 1) == Plan()
+
+
+def test_a_reader_of_what_is_there_starts_nothing():
+    assert plan(Extents.from_pairs([(0, SIZE)]), SIZE, [], [5 * MB], 4) == Plan()
+
+
+@st.composite
+def states(draw):
+    """Extents, running segments that do not overlap, waiting offsets and a limit, in megabytes."""
+    cuts = sorted(draw(st.sets(st.integers(0, 100), max_size=12)))
+    spans = list(pairwise(cuts))
+    extents, running = Extents(), []
+    for start, end in spans:
+        kind = draw(st.sampled_from(["there", "running", "gap"]))
+        if kind == "there":
+            extents.add(start * MB, end * MB)
+        elif kind == "running" and len(running) < 4:
+            running.append(Segment(start * MB, end * MB))
+    waiting = draw(st.lists(st.integers(0, 99).map(lambda n: n * MB), max_size=5))
+    return extents, running, waiting, draw(st.integers(max(1, len(running)), 6))
+
+
+@given(states())
+def test_a_plan_keeps_to_its_limit_starts_in_gaps_only_and_never_stands_still(state):
+    extents, running, waiting, limit = state
+    result = plan(extents, SIZE, running, waiting, limit)
+    left = [segment for segment in running if segment not in result.cancel]
+    assert len(left) + len(result.start) <= limit
+    for start, stop in result.start:
+        assert start < stop <= SIZE
+        assert extents.reach(start) == start
+        assert not any(start < segment.offset < stop for segment in left)
+        assert extents.next_start(start) is None or extents.next_start(start) >= stop
+    if extents.gaps(SIZE):
+        assert left or result.start
+    for segment in result.cancel:
+        assert not any(segment.serves(offset) for offset in waiting if extents.reach(offset) == offset)

@@ -1,0 +1,152 @@
+"""Settings: layers, and mistakes that name their place."""
+
+import pytest
+
+from proxy.config import duration, load, size
+from proxy.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv("FETCHONCE_CONFIG", raising=False)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "fetchonce.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("5m", 300), ("2h", 7200), ("30d", 2592000), ("1.5s", 1.5), ("250ms", 0.25), (7, 7)],
+)
+def test_durations(text, seconds):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("64KB", 64_000),
+        ("64KiB", 65_536),
+        ("50GB", 50_000_000_000),
+        ("1.5MB", 1_500_000),
+        ("2g", 2_000_000_000),
+        (7, 7),
+    ],
+)
+def test_sizes(text, count):
+    assert size(text) == count
+
+
+@pytest.mark.parametrize("text", ["soon", "", "-1s", "10 parsecs", True, None])
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match='a duration such as "30s"'):
+        duration(text)
+
+
+@pytest.mark.parametrize("text", ["big", "", "-1", "1XB", True])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match='a size such as "500MB"'):
+        size(text)
+
+
+MISTAKES = {
+    "unknown key": (
+        "[fill]\nretries = 1\nconections = 4\n",
+        3,
+        "fill.conections: unknown key; did you mean connections?",
+    ),
+    "unknown section": ("listen = []\n\n[fills]\nx = 1\n", 3, "fills: unknown key; did you mean fill?"),
+    "wrong type": ("# c\n[fill]\nconnections = 'many'\n", 3, "fill.connections: expected `int`, got `str`"),
+    "out of bounds": ("[fill]\nconnections = 0\n", 2, "fill.connections: expected `int` >= 1"),
+    "duration": ("[fill]\n\nread_timeout = 'soon'\n", 3, "fill.read_timeout: 'soon': expected a duration such as"),
+    "size": ("[server]\nheader_size = 'big'\n", 2, "server.header_size: 'big': expected a size such as"),
+    "choice": ("[fill]\non_abandon = 'weep'\n", 2, "fill.on_abandon: invalid enum value 'weep'"),
+    "mirror's ttl": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['https://a.b/']\n[[mirror]]\nname = 'b'\nttl = 'soon'\nupstreams = []\n",
+        6,
+        "mirror[1].ttl: 'soon': expected a duration",
+    ),
+    "mirror without upstreams": ("[[mirror]]\nname = 'a'\n", 1, "mirror[0]: missing key `upstreams`"),
+    "mirror's name": ("[[mirror]]\nname = 'a.b'\nupstreams = ['https://a.b/']\n", 2, 'mirror[a.b].name: "a.b" cannot'),
+    "mirror's URL": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['ftp://a.b/']\n",
+        3,
+        'mirror[a].upstreams: "ftp://a.b/": exp',
+    ),
+    "pattern": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['https://a.b/']\nmoving = ['(']\n",
+        4,
+        'mirror[a].moving: "(": expected a regular expression',
+    ),
+    "not TOML": ("listen = [\n\nx", 3, "not TOML"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_names_file_line_key_and_what_was_expected(tmp_path, text, line, said):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        load(str(path))
+    assert raised.value.message.startswith(f"{path}:{line}: ")
+    assert said in raised.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load(str(tmp_path / "none.toml"))
+
+
+def test_the_environment_wins_over_the_file_and_options_over_both(tmp_path, monkeypatch):
+    path = write(tmp_path, "[fill]\nconnections = 2\nretries = 2\nread_timeout = '2s'\n")
+    monkeypatch.setenv("FETCHONCE_FILL_RETRIES", "3")
+    monkeypatch.setenv("FETCHONCE_FILL_READ_TIMEOUT", "3s")
+    monkeypatch.setenv("FETCHONCE_LISTEN", "127.0.0.1:1, [::1]:1")
+    settings = load(str(path), {"fill": {"read_timeout": "4s"}})
+    fill = settings.file.fill
+    assert (fill.connections, fill.retries, fill.read_timeout) == (2, 3, 4)
+    assert settings.file.listen == ("127.0.0.1:1", "[::1]:1")
+
+
+def test_a_mistake_in_the_environment_names_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("FETCHONCE_FILL_CONNECTIONS", "many")
+    with pytest.raises(ConfigError, match="^FETCHONCE_FILL_CONNECTIONS: "):
+        load(str(write(tmp_path, "")))
+
+
+def test_mirrors_come_from_the_package_the_files_beside_and_the_options(tmp_path):
+    path = write(tmp_path, "[[mirror]]\nname = 'ubuntu'\nupstreams = ['https://mirror.example/ubuntu']\n")
+    (tmp_path / "mirrors").mkdir()
+    (tmp_path / "mirrors" / "own.toml").write_text("[[mirror]]\nname = 'own'\nupstreams = ['http://own.example']\n")
+    settings = load(str(path), {"mirror": [{"name": "opt", "upstreams": ["http://127.0.0.1:9/"]}]})
+    mirrors = {mirror.name: mirror.upstreams for mirror in settings.mirrors}
+    assert mirrors["ubuntu"] == ("https://mirror.example/ubuntu/",)  # in place of the shipped one
+    assert mirrors["own"] == ("http://own.example/",)
+    assert mirrors["opt"] == ("http://127.0.0.1:9/",)
+    assert "debian" in mirrors
+
+
+def test_shipped_mirrors_can_be_left_out(tmp_path):
+    assert load(str(write(tmp_path, "shipped_mirrors = false\n"))).mirrors == ()
+
+
+def test_the_shipped_file_says_the_defaults(tmp_path):
+    assert load().file == load(str(write(tmp_path, ""))).file
+
+
+def test_the_shipped_file_documents_every_key():
+    import tomllib
+
+    from proxy.config import SHIPPED, File, Section
+
+    document = tomllib.loads((SHIPPED / "fetchonce.toml").read_text())
+    for name in File.__struct_fields__:
+        if name == "mirror":
+            continue
+        default = getattr(File(), name)
+        if isinstance(default, Section):
+            assert set(document[name]) == set(default.__struct_fields__)
+        else:
+            assert name in document

@@ -1,0 +1,292 @@
+"""The cache directory: commit, read, remove, restart, damage; and the right to fill between processes."""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import ConfigError, StoreError
+from proxy.index import Index
+from proxy.rules.entry import Entry, Head
+from proxy.store import Store
+
+BODY = os.urandom(100_000)
+
+
+def key(name):
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def entry_of(name, body, generation="g1", stored_at=1.0):
+    head = Head(headers=(("etag", '"x"'),), length=len(body), generation=generation)
+    digest = hashlib.sha256(body).hexdigest()
+    return Entry(key(name), f"http://a/{name}", "a", head, digest, stored_at=stored_at, validated_at=stored_at)
+
+
+async def put(store, name, body, generation="g1", stored_at=1.0):
+    partial = await store.create(key(name), generation)
+    partial.write(0, memoryview(body))
+    return await store.commit(partial, entry_of(name, body, generation, stored_at))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    @contextlib.asynccontextmanager
+    async def opened():
+        store = Store(tmp_path / "cache")
+        await store.start()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    return opened
+
+
+async def content(store, name):
+    entry = await store.lookup(key(name))
+    if entry is None:
+        return None
+    body = store.body(entry)
+    return os.pread(body.fd, body.length + 1, 0)
+
+
+def files(tmp_path):
+    root = tmp_path / "cache"
+    return sorted(
+        str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and "index" not in path.parts
+    )
+
+
+async def test_what_is_committed_is_read_and_survives_a_restart(opened, tmp_path):
+    async with opened() as store:
+        await put(store, "x", BODY)
+        assert await content(store, "x") == BODY
+    async with opened() as store:
+        assert await content(store, "x") == BODY
+    digest = hashlib.sha256(BODY).hexdigest()
+    assert [name for name in files(tmp_path) if not name.startswith("locks")] == [
+        f"blobs/{digest[:2]}/{digest}",
+        f"blobs/{digest[:2]}/{digest}.{key('x')}.json",
+    ]
+
+
+async def test_the_directory_is_for_its_owner_alone(opened, tmp_path):
+    async with opened() as store:
+        await put(store, "x", BODY)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "cache").rglob("*") if path.is_dir())
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_new_generation_takes_the_place_and_an_old_reader_reads_on(opened, tmp_path):
+    async with opened() as store:
+        old = store.body(await put(store, "x", BODY))
+        await put(store, "x", b"new", "g2", 2.0)
+        assert await content(store, "x") == b"new"
+        assert os.pread(old.fd, len(BODY), 0) == BODY
+        assert len([name for name in files(tmp_path) if name.startswith("blobs")]) == 2
+
+
+async def test_equal_bodies_are_one_blob_that_goes_with_its_last_url(opened, tmp_path):
+    async with opened() as store:
+        await put(store, "x", BODY)
+        await put(store, "y", BODY)
+        blobs = [name for name in files(tmp_path) if name.startswith("blobs") and not name.endswith(".json")]
+        assert len(blobs) == 1
+        await store.remove(key("x"))
+        assert await content(store, "x") is None
+        assert await content(store, "y") == BODY
+        await store.remove(key("y"))
+        assert not [name for name in files(tmp_path) if name.startswith("blobs")]
+
+
+async def test_a_body_of_the_wrong_length_is_not_stored(opened, tmp_path):
+    async with opened() as store:
+        partial = await store.create(key("x"), "g1")
+        partial.write(0, memoryview(BODY[:-1]))
+        with pytest.raises(StoreError, match="instead of 100000"):
+            await store.commit(partial, entry_of("x", BODY))
+        assert await content(store, "x") is None
+
+
+async def test_another_process_sees_what_is_removed_and_replaced(opened):
+    async with opened() as one, opened() as other:
+        await put(one, "x", BODY)
+        assert await content(other, "x") == BODY
+        await put(one, "x", b"new", "g2", 2.0)
+        assert await content(other, "x") == b"new"
+        await one.remove(key("x"))
+        assert await content(other, "x") is None
+
+
+async def test_a_refreshed_entry_is_seen_by_all_and_a_removed_one_does_not_come_back(opened):
+    async with opened() as one, opened() as other:
+        entry = await put(one, "x", BODY)
+        await other.lookup(key("x"))
+        newer = replace(entry, validated_at=9.0)
+        await one.refresh(newer)
+        assert (await other.lookup(key("x"))) == newer
+        await other.remove(key("x"))
+        await one.refresh(replace(entry, validated_at=10.0))
+        assert await one.lookup(key("x")) is None
+
+
+@pytest.mark.parametrize("damage", ["lost", "garbage", "empty", "stale row"])
+async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
+    async with opened() as store:
+        await put(store, "x", BODY)
+        await put(store, "y", b"y")
+    index = tmp_path / "cache" / "index"
+    if damage == "lost":
+        shutil.rmtree(index)
+    elif damage == "garbage":
+        for path in index.iterdir():
+            path.write_bytes(os.urandom(5000))
+    elif damage == "empty":
+        rows = Index(index)
+        for each in list(rows.keys()):
+            rows.remove(each)
+        rows.close()
+    else:
+        rows = Index(index)
+        rows.set(entry_of("z", b"never stored"))
+        rows.close()
+    async with opened() as store:
+        assert await content(store, "x") == BODY
+        assert await content(store, "y") == b"y"
+        assert {record.entry.url for record in await store.records()} == {"http://a/x", "http://a/y"}
+
+
+async def test_a_crash_between_two_generations_leaves_the_newer_one(opened, tmp_path):
+    async with opened() as store:
+        await put(store, "x", BODY)
+        sidecars = {path: path.read_bytes() for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.is_file()}
+        await put(store, "x", b"new", "g2", 2.0)
+    for path, data in sidecars.items():  # the old generation's files are back, as if never removed
+        path.write_bytes(data)
+    async with opened() as store:
+        assert await content(store, "x") == b"new"
+    assert not any(path.exists() for path in sidecars)
+
+
+async def test_a_blob_that_is_cut_short_is_a_miss(opened, tmp_path):
+    async with opened() as store:
+        entry = await put(store, "x", BODY)
+    os.truncate(tmp_path / "cache" / "blobs" / entry.digest[:2] / entry.digest, 10)
+    async with opened() as store:
+        assert await content(store, "x") is None
+
+
+async def test_a_damaged_sidecar_is_a_miss_and_harms_nobody(opened, tmp_path):
+    async with opened() as store:
+        entry = await put(store, "x", BODY)
+        await put(store, "y", b"y")
+    shutil.rmtree(tmp_path / "cache" / "index")
+    (tmp_path / "cache" / "blobs" / entry.digest[:2] / f"{entry.digest}.{entry.key}.json").write_text("{")
+    async with opened() as store:
+        assert await content(store, "x") is None
+        assert await content(store, "y") == b"y"
+
+
+async def test_uses_are_counted_together(opened):
+    async with opened() as one, opened() as other:
+        await put(one, "x", BODY)
+        for store in (one, one, other):
+            store.touch(key("x"), time.time())
+        await other.flush()
+        (record,) = await one.records()
+        assert record.usage.hits == 3
+
+
+async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened, tmp_path):
+    head = Head((("etag", '"x"'),), 1000, "g1")
+    async with opened() as store:
+        partial = await store.create(key("x"), "g1")
+        partial.write(100, memoryview(b"a" * 50))
+        partial.extents.add(100, 150)
+        await store.save(partial, "http://a/x", "a", head)
+        await store.create(key("x"), "orphan")
+        record, again = await store.resume(key("x"))
+        assert (record.head, list(again.extents)) == (head, [(100, 150)])
+        assert again.read(100, 50) == b"a" * 50
+    assert [name for name in files(tmp_path) if name.startswith("partial")] == [
+        f"partial/{key('x')}.g1.json",
+        f"partial/{key('x')}.g1.part",
+    ]
+
+
+async def test_a_partial_shorter_than_it_says_is_not_trusted(opened):
+    async with opened() as store:
+        partial = await store.create(key("x"), "g1")
+        partial.write(0, memoryview(b"a" * 50))
+        partial.extents.add(0, 50)
+        await store.save(partial, "http://a/x", "a", Head((), 1000, "g1"))
+        os.truncate(partial.path, 49)
+        assert await store.resume(key("x")) is None
+
+
+async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
+    async with opened() as store:
+        holder = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()",
+                tmp_path / "cache" / "locks" / "abc",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        holder.stdout.readline()
+        assert store.lock("abc") is None
+        holder.kill()
+        holder.communicate()
+        fd = store.lock("abc")
+        assert fd is not None
+        os.close(fd)
+
+
+async def test_a_read_only_directory_is_told_at_the_start(tmp_path):
+    # Nothing of a real file system is read-only to root.
+    folder = Path("/sys/kernel") if os.geteuid() == 0 else tmp_path / "parent"
+    if not folder.exists():
+        folder.mkdir(mode=0o500)
+    store = Store(folder / "cache")
+    with pytest.raises(ConfigError, match=r"cannot be used: .*(permitted|denied).*--cache-dir"):
+        await store.start()
+    await store.close()
+
+
+async def test_a_directory_that_is_a_file_is_told_at_the_start(tmp_path):
+    (tmp_path / "cache").write_text("")
+    store = Store(tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"cannot be used: .*--cache-dir"):
+        await store.start()
+    await store.close()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["EVIL"],)
+
+
+async def test_nothing_is_unpickled(opened, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
+    async with opened() as store:
+        await put(store, "x", BODY)
+    database = sqlite3.connect(tmp_path / "cache" / "index" / "cache.db")
+    with database:
+        database.execute("UPDATE Cache SET mode = 4, value = ?", (pickle.dumps(Evil()),))
+    database.close()
+    async with opened() as store:
+        assert await content(store, "x") == BODY
+    assert not (tmp_path / "evil").exists()
