@@ -110,7 +110,7 @@ class App:
             method=scope["method"],
             path=target.decode("latin-1"),
             status=exchange.status or "-",
-            bytes=delivery.sent if delivery else 0,
+            bytes=exchange.sent,
             cache=word,
             **({"key": delivery.target.key[:12], "mirror": delivery.target.mirror.name} if delivery else {}),
             ttfb_ms=round(exchange.first_ms) if exchange.first_ms is not None else "-",
@@ -128,11 +128,11 @@ class App:
 class _Exchange:
     """What the access line needs to know of one request."""
 
-    __slots__ = ("_send", "delivery", "error", "first_ms", "is_aborted", "started", "status")
+    __slots__ = ("_send", "delivery", "error", "first_ms", "is_aborted", "sent", "started", "status")
 
     def __init__(self, send: Send, started: float) -> None:
         self._send, self.started = send, started
-        self.status = 0
+        self.status = self.sent = 0
         self.first_ms: float | None = None
         self.delivery: Delivery | None = None
         self.error: ProxyError | None = None
@@ -143,6 +143,8 @@ class _Exchange:
             self.status = message["status"]
             self.first_ms = (time.monotonic() - self.started) * 1000
         await self._send(message)
+        # What the app handed over; a HEAD's or a broken answer's last piece may not have gone all the way.
+        self.sent += message.get("count", 0) + len(message.get("body", b""))
 
 
 def own_path(target: bytes, server: tuple[str, int | None] | None) -> bytes:

@@ -60,10 +60,10 @@ class FillState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Transfer(Segment):
-    """A segment with its thread. `offset` is written by the thread, all else by the loop."""
+    """A segment with its thread. `written` is the thread's, all else the loop's."""
 
-    published: int = 0
-    """Bytes up to here are in the extents."""
+    written: int = 0
+    """Bytes up to here are in the file."""
     is_told: bool = False
     """A call to the loop is on its way."""
     exchange: Exchange | None = None
@@ -256,7 +256,7 @@ class Fill:
                 self._begin(exchange, record.head, partial, ranges=True)
                 log(events, 20, "fill.resumed", key=self.target.key[:12], url=url, at=gap, have=partial.extents.total)
                 stops = [partial.extents.next_start(gap), record.head.length]
-                return Transfer(gap, min(stop for stop in stops if stop is not None), published=gap, exchange=exchange)
+                return Transfer(gap, min(stop for stop in stops if stop is not None), written=gap, exchange=exchange)
             if exchange.status == 200:
                 if saved:
                     await self._store.discard(partial)  # it changed, or ranges are not honoured: a new generation
@@ -323,7 +323,7 @@ class Fill:
                     assert isinstance(transfer, Transfer)
                     self._cancel(transfer)
                 for offset, stop in todo.start:
-                    self._start(Transfer(offset, stop, published=offset))
+                    self._start(Transfer(offset, stop, written=offset))
             await self._attention.wait()
             self._attention.clear()
 
@@ -446,13 +446,13 @@ class Fill:
             room = BUFFER_BYTES if exchange.length is None else min(BUFFER_BYTES, exchange.length)
             buffer = memoryview(bytearray(max(1, room)))
             # The loop may move `stop` down at any time; an overlap would only be written twice.
-            while not transfer.is_cancelled and (transfer.stop is None or transfer.offset < transfer.stop):
-                rest = len(buffer) if transfer.stop is None else transfer.stop - transfer.offset
+            while not transfer.is_cancelled and (transfer.stop is None or transfer.written < transfer.stop):
+                rest = len(buffer) if transfer.stop is None else transfer.stop - transfer.written
                 count = exchange.read_into(buffer[:rest])
                 if not count:
                     return
-                self.partial.write(transfer.offset, buffer[:count])
-                transfer.offset += count
+                self.partial.write(transfer.written, buffer[:count])
+                transfer.written += count
                 if not transfer.is_told:
                     transfer.is_told = True
                     self._loop.call_soon_threadsafe(self._arrived, transfer)
@@ -472,14 +472,14 @@ class Fill:
     def _arrived(self, transfer: Transfer) -> None:
         # The flag first: a write after this line tells again, one before it is seen below.
         transfer.is_told = False
-        offset = transfer.offset
-        if offset == transfer.published:
+        count = transfer.written - transfer.offset
+        if not count:
             return
         extents = self.partial.extents
-        extents.add(transfer.published, offset)
-        self.fetched += offset - transfer.published
-        self._stats.fetched_bytes += offset - transfer.published
-        transfer.published = offset
+        extents.add(transfer.offset, transfer.offset + count)
+        transfer.offset += count
+        self.fetched += count
+        self._stats.fetched_bytes += count
         self._failures = 0
         if self._woken_total == 0 or extents.total - self._woken_total >= WAKE_BYTES:
             self._publish()

@@ -8,12 +8,16 @@ from typing import Any
 
 import click
 
+from .. import log as logs
 from ..errors import ConfigError, ProxyError
 from ..version import VERSION
 
 
 class Commands(click.Group):
     """`serve` where no command is named; ProxyErrors as messages."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        return super().main(*args, **{"prog_name": "fetchonce", **extra})  # also for `python -m proxy`
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h", "--version")):
@@ -38,6 +42,8 @@ def main() -> None:
     In a URL, replace https:// by http://127.0.0.1:8642/. Each URL is fetched once, streamed to everybody who asks while
     it comes, and served from disk afterwards. Without a command: serve.
     """
+    # What a command has to say it says itself; serve sets the level that is configured.
+    logs.set_up("error")
 
 
 from . import config, entries, prefetch, serve, status  # noqa: E402  (they hang themselves into the group)

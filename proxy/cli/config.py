@@ -46,7 +46,7 @@ def show_config(settings: Settings, as_json: bool) -> None:
 
 
 def in_force(settings: Settings) -> dict[str, Any]:
-    whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=lambda value: value)
+    whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_plain)
     whole["cache"]["dir"] = str(settings.cache_dir)
     whole["mirror"] = [
         {
@@ -61,6 +61,11 @@ def in_force(settings: Settings) -> dict[str, Any]:
         for mirror in settings.mirrors
     ]
     return whole
+
+
+def _plain(value: Any) -> int | float:
+    """A Size or Duration as the number it is."""
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _toml(value: Any) -> str:

@@ -60,9 +60,9 @@ def show(settings: Settings, url: str, as_json: bool) -> None:
             for name, text in value:
                 click.echo(f"  {name}: {text}")
         elif key.endswith("_at"):
-            click.echo(f"{key:10} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if value else 'never'}")
+            click.echo(f"{key:13} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if value else 'never'}")
         else:
-            click.echo(f"{key:10} {value}")
+            click.echo(f"{key:13} {value}")
 
 
 @click.command()

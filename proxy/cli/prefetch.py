@@ -41,7 +41,7 @@ from .common import (
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
 
-@click.command()
+@click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
 @click.argument("urls", nargs=-1, required=True, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
 @json_option

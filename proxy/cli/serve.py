@@ -101,11 +101,11 @@ async def run(read_settings: Callable[[], Settings], offline: bool) -> None:
             urls = ",".join(each if each.startswith("unix:") else f"http://{each}" for each in listening)
             log(events, logging.INFO, "server.started", listen=urls, cache_dir=settings.cache_dir)
             await server.run()
+        log(events, logging.INFO, "server.stopped")
     finally:
         for each in sockets:
             each.close()
         await gateway.close()
-        log(events, logging.INFO, "server.stopped")
 
 
 def address_of(listener: socket.socket) -> str:

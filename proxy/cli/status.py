@@ -1,13 +1,12 @@
 """fetchonce status: what the server on the cache directory is doing."""
 
+import contextlib
 import time
 from typing import Any
 
 import click
 import httpx
-from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from ..config import Settings
@@ -36,15 +35,12 @@ def status(settings: Settings, watch: bool, as_json: bool) -> None:
         print_json(read(settings))
         return
     if not watch:
-        Console(width=None).print(drawn(read(settings)))
+        click.echo(drawn(read(settings)))
         return
-    with Live(drawn(read(settings)), refresh_per_second=4) as live:
-        try:
-            while True:
-                time.sleep(WATCH_SECONDS)
-                live.update(drawn(read(settings)))
-        except KeyboardInterrupt:
-            return
+    with Live(Text(drawn(read(settings))), refresh_per_second=4) as live, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(WATCH_SECONDS)
+            live.update(Text(drawn(read(settings))))
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -70,34 +66,26 @@ def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
             total[key] = total.get(key, 0) + value
 
 
-def drawn(whole: dict[str, Any]) -> Group:
+def drawn(whole: dict[str, Any]) -> str:
     if not whole["workers"]:
-        return Group(Text("no server runs on this cache directory; start one with: fetchonce serve"))
+        return "no server runs on this cache directory; start one with: fetchonce serve"
     totals = whole["totals"]
     requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
-    parts: list[Any] = [
-        Text(f"server on {' '.join(whole['workers'][0]['listen'])}, up {age_text(whole['workers'][0]['uptime'])}"),
-        Text(f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})"),
+    lines = [
+        f"server on {' '.join(whole['workers'][0]['listen'])}, up {age_text(whole['workers'][0]['uptime'])}",
+        f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
     ]
-    if not whole["fills"]:
-        return Group(*parts, Text("nothing is being fetched"))
-    table = Table(box=None, pad_edge=False)
-    for name in ("DONE", "RATE", "LEFT", "READERS", "STATE", "URL", "SOURCE"):
-        table.add_column(
-            name, justify="right" if name in ("DONE", "RATE", "LEFT", "READERS") else "left", overflow="fold"
-        )
     for fill in whole["fills"]:
-        of = f" of {size_text(fill['length'])}" if fill["length"] is not None else ""
-        table.add_row(
-            f"{size_text(fill['bytes'])}{of}",
-            f"{size_text(fill['rate'])}/s",
-            age_text(fill["eta"]) if fill["eta"] is not None else "-",
-            str(fill["readers"]),
-            fill["state"],
-            fill["url"],
-            fill["source"] if fill["source"] != fill["url"] else "same",
-        )
-    return Group(*parts, table)
+        done, length = fill["bytes"], fill["length"]
+        of = f" of {size_text(length)} ({done * 100 // length}%)" if length else ""
+        left = f", {age_text(fill['eta'])} left" if fill["eta"] is not None else ""
+        readers = f"{fill['readers']} reader{'s' if fill['readers'] != 1 else ''}"
+        lines += [
+            "",
+            fill["url"] + (f" from {fill['source']}" if fill["source"] != fill["url"] else ""),
+            f"  {fill['state']}: {size_text(done)}{of}, {size_text(fill['rate'])}/s{left}, {readers}",
+        ]
+    return "\n".join(lines if whole["fills"] else [*lines, "nothing is being fetched"])
 
 
 COMMANDS = [status]

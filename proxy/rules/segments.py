@@ -15,18 +15,15 @@ NEAR_BYTES = 4 * 1024**2
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A part of the body on its way: bytes up to `offset` have come, `stop` is where it ends (None: unknown)."""
+    """A part of the body on its way: up to `offset` it is in the extents, `stop` is where it ends (None: unknown)."""
 
     offset: int
     stop: int | None
 
     def serves(self, offset: int) -> bool:
         """Whether a reader waiting at `offset` need only wait for this transfer."""
-        return (
-            self.offset <= offset + 1
-            and offset - self.offset <= NEAR_BYTES
-            and (self.stop is None or offset < self.stop)
-        )
+        is_near = self.offset <= offset <= self.offset + NEAR_BYTES
+        return is_near and (self.stop is None or offset < self.stop)
 
 
 @dataclass(frozen=True, slots=True)
