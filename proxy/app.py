@@ -170,7 +170,7 @@ def _told(error: ProxyError) -> str:
         return "fwd=uri-miss; detail=upstream-failed"
     if isinstance(error, NotInCache):
         return "detail=not-in-cache"
-    return "fwd=request; detail=refused" if isinstance(error, RequestError) else "detail=failed"
+    return "detail=refused" if isinstance(error, RequestError) else "detail=failed"
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

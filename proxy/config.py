@@ -20,7 +20,7 @@ import msgspec
 import platformdirs
 
 from .errors import ConfigError
-from .rules.mirrors import Mirror, is_valid_name
+from .rules.mirrors import Mirror, allowed_host, is_valid_name
 
 SHIPPED = next(
     (path for path in (Path(__file__).parent / "shipped", Path(__file__).parent.parent / "config") if path.is_dir()),
@@ -151,6 +151,9 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         if layer:
             document = _merged(document, layer)
             file = _convert(document, partial(_place, origin))
+
+    for host in file.access.allow_hosts:
+        allowed_host(host)
 
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}

@@ -17,6 +17,9 @@ from .rules.mirrors import Target
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
+ABOUT_THE_BODY = frozenset({"content-encoding", "content-language", "content-length", "content-type"})
+
+
 class Body(Protocol):
     """Bytes of one generation; implemented by StoredBody (whole), Fill (growing) and HeadBody (none)."""
 
@@ -84,11 +87,14 @@ class Delivery:
         verdict = validators.evaluate(self.method, self.headers, head.validator)
         if verdict == 304:
             # RFC 9110 §15.4.5: what would steer a cache; the representation's own fields say nothing new.
-            await self._start(send, 304, [line for line in self._fields() if not line[0].startswith("content-")])
+            fields = [line for line in self._fields() if line[0] not in ABOUT_THE_BODY]
+            await self._start(send, 304, fields)
             await send({"type": "http.response.body"})
             return
         if verdict == 412:
-            raise PreconditionFailed("the precondition does not hold: the stored object is another generation")
+            raise PreconditionFailed(
+                "the precondition does not hold: the stored object is another generation", headers=self.told_fields()
+            )
         asked = field(self.headers, "range") if self.method == "GET" else None
         if asked is None or not validators.if_range(field(self.headers, "if-range"), head.validator):
             await self._whole(send)
@@ -166,8 +172,7 @@ class Delivery:
             fields.append(("etag", etag))
         if length is not None:
             fields.append(("content-length", str(length)))
-        if self.body.length is not None:
-            fields.append(("accept-ranges", "bytes"))
+        fields.append(("accept-ranges", "bytes"))
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
         return [*fields, *self.told_fields(), *more]

@@ -10,7 +10,7 @@ ProxyError                    500
 ├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
-│   └── UpstreamStatus        its own status for 4xx, 429 and 503; 502 for other 5xx
+│   └── UpstreamStatus        its own status for 4xx and 503; 502 for all else
 ├── StoreError                500   ours: the cache directory
 │   └── OutOfSpace            507
 └── ConfigError               (exit 2; never reaches a client)
@@ -19,6 +19,8 @@ ClientGone                    (no ProxyError: there is nobody to answer)
 A message says what happened, which URL, what is kept and what to do; it is shown to people word for word.
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
 """
+
+from typing import Self
 
 
 class ProxyError(Exception):
@@ -29,6 +31,13 @@ class ProxyError(Exception):
         self.message = message
         self.headers = headers
         """Extra response headers, such as Allow or Retry-After."""
+
+    def with_header(self, name: str, value: str) -> Self:
+        """The same error with one more header; others may be holding this one."""
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        other.headers = (*self.headers, (name, value))
+        return other
 
 
 class RequestError(ProxyError):
@@ -76,8 +85,9 @@ class UpstreamStatus(UpstreamError):
     def __init__(self, message: str, upstream_status: int, *, retry_after: str | None = None) -> None:
         super().__init__(message, headers=(("retry-after", retry_after),) if retry_after else ())
         self.upstream_status = upstream_status
-        # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again".
-        self.status = upstream_status if upstream_status < 500 or upstream_status == 503 else 502
+        # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again". A 2xx or 3xx that
+        # we can make nothing of must not become a success of ours.
+        self.status = upstream_status if 400 <= upstream_status < 500 or upstream_status == 503 else 502
 
 
 class StoreError(ProxyError):

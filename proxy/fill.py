@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from .config import FillSection
-from .errors import ProxyError, StoreError, UpstreamError, UpstreamStatus
+from .errors import ProxyError, StoreError, UpstreamError
 from .log import events, log
 from .partial import Partial
 from .rules.entry import Entry, Head, Headers, field, refreshed
@@ -30,7 +30,7 @@ from .rules.segments import Segment, plan
 from .rules.validators import resume_validator
 from .stats import Stats
 from .store import Store
-from .upstream import Exchange, Upstream, status_error
+from .upstream import Exchange, Upstream, first_error, status_error
 
 BUFFER_BYTES = 1024**2
 """One read from the socket and one write to the file, for each running transfer."""
@@ -68,6 +68,8 @@ class Transfer(Segment):
     """A call to the loop is on its way."""
     exchange: Exchange | None = None
     is_cancelled: bool = False
+    cut: tuple["Transfer", int | None] | None = None
+    """The running transfer that was to end where this one begins, and where it would have ended otherwise."""
 
 
 class Fill:
@@ -91,14 +93,14 @@ class Fill:
         """Bytes of the whole body, once known."""
         self.entry: Entry | None = None
         self.error: ProxyError | None = None
-        self.keep = True
-        """Whether the body is stored at the end; not where the answer or every client forbids it."""
+        self.is_wanted = True
+        """Whether any client lets the body be stored (no-store forbids it)."""
         self.source = target.url
         """Where bytes come from, for people."""
         self.fetched = 0
         """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
         self.readers = 0
-        self.started_at = clock()
+        self.started_at = self.answered_at = clock()
         self._stale, self._condition = stale, condition
         self._store, self._upstream, self._settings = store, upstream, settings
         self._threads, self._stats, self._clock = threads, stats, clock
@@ -110,8 +112,8 @@ class Fill:
         self._attention = asyncio.Event()
         self._woken_total = 0
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._has_ranges = False
-        self._limit = settings.connections
+        self._may_jump = False
+        """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
         self._failures = 0
         self._last_error: BaseException | None = None
         self._is_stopped = False
@@ -134,6 +136,11 @@ class Fill:
         return self._partial.extents.total if self._partial else 0
 
     @property
+    def keep(self) -> bool:
+        """Whether the body is stored at the end."""
+        return self.is_wanted and is_storable(self.head)
+
+    @property
     def is_whole(self) -> bool:
         """Every byte is on disk, be it stored already or on its way there."""
         return self.length is not None and self.received == self.length
@@ -141,6 +148,11 @@ class Fill:
     @property
     def is_over(self) -> bool:
         return self.state in (FillState.COMPLETE, FillState.UNCHANGED, FillState.FAILED)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the origin made the answer (RFC 9111 §4.2.3)."""
+        return self.head.age + max(0.0, self._clock() - self.answered_at)
 
     def readable(self, offset: int) -> int:
         """Offset up to which a reader standing at `offset` may read now."""
@@ -162,7 +174,7 @@ class Fill:
             return stop
         self._waiting[offset] += 1
         try:
-            if self._has_ranges and not any(transfer.serves(offset) for transfer in self._running):
+            if self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
                 self._attention.set()
             while (stop := self.readable(offset)) <= offset and offset != self.length:
                 if self.error:
@@ -224,7 +236,7 @@ class Fill:
             raise
 
     async def _ask(self) -> Transfer | None:
-        """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if there is nothing to fetch."""
+        """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if nothing is to fetch."""
         entry = await self._store.lookup(self.target.key)
         if entry and entry != self._stale:
             # Somebody else finished it between our client's look and our having the right to fill.
@@ -260,16 +272,7 @@ class Fill:
             if exchange.status == 200:
                 if saved:
                     await self._store.discard(partial)  # it changed, or ranges are not honoured: a new generation
-                headers = stored_headers(exchange.headers)
-                if field(headers, "date") is None:
-                    headers += (("date", http_date(self._clock())),)  # RFC 9110 §6.6.1
-                head = Head(
-                    headers=headers,
-                    length=exchange.length,
-                    generation=secrets.token_hex(8),
-                    age=float(delta_seconds(field(exchange.headers, "age")) or 0),
-                )
-                self.keep = self.keep and is_storable(head)
+                head = head_of(exchange, self._clock(), secrets.token_hex(8))
                 try:
                     made = await self._store.create(self.target.key, head.generation)
                 except StoreError:
@@ -287,22 +290,18 @@ class Fill:
                 saved, fields = None, self._condition
             errors.append(status_error(exchange))
             exchange.close()
-        answered = [error for error in errors if isinstance(error, UpstreamStatus) and error.upstream_status < 500]
-        raise (answered or errors)[0]
+        raise first_error(errors)
 
     def _begin(self, exchange: Exchange, head: Head, partial: Partial, *, ranges: bool) -> None:
         self.head, self.length, self._partial = head, head.length, partial
-        self.source, self._has_ranges = exchange.final_url, ranges and head.length is not None
+        self.source, self._may_jump = exchange.final_url, ranges and head.length is not None
+        self.answered_at = self._clock()
         self.state = FillState.STREAMING
         self._publish()
 
     async def _unchanged(self, exchange: Exchange) -> None:
         assert self._stale
-        head = replace(
-            self._stale.head,
-            headers=stored_headers(exchange.headers),
-            age=float(delta_seconds(field(exchange.headers, "age")) or 0),
-        )
+        head = head_of(exchange, self._clock(), "")
         exchange.close()
         self.entry = await self._store.refresh(refreshed(self._stale, head, self._clock()))
         self.state = FillState.UNCHANGED
@@ -317,8 +316,9 @@ class Fill:
                 raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
             if not self._running and self._last_error:
                 await self._back_off(self._last_error)
-            if self.length is not None and (self._has_ranges or not self._running):
-                todo = plan(self.partial.extents, self.length, self._running, self._waiting, self._limit)
+            if self.length is not None and (self._may_jump or not self._running):
+                waiting = self._waiting if self._may_jump else ()
+                todo = plan(self.partial.extents, self.length, self._running, waiting, self._settings.connections)
                 for transfer in todo.cancel:
                     assert isinstance(transfer, Transfer)
                     self._cancel(transfer)
@@ -352,7 +352,6 @@ class Fill:
         if not self.keep:
             await self._store.discard(self.partial)
         else:
-            now = self._clock()
             self.head = replace(self.head, length=self.length)
             entry = Entry(
                 key=self.target.key,
@@ -360,8 +359,8 @@ class Fill:
                 mirror=self.target.mirror.name,
                 head=self.head,
                 digest=digest,
-                stored_at=now,
-                validated_at=now,
+                stored_at=self._clock(),
+                validated_at=self.answered_at,
                 pinned=bool(self._stale and self._stale.pinned),
             )
             self.entry = await self._store.commit(self.partial, entry)
@@ -427,6 +426,7 @@ class Fill:
     def _start(self, transfer: Transfer) -> None:
         for other in self._running:
             if other.offset < transfer.offset and (other.stop is None or other.stop > transfer.offset):
+                transfer.cut = other, other.stop
                 other.stop = transfer.offset
         self._running.append(transfer)
         done = self._loop.run_in_executor(self._threads, self._transfer, transfer)
@@ -494,8 +494,10 @@ class Fill:
         elif error is None:
             self.length = transfer.offset if self.length is None else self.length
         else:
-            if isinstance(error, UpstreamStatus) and error.upstream_status in (429, 503):
-                self._limit = 1
+            if transfer.cut and transfer.cut[0].stop == transfer.offset:
+                transfer.cut[0].stop = transfer.cut[1]  # nothing came: the other one does it after all
+            # Whatever the reason, upstream likes one connection better; what runs goes on, and readers wait for it.
+            self._may_jump = False
             self._last_error = error
         self._publish()
         self._attention.set()
@@ -510,6 +512,15 @@ class Fill:
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def head_of(exchange: Exchange, now: float, generation: str) -> Head:
+    """What an answer says, with the Date it must have (RFC 9110 §6.6.1)."""
+    headers = stored_headers(exchange.headers)
+    if field(headers, "date") is None:
+        headers += (("date", http_date(now)),)
+    age = float(delta_seconds(field(exchange.headers, "age")) or 0)
+    return Head(headers, exchange.length, generation, age)
 
 
 def _is_rest(exchange: Exchange, head: Head, offset: int) -> bool:

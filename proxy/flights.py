@@ -53,7 +53,7 @@ class Flights:
         while True:
             fill = self.get(target.key)
             if fill:
-                fill.keep = fill.keep or keep
+                fill.is_wanted = fill.is_wanted or keep
                 return fill, False
             if not (ending := self._tasks.get(target.key)):
                 break
@@ -70,7 +70,7 @@ class Flights:
             stats=self._stats,
             clock=self._clock,
         )
-        fill.keep = keep
+        fill.is_wanted = keep
         self._fills[target.key] = fill
         self._tasks[target.key] = task = asyncio.create_task(self._fly(fill), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
@@ -83,7 +83,8 @@ class Flights:
         )
 
     async def _fly(self, fill: Fill) -> None:
-        while (right := self._store.lock(fill.target.key)) is None:
+        # The kernel tells nobody that a flock is free: it must be looked at.
+        while (right := self._store.lock(fill.target.key)) is None:  # noqa: ASYNC110
             await asyncio.sleep(ELSEWHERE_SECONDS)
         try:
             await fill.run()

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody
 from .errors import ClientGone, NotInCache, UpstreamError, UpstreamStatus
-from .fill import Fill, FillState
+from .fill import Fill, FillState, head_of
 from .flights import Flights
 from .rules import policy
-from .rules.entry import Entry, Head, Headers, field
+from .rules.entry import Entry, Headers
 from .rules.freshness import current_age
-from .rules.headers import delta_seconds, stored_headers
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
 from .store import Store
-from .upstream import status_error
+from .upstream import first_error, status_error
 
 REFUSES_HEAD = frozenset({400, 403, 405, 501})
 """Answers to HEAD that say nothing of GET: not allowed, not implemented, or a URL signed for GET alone."""
@@ -79,7 +78,7 @@ class Gateway:
             case Refuse():
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
-            case Ask(condition):
+            case Ask(condition, why):
                 async with while_connected(request.gone):
                     is_new = entry is None and not self.flights.get(target.key)
                     if request.method == "HEAD" and is_new and (body := await self._ask_head(target)):
@@ -89,7 +88,7 @@ class Gateway:
                     keep = "no-store" not in policy.request_directives(request.headers)
                     fill, is_first = await self.flights.join(target, entry, condition, keep=keep)
                     with fill.attach():
-                        yield await self._from_fill(request, target, entry, fill, is_first)
+                        yield await self._from_fill(request, target, entry, why, fill, is_first)
 
     @contextlib.asynccontextmanager
     async def fetch(self, url: str) -> AsyncIterator[Fill | Entry]:
@@ -112,29 +111,29 @@ class Gateway:
                     yield fill
 
     async def _from_fill(
-        self, request: Request, target: Target, entry: Entry | None, fill: Fill, is_first: bool
+        self, request: Request, target: Target, entry: Entry | None, why: str, fill: Fill, is_first: bool
     ) -> Delivery:
         try:
             await fill.wait_head()
         except UpstreamError as error:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
+            told = f"fwd={why}; " + ("detail=unreachable" if status is None else f"fwd-status={status}")
             if not policy.may_serve_stale(entry, status):
-                raise
+                raise error.with_header("cache-status", f"fetchonce; {told}") from error
             assert entry
-            told = "fwd=stale; detail=unreachable" if status is None else f"fwd=stale; fwd-status={status}"
             return self._stored(request, target, entry, "STALE", told, self.clock())
         if fill.state is FillState.UNCHANGED:
             assert fill.entry
             if entry is None:
                 return self._stored(request, target, fill.entry, "HIT", "hit", self.clock())
-            told = "fwd=stale; fwd-status=304"
+            told = f"fwd={why}; fwd-status=304"
             return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
         if fill.is_whole and fill.keep and not is_first:
-            return Delivery(request.method, request.headers, target, fill, "HIT", "hit", fill.head.age)
-        why = "fwd=stale; fwd-status=200" if entry else "fwd=uri-miss"
-        told = f"{why}; {'collapsed' if not is_first else 'stored' if fill.keep else 'stored=?0'}"
+            return Delivery(request.method, request.headers, target, fill, "HIT", "hit", fill.age)
+        told = f"fwd={why}" if entry is None else f"fwd={why}; fwd-status=200"
+        told += "; collapsed" if not is_first else "; stored" if fill.keep else "; stored=?0"
         word = "MISS" if is_first else "FOLLOW"
-        return Delivery(request.method, request.headers, target, fill, word, told, fill.head.age)
+        return Delivery(request.method, request.headers, target, fill, word, told, fill.age)
 
     def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
         self.store.touch(entry.key, now)
@@ -152,12 +151,11 @@ class Gateway:
                 continue
             exchange.close()
             if exchange.status == 200:
-                age = float(delta_seconds(field(exchange.headers, "age")) or 0)
-                return HeadBody(Head(stored_headers(exchange.headers), exchange.length, generation="", age=age))
+                return HeadBody(head_of(exchange, self.clock(), ""))
             if exchange.status in REFUSES_HEAD:
                 return None
             errors.append(status_error(exchange))
-        raise errors[0]
+        raise first_error(errors)
 
 
 @contextlib.asynccontextmanager

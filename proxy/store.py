@@ -155,6 +155,7 @@ class Store:
             os.rename(self.index_dir, aside)
             self._index = Index(self.index_dir)
             self._reconcile()
+        self._sweep()
 
     def _reconcile(self) -> None:
         """Make the index say what the sidecars say; a crash between the two leaves either one behind."""
@@ -178,6 +179,14 @@ class Store:
                         self._drop_files(entry)
             elif key in keys:
                 self._index.remove(key)
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed left of its fills and nobody can go on with."""
+        for key in {path.name.split(".")[0] for path in self.partial.glob("*.part")}:
+            right = self.lock(key)
+            if right is not None:
+                partials.load(self.partial, key)
+                os.close(right)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

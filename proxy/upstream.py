@@ -6,6 +6,7 @@ slot then). httpx does request, each hop of a redirect, TLS, proxies and headers
 is read from the socket itself, `recv_into` one buffer: through httpx and h11 it comes at a quarter of the speed.
 """
 
+import http.cookiejar
 import socket
 import ssl
 import threading
@@ -40,6 +41,7 @@ class Upstream:
             proxy=upstream.proxy if upstream.proxy not in ("env", "") else None,
             trust_env=upstream.proxy == "env",
             timeout=httpx.Timeout(fill.read_timeout, connect=fill.connect_timeout, pool=fill.connect_timeout),
+            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),  # none at all
             # Threads bound the number of requests; a second bound here could only make one wait for nothing.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30),
         )
@@ -172,6 +174,11 @@ class Exchange:
         if isinstance(error, (httpx.TimeoutException, TimeoutError)):
             return UpstreamTimeout(f"{self.url} sent nothing for {self._read_timeout:g} s at {of}")
         return UpstreamError(f"{self.url} broke off at {of}: {_cause(error) if error else 'connection closed'}")
+
+
+def first_error(errors: list[UpstreamError]) -> UpstreamError:
+    """Of what several mirrors said, what the client is told: an answer about the object, else the first trouble."""
+    return next((each for each in errors if each.status < 500), errors[0])
 
 
 def status_error(exchange: Exchange) -> UpstreamStatus:

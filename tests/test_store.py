@@ -224,6 +224,19 @@ async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened,
     ]
 
 
+async def test_a_start_sweeps_what_killed_processes_left_but_not_what_runs(opened, tmp_path):
+    async with opened() as one:
+        for name in ("dead", "running"):
+            await one.create(key(name), "g1")
+        saved = await one.create(key("saved"), "g1")
+        await one.save(saved, "http://a/saved", "a", Head((), 1000, "g1"))
+        right = one.lock(key("running"))
+        async with opened():
+            left = {path.name for path in (tmp_path / "cache" / "partial").glob("*.part")}
+        os.close(right)
+    assert left == {f"{key('running')}.g1.part", f"{key('saved')}.g1.part"}
+
+
 async def test_a_partial_shorter_than_it_says_is_not_trusted(opened):
     async with opened() as store:
         partial = await store.create(key("x"), "g1")
@@ -240,7 +253,7 @@ async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
             [
                 sys.executable,
                 "-c",
-                "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()",
+                "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(flush=True); input()",
                 tmp_path / "cache" / "locks" / "abc",
             ],
             stdin=subprocess.PIPE,

@@ -1,19 +1,23 @@
-"""What the commands share: options, settings, output, and the servers on a cache directory."""
+"""What the commands share: options, settings, URLs, output, and the servers on a cache directory."""
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import httpx
 from rich.filesize import decimal
 
+from ..app import own_path
 from ..config import Settings, load
 from ..errors import ProxyError
+from ..rules.mirrors import MirrorTable, Target
 from ..store import Store
 
 
@@ -34,6 +38,31 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_settings
 
 
+def url_text(argument: str) -> str:
+    """The type of URL arguments. Bytes that are no text become a backslash's escape, which the mirrors refuse."""
+    return argument.encode(errors="backslashreplace").decode()
+
+
+def resolved(settings: Settings, url: str) -> Target:
+    """The object `url` means, in any spelling. Raises RequestError, UnknownMirror."""
+    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, addresses(settings)))
+
+
+def bare(url: str, own: Sequence[str]) -> str:
+    """`url` without our own address before it: what `fetchonce url` prints names the object it was made of."""
+    target = url.encode()
+    for address in own:
+        host, _, port = address.rpartition(":")
+        target = own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
+    return target.decode()
+
+
+def addresses(settings: Settings) -> list[str]:
+    """HOST:PORT of the servers that run on the cache directory, then of the configuration."""
+    running = [address for listen in running_servers(settings.cache_dir) for address in listen]
+    return [address for address in (*running, *settings.file.listen) if not address.startswith("unix:")]
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -50,6 +79,18 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
             for index, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         click.echo("  ".join([*cells, row[-1]]))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, where transfers may have run.
+
+    Python would first wait for every thread; one that waits for an upstream's answer cannot be woken, and has nothing
+    left to do for us. Everything of ours is closed by now.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def size_text(count: int) -> str:
@@ -81,10 +122,13 @@ async def opened_store(settings: Settings) -> Any:
 def announced(cache_dir: Path, listen: Sequence[str]) -> Iterator[None]:
     """Tell the other commands that this process serves `cache_dir`: a locked file, void with the process."""
     path = cache_dir / "locks" / f"server.{os.getpid()}"
-    with open(path, "w") as file:
+    unseen = path.with_name(f".{path.name}")
+    with open(unseen, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         json.dump({"pid": os.getpid(), "listen": list(listen)}, file)
         file.flush()
+        # Named only now: a file that is not locked yet would be taken for a dead server's, and removed.
+        unseen.rename(path)
         try:
             yield
         finally:

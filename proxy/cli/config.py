@@ -1,5 +1,6 @@
 """fetchonce config: is the configuration right, and what is in force."""
 
+import json
 from typing import Any
 
 import click
@@ -14,14 +15,19 @@ def config() -> None:
     """Check or show the configuration."""
 
 
-@config.command()
+@config.command(short_help="Say whether the configuration is right.")
+@json_option
 @settings_options
-def check(settings: Settings) -> None:
+def check(settings: Settings, as_json: bool) -> None:
     """Exit 0 if the configuration is right; else say which file, line and key is not, and what was expected."""
-    click.echo(f"{settings.sources[0]}: ok, {len(settings.mirrors)} mirrors from {len(settings.sources)} files")
+    if as_json:
+        print_json({"file": settings.sources[0], "sources": settings.sources, "mirrors": len(settings.mirrors)})
+    else:
+        mirrors = _counted(len(settings.mirrors), "mirror")
+        click.echo(f"{settings.sources[0]}: ok, {mirrors} from {_counted(len(settings.sources), 'file')}")
 
 
-@config.command(name="show")
+@config.command(name="show", short_help="Print what is in force.")
 @json_option
 @settings_options
 def show_config(settings: Settings, as_json: bool) -> None:
@@ -30,7 +36,7 @@ def show_config(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json(whole)
         return
-    click.echo("# from " + ", ".join(settings.sources[:1]) + f" and {len(settings.sources) - 1} mirror files")
+    click.echo(f"# from {settings.sources[0]} and {_counted(len(settings.sources) - 1, 'mirror file')}")
     for key, value in whole.items():
         if not isinstance(value, dict | list) or key == "listen":
             click.echo(f"{key} = {_toml(value)}")
@@ -72,14 +78,16 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return (
-            f"'{value}'"
-            if "\\" in value and "'" not in value
-            else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        )
+        # A regular expression reads best as a literal string; JSON's escapes are TOML's.
+        is_literal = "\\" in value and "'" not in value and value.isprintable()
+        return f"'{value}'" if is_literal else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 COMMANDS = [config]

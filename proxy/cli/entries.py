@@ -1,6 +1,7 @@
 """fetchonce ls, show, rm, url: what is in the cache. With and without a running server, on the cache directory."""
 
 import asyncio
+import os
 import sys
 import time
 from fnmatch import fnmatchcase
@@ -11,9 +12,21 @@ import click
 
 from ..config import Settings
 from ..partial import PartialRecord
-from ..rules.mirrors import MirrorTable, proxied_path
-from ..store import Record
-from .common import age_text, json_option, opened_store, print_json, settings_options, size_text, table
+from ..rules.mirrors import proxied_path
+from ..store import Record, Store
+from .common import (
+    addresses,
+    age_text,
+    bare,
+    json_option,
+    opened_store,
+    print_json,
+    resolved,
+    settings_options,
+    size_text,
+    table,
+    url_text,
+)
 
 
 @click.command()
@@ -29,7 +42,9 @@ def ls(settings: Settings, pattern: str | None, as_json: bool) -> None:
     if as_json:
         print_json(objects)
     elif not objects:
-        click.echo("nothing is stored yet" if pattern is None else "nothing stored matches", err=True)
+        where = f"in {settings.cache_dir}"
+        said = f"nothing is stored {where} yet" if pattern is None else f"nothing stored {where} matches {pattern}"
+        click.echo(said, err=True)
     else:
         now = time.time()
         rows = [("SIZE", "AGE", "USED", "HITS", "STATE", "URL")]
@@ -42,15 +57,16 @@ def ls(settings: Settings, pattern: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("url")
+@click.argument("url", type=url_text)
 @json_option
 @settings_options
 def show(settings: Settings, url: str, as_json: bool) -> None:
     """Tell all about one stored URL, in any spelling."""
-    target = MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(url.encode())
-    found = [each for each in asyncio.run(read(settings)) if each["key"] == target.key]
+    objects = asyncio.run(read(settings))
+    key, name = meant(settings, objects, url)
+    found = [each for each in objects if each["key"] == key]
     if not found:
-        click.echo(f"{target.url} is not stored", err=True)
+        click.echo(f"{name} is not stored", err=True)
         sys.exit(1)
     if as_json:
         print_json(found[0])
@@ -61,51 +77,87 @@ def show(settings: Settings, url: str, as_json: bool) -> None:
                 click.echo(f"  {name}: {text}")
         elif key.endswith("_at"):
             click.echo(f"{key:13} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value)) if value else 'never'}")
+        elif isinstance(value, bool):
+            click.echo(f"{key:13} {'yes' if value else 'no'}")
         else:
-            click.echo(f"{key:13} {value}")
+            click.echo(f"{key:13} {'-' if value is None else value}")
 
 
 @click.command()
-@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
+@json_option
 @settings_options
-def rm(settings: Settings, urls: tuple[str, ...]) -> None:
+def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
     """Forget stored URLs, in any spelling. Who is reading one reads it to its end."""
-
-    async def remove() -> list[str]:
-        mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
-        missing = []
-        async with opened_store(settings) as store:
-            for url in urls:
-                target = mirrors.resolve(url.encode())
-                entry = await store.remove(target.key)
-                if entry:
-                    click.echo(f"removed {entry.url} ({size_text(entry.size)})")
-                elif not await store.forget_partial(target.key):
-                    missing.append(target.url)
-                else:
-                    click.echo(f"removed the unfinished {target.url}")
-        return missing
-
-    if missing := asyncio.run(remove()):
-        for url in missing:
-            click.echo(f"{url} is not stored", err=True)
-        sys.exit(1)
+    removed, refused = asyncio.run(remove(settings, urls))
+    if as_json:
+        print_json(removed)
+    else:
+        for each in removed:
+            unfinished = "the unfinished " if each["state"] == "partial" else ""
+            click.echo(f"removed {unfinished}{each['url']} ({size_text(each['size'])})")
+    for why in refused:
+        click.echo(why, err=True)
+    sys.exit(bool(refused))
 
 
 @click.command()
-@click.argument("url")
+@click.argument("url", type=url_text)
+@json_option
 @settings_options
-def url(settings: Settings, url: str) -> None:
+def url(settings: Settings, url: str, as_json: bool) -> None:
     """Print the proxied form of an upstream URL."""
-    target = MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(url.encode())
-    listen = next((each for each in settings.file.listen if not each.startswith("unix:")), "127.0.0.1:8642")
-    click.echo(f"http://{listen}{proxied_path(url if urlsplit(url).scheme in ('http', 'https') else target.url)}")
+    own = addresses(settings)
+    target, upstream = resolved(settings, url), bare(url, own)
+    path = proxied_path(upstream if urlsplit(upstream).scheme in ("http", "https") else target.url)
+    proxied = f"http://{own[0] if own else '127.0.0.1:8642'}{path}"
+    if as_json:
+        print_json({"url": target.url, "mirror": target.mirror.name, "proxied": proxied})
+    else:
+        click.echo(proxied)
 
 
 async def read(settings: Settings) -> list[dict[str, Any]]:
+    """Everything stored, as JSON-ready objects in the order of their URLs."""
+    if not settings.cache_dir.exists():
+        return []  # a look makes no directory
     async with opened_store(settings) as store:
-        entries = [_entry(record) for record in await store.records()]
-        return sorted(entries + [_partial(each) for each in await store.partials()], key=lambda each: each["url"])
+        return await _listed(store)
+
+
+async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was removed, and for each of the other URLs why it was not. Removes nothing if one of them is no URL."""
+    removed, refused = [], []
+    async with opened_store(settings) as store:
+        objects = await _listed(store)
+        for key, name in dict.fromkeys(meant(settings, objects, url) for url in urls):
+            gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
+            if any(gone.values()):
+                removed += [each for each in objects if each["key"] == key and gone[each["state"]]]
+            elif (right := store.lock(key)) is None:
+                refused.append(f"{name} is being fetched right now; remove it once it is stored")
+            else:
+                os.close(right)
+                refused.append(f"{name} is not stored")
+    return removed, refused
+
+
+async def _listed(store: Store) -> list[dict[str, Any]]:
+    objects = [_entry(record) for record in await store.records()]
+    objects += [_partial(record) for record in await store.partials()]
+    return sorted(objects, key=lambda each: each["url"])
+
+
+def meant(settings: Settings, objects: list[dict[str, Any]], url: str) -> tuple[str, str]:
+    """Key and upstream URL of what `url` means. Raises RequestError, UnknownMirror.
+
+    What `ls` prints is found in any case: a server may have had the host from its own --allow or --mirror.
+    """
+    for each in objects:
+        if each["url"] == url:
+            return each["key"], url
+    target = resolved(settings, url)
+    return target.key, target.url
 
 
 def matches(url: str, pattern: str) -> bool:

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 
 import click
@@ -24,25 +23,30 @@ from rich.progress import (
 )
 
 from ..config import Settings
+from ..errors import ProxyError
 from ..gateway import Gateway
 from ..web.prefetch import Progress
 from ..web.prefetch import prefetch as fetch
 from .common import (
+    addresses,
     age_text,
     as_proxy_errors,
+    bare,
     client_of,
     json_option,
+    leave,
     print_json,
     running_servers,
     settings_options,
     size_text,
+    url_text,
 )
 
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
 
 @click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
-@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
 @json_option
 @settings_options
@@ -52,13 +56,24 @@ def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool
     What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
     that its clients share it.
     """
-    results = asyncio.run(run(settings, list(dict.fromkeys(urls)), jobs, quiet=as_json))
+    servers = running_servers(settings.cache_dir)
+    try:
+        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, quiet=as_json))
+    except KeyboardInterrupt:
+        kept = "the server goes on fetching" if servers else "what came is kept, and the next prefetch goes on with it"
+        click.echo(f"stopped; {kept}", err=True)
+        leave(130)
     if as_json:
         print_json(results)
-    sys.exit(any(result["state"] == "failed" for result in results))
+    # What may not be stored is fetched, and yet not in.
+    leave(any(result["digest"] is None for result in results))
 
 
-async def run(settings: Settings, urls: list[str], jobs: int, *, quiet: bool) -> list[Progress]:
+async def run(
+    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, *, quiet: bool
+) -> list[Progress]:
+    """The last step of each URL, in their order. Raises no ProxyError for a single one."""
+    own = addresses(settings)
     places = asyncio.Semaphore(jobs)
     console = Console(stderr=True)
     bars = Bars(
@@ -82,8 +97,9 @@ async def run(settings: Settings, urls: list[str], jobs: int, *, quiet: bool) ->
             started = time.monotonic()
             bar: TaskID | None = None
             step: Progress | None = None
-            async with aclosing(steps(url)) as stream:
+            async with aclosing(steps(bare(url, own))) as stream:
                 async for step in stream:
+                    step["url"] = url
                     if bar is None and step["state"] in ("asking", "streaming"):
                         bar = bars.add_task(url.rpartition("/")[2] or url, total=None)
                         if bars.disable:
@@ -95,29 +111,17 @@ async def run(settings: Settings, urls: list[str], jobs: int, *, quiet: bool) ->
             say(_told(step, time.monotonic() - started))
             return step
 
-    async with _steps(settings) as steps:
+    async with _steps(settings, servers) as steps:
         with bars:
             return await asyncio.gather(*(one(url, steps) for url in urls))
 
 
 @asynccontextmanager
-async def _steps(settings: Settings) -> AsyncIterator[Steps]:
-    """How to fetch one URL: by the server that lives on the cache directory, else in this process."""
-    servers = running_servers(settings.cache_dir)
+async def _steps(settings: Settings, servers: list[list[str]]) -> AsyncIterator[Steps]:
+    """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
         async with client_of(servers[0], httpx.AsyncClient) as client:
-
-            async def through_server(url: str) -> AsyncGenerator[Progress]:
-                with as_proxy_errors(servers[0][0]):
-                    async with client.stream("POST", "/-/api/prefetch", json={"url": url}) as response:
-                        if response.status_code != 200:
-                            await response.aread()
-                            yield {**_nothing(url), "state": "failed", "message": response.text}
-                            return
-                        async for line in response.aiter_lines():
-                            yield json.loads(line)
-
-            yield through_server
+            yield partial(_through_server, client, servers[0][0])
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()
@@ -125,6 +129,23 @@ async def _steps(settings: Settings) -> AsyncIterator[Steps]:
         yield partial(fetch, gateway)
     finally:
         await gateway.close()
+
+
+async def _through_server(client: httpx.AsyncClient, address: str, url: str) -> AsyncGenerator[Progress]:
+    # Until an upstream answers nothing comes; how long that may take is the server's to judge.
+    patience = httpx.Timeout(10, read=None)
+    try:
+        with as_proxy_errors(address):
+            async with client.stream("POST", "/-/api/prefetch", json={"url": url}, timeout=patience) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise ProxyError(f"the server on {address} answered {response.status_code}: {response.text}")
+                # A server that goes away leaves out the last step, and that says it.
+                with suppress(httpx.ReadError, httpx.RemoteProtocolError):
+                    async for line in response.aiter_lines():
+                        yield json.loads(line)
+    except ProxyError as error:
+        yield {**_nothing(url), "state": "failed", "message": error.message}
 
 
 def _nothing(url: str) -> Progress:

@@ -1,6 +1,7 @@
 """fetchonce serve"""
 
 import asyncio
+import ipaddress
 import logging
 import signal
 import socket
@@ -18,7 +19,7 @@ from ..errors import ConfigError
 from ..gateway import Gateway
 from ..log import events, log
 from ..server import Limits, Server, bind
-from .common import announced
+from .common import announced, leave
 
 
 @click.command(short_help="Run the proxy (the default command).")
@@ -50,6 +51,7 @@ def serve(
         overrides["access"] = {"allow_hosts": list(allow)}
     overrides["mirror"] = [mirror_table(text) for text in mirror]
     asyncio.run(run(partial(load, config, overrides), offline))
+    leave(0)
 
 
 def mirror_table(text: str) -> dict[str, Any]:
@@ -86,26 +88,31 @@ async def run(read_settings: Callable[[], Settings], offline: bool) -> None:
         def reload() -> None:
             try:
                 fresh = read_settings()
+                gateway.reload(fresh)
             except ConfigError as error:
                 log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
                 return
             if (fresh.file.listen, fresh.cache_dir) != (settings.file.listen, settings.cache_dir):
                 log(events, logging.WARNING, "config.needs_restart", keys="listen, cache.dir")
             logs.set_up(fresh.file.log.level)
-            gateway.reload(fresh)
+            logs.access.disabled = not fresh.file.log.access
             log(events, logging.INFO, "config.reloaded", mirrors=len(fresh.mirrors))
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # The server's own handlers come with it; whoever reads that we started may send one before.
+            loop.add_signal_handler(number, server.stop)
         listening = [address_of(each) for each in sockets]
         with announced(settings.cache_dir, listening):
             urls = ",".join(each if each.startswith("unix:") else f"http://{each}" for each in listening)
             log(events, logging.INFO, "server.started", listen=urls, cache_dir=settings.cache_dir)
             await server.run()
-        log(events, logging.INFO, "server.stopped")
     finally:
         for each in sockets:
             each.close()
         await gateway.close()
+    log(events, logging.INFO, "server.stopped")
 
 
 def address_of(listener: socket.socket) -> str:
@@ -118,8 +125,13 @@ def address_of(listener: socket.socket) -> str:
 def refuse_network(address: str) -> None:
     """There is no access control yet, so only this machine may reach us."""
     host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or host == "localhost" or host == "::1" or host.startswith("127."):
-        return
+    if address.startswith("unix:") or not host or host == "localhost":
+        return  # of an address without a host, bind says what is wrong
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass  # a name; whatever it means today, tomorrow it may be another address
     raise ConfigError(
         f"{address} is reachable from the network, and fetchonce has no access control yet: "
         "listen on 127.0.0.1, [::1] or unix:PATH"

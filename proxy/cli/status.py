@@ -31,13 +31,15 @@ WATCH_SECONDS = 0.5
 @settings_options
 def status(settings: Settings, watch: bool, as_json: bool) -> None:
     """Show running fills: bytes, rate, time left, readers, source."""
+    if as_json and watch:
+        raise click.UsageError("--watch is for people; without it --json prints one object")
     if as_json:
         print_json(read(settings))
         return
     if not watch:
         click.echo(drawn(read(settings)))
         return
-    with Live(Text(drawn(read(settings))), refresh_per_second=4) as live, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), Live(Text(drawn(read(settings))), refresh_per_second=4) as live:
         while True:
             time.sleep(WATCH_SECONDS)
             live.update(Text(drawn(read(settings))))
@@ -72,7 +74,7 @@ def drawn(whole: dict[str, Any]) -> str:
     totals = whole["totals"]
     requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
     lines = [
-        f"server on {' '.join(whole['workers'][0]['listen'])}, up {age_text(whole['workers'][0]['uptime'])}",
+        *(f"server on {' '.join(each['listen'])}, up {age_text(each['uptime'])}" for each in whole["workers"]),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
     ]
     for fill in whole["fills"]:

@@ -37,7 +37,7 @@ class Head:
     length: int | None
     """Body bytes; None while upstream has not said (chunked) and the end is not reached."""
     generation: str
-    """Random name of this body; also the ETag where upstream sends none."""
+    """Random name of this body; also the ETag where upstream sends none. Empty where there is no body (HEAD)."""
     age: float = 0.0
     """Seconds of Age upstream reported (RFC 9111 §5.1)."""
 
@@ -45,7 +45,7 @@ class Head:
     def validator(self) -> Validator:
         """The validator to show clients: upstream's own ETag, else a strong one bound to the generation."""
         return Validator(
-            etag=field(self.headers, "etag") or f'"fetchonce-{self.generation}"',
+            etag=field(self.headers, "etag") or (f'"fetchonce-{self.generation}"' if self.generation else None),
             last_modified=field(self.headers, "last-modified"),
             date=field(self.headers, "date"),
         )

@@ -22,6 +22,8 @@ class Ask:
     """Ask upstream, on condition that it differs from what we have if we have something."""
 
     condition: Headers = ()
+    why: str = "uri-miss"
+    """The reason by RFC 9211 §2.2: uri-miss, stale, or request where only the client's wish made it so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,9 @@ def decide(headers: Headers, target: Target, entry: Entry | None, *, now: float,
         return Serve() if entry and (offline or is_usable(directives, target, entry, now)) else Refuse()
     if entry is None:
         return Ask()
-    return Serve() if is_usable(directives, target, entry, now) else Ask(condition(entry))
+    if is_usable(directives, target, entry, now):
+        return Serve()
+    return Ask(condition(entry), "request" if is_usable({}, target, entry, now) else "stale")
 
 
 def request_directives(headers: Headers) -> dict[str, str | None]:

@@ -76,31 +76,50 @@ FRESH = {"cache_control": "max-age=60"}
     ("request_headers", "mirror", "fields", "age", "decision"),
     [
         pytest.param((), {}, FRESH, 60, Serve(), id="4.2-fresh"),
-        pytest.param((), {}, FRESH, 61, Ask(), id="4.2-stale"),
-        pytest.param((), {}, FRESH | {"etag": '"e"'}, 61, Ask((("if-none-match", '"e"'),)), id="4.3.1-etag"),
+        pytest.param((), {}, FRESH, 61, Ask(why="stale"), id="4.2-stale"),
+        pytest.param((), {}, FRESH | {"etag": '"e"'}, 61, Ask((("if-none-match", '"e"'),), "stale"), id="4.3.1-etag"),
         pytest.param(
-            (), {}, FRESH | {"last_modified": DATE}, 61, Ask((("if-modified-since", DATE),)), id="4.3.1-last-modified"
+            (),
+            {},
+            FRESH | {"last_modified": DATE},
+            61,
+            Ask((("if-modified-since", DATE),), "stale"),
+            id="4.3.1-last-modified",
         ),
-        pytest.param((("cache-control", "no-cache"),), {}, FRESH, 1, Ask(), id="5.2.1.4-no-cache"),
-        pytest.param((("pragma", "no-cache"),), {}, FRESH, 1, Ask(), id="5.4-pragma"),
+        pytest.param((("cache-control", "no-cache"),), {}, FRESH, 1, Ask(why="request"), id="5.2.1.4-no-cache"),
+        pytest.param((("pragma", "no-cache"),), {}, FRESH, 1, Ask(why="request"), id="5.4-pragma"),
         pytest.param(
             (("pragma", "no-cache"), ("cache-control", "max-age=9")), {}, FRESH, 1, Serve(), id="5.4-pragma-is-second"
         ),
         pytest.param((("cache-control", "max-age=10"),), {}, FRESH, 10, Serve(), id="5.2.1.1-max-age"),
-        pytest.param((("cache-control", "max-age=10"),), {}, FRESH, 11, Ask(), id="5.2.1.1-max-age-passed"),
-        pytest.param((("cache-control", "max-age=x"),), {}, FRESH, 1, Ask(), id="5.2.1.1-malformed"),
+        pytest.param(
+            (("cache-control", "max-age=10"),), {}, FRESH, 11, Ask(why="request"), id="5.2.1.1-max-age-passed"
+        ),
+        pytest.param((("cache-control", "max-age=x"),), {}, FRESH, 1, Ask(why="request"), id="5.2.1.1-malformed"),
         pytest.param((("cache-control", "only-if-cached"),), {}, FRESH, 60, Serve(), id="5.2.1.7-fresh"),
         pytest.param((("cache-control", "only-if-cached"),), {}, FRESH, 61, Refuse(), id="5.2.1.7-stale"),
         pytest.param((), {"immutable": ("img",)}, {}, 1e9, Serve(), id="mirror-immutable"),
         pytest.param((), {"moving": ("img",), "ttl": 5.0}, FRESH, 5, Serve(), id="mirror-moving-within-ttl"),
-        pytest.param((), {"moving": ("img",), "ttl": 5.0}, FRESH, 6, Ask(), id="mirror-moving-wins-over-max-age"),
         pytest.param(
-            (), {"moving": ("img",), "immutable": ("img",), "ttl": 5.0}, {}, 6, Ask(), id="mirror-moving-wins"
+            (), {"moving": ("img",), "ttl": 5.0}, FRESH, 6, Ask(why="stale"), id="mirror-moving-wins-over-max-age"
         ),
         pytest.param(
-            (("cache-control", "no-cache"),), {"immutable": ("img",)}, {}, 1, Ask(), id="no-cache-wins-over-immutable"
+            (),
+            {"moving": ("img",), "immutable": ("img",), "ttl": 5.0},
+            {},
+            6,
+            Ask(why="stale"),
+            id="mirror-moving-wins",
         ),
-        pytest.param((), {"ttl": 5.0}, {}, 6, Ask(), id="nothing-known-follows-ttl"),
+        pytest.param(
+            (("cache-control", "no-cache"),),
+            {"immutable": ("img",)},
+            {},
+            1,
+            Ask(why="request"),
+            id="no-cache-wins-over-immutable",
+        ),
+        pytest.param((), {"ttl": 5.0}, {}, 6, Ask(why="stale"), id="nothing-known-follows-ttl"),
         pytest.param((), {"ttl": 5.0}, {}, 5, Serve(), id="nothing-known-within-ttl"),
     ],
 )
