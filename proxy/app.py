@@ -40,9 +40,6 @@ class App:
         self._own = own_endpoints(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
         started = time.monotonic()
         target = own_path(scope["raw_target"], scope.get("server"))
         exchange = _Exchange(send, started)
@@ -171,12 +168,3 @@ def _told(error: ProxyError) -> str:
     if isinstance(error, NotInCache):
         return "detail=not-in-cache"
     return "detail=refused" if isinstance(error, RequestError) else "detail=failed"
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    # The house is started before the server and closed after it; there is nothing to do here.
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

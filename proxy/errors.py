@@ -102,5 +102,5 @@ class ConfigError(ProxyError):
     pass
 
 
-class ClientGone(Exception):
-    """The client has left; nobody is there to be told."""
+class ClientGone(OSError):
+    """The client has left; nobody is there to be told. An OSError, as the ASGI specification (2.4) has it."""

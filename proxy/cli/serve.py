@@ -15,10 +15,11 @@ import click
 from .. import log as logs
 from ..app import App
 from ..config import Settings, load
+from ..connection import Limits
 from ..errors import ConfigError
 from ..gateway import Gateway
 from ..log import events, log
-from ..server import Limits, Server, bind
+from ..server import Server, bind
 from .common import announced, leave
 
 
