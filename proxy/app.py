@@ -97,12 +97,13 @@ class App:
         if delivery or error:
             stats.count_request(word)
         stats.sent_bytes += delivery.sent if delivery else 0
-        if not access.isEnabledFor(logging.INFO):
+        level = logging.INFO if delivery or error else logging.DEBUG  # own endpoints: status --watch asks all the time
+        if not access.isEnabledFor(level):
             return
         ms = (time.monotonic() - exchange.started) * 1000
         log(
             access,
-            logging.INFO,
+            level,
             "access",
             method=scope["method"],
             path=target.decode("latin-1"),

@@ -154,6 +154,13 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 
     for host in file.access.allow_hosts:
         allowed_host(host)
+    for key, wrong in (
+        ("ca_bundle", file.upstream.ca_bundle and not Path(file.upstream.ca_bundle).is_file() and "no such file"),
+        ("proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", file.upstream.proxy) and "expected http://HOST:PORT"),
+    ):
+        if wrong:
+            place = f"{main}:{line_of(main, ['upstream', key])}"
+            raise ConfigError(f'{place}: upstream.{key}: "{getattr(file.upstream, key)}": {wrong}')
 
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}

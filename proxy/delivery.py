@@ -4,16 +4,18 @@ A stored file and a running fill are delivered by the same code: a Body says wha
 at an offset may read now. Bytes leave by zero-copy sends of the body's descriptor; nothing is read into memory here.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from .errors import PreconditionFailed, RangeNotSatisfiable
+from .errors import ClientGone, PreconditionFailed, RangeNotSatisfiable
 from .rules import ranges, validators
 from .rules.entry import Head, Headers, field
 from .rules.mirrors import Target
 
+T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
@@ -62,6 +64,39 @@ class HeadBody:
         return nullcontext()
 
 
+class Watch:
+    """Whether the client is still there, for a task that waits for something else.
+
+    Only while it waits is the task woken: a send learns of the departure by itself, and a client may well leave between
+    its last byte and our knowing that it has it.
+    """
+
+    def __init__(self) -> None:
+        self._has_left = False
+        self._waiter: asyncio.Task[Any] | None = None
+
+    def leave(self, _: object) -> None:
+        self._has_left = True
+        if self._waiter:
+            self._waiter.cancel()
+
+    async def wait(self, waiting: Coroutine[Any, Any, T]) -> T:
+        """The result of `waiting`. Raises ClientGone once the client has left."""
+        if self._has_left:
+            waiting.close()
+            raise ClientGone
+        task = self._waiter = asyncio.current_task()
+        assert task
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if self._has_left and task.uncancel() == 0:
+                raise ClientGone from None
+            raise
+        finally:
+            self._waiter = None
+
+
 @dataclass(slots=True)
 class Delivery:
     """A body on its way to one client."""
@@ -77,6 +112,8 @@ class Delivery:
     """The same for the client: parameters of Cache-Status (RFC 9211)."""
     age: float
     """Seconds since the origin made or confirmed it (RFC 9111 §5.1)."""
+    watch: Watch | None = None
+    """Where the body is still coming."""
     status: int = 0
     sent: int = 0
     """Body bytes handed to the kernel."""
@@ -103,7 +140,7 @@ class Delivery:
             await self._whole(send)
             return
         # Without a length there is no telling what a range means: it waits until upstream has said it.
-        length = await self.body.wait_length()
+        length = await self._wait(self.body.wait_length())
         chosen = ranges.select(asked, length)
         if chosen is None:
             await self._whole(send)
@@ -143,7 +180,7 @@ class Delivery:
     async def _bytes(self, send: Send, offset: int, end: int | None) -> None:
         """Bytes from `offset` to `end` (None: to wherever the body ends), as they come."""
         while end is None or offset < end:
-            stop = await self.body.wait_readable(offset)
+            stop = await self._wait(self.body.wait_readable(offset))
             if stop == offset:
                 return
             count = (stop if end is None else min(stop, end)) - offset
@@ -158,6 +195,9 @@ class Delivery:
             )
             offset += count
             self.sent += count
+
+    async def _wait(self, waiting: Coroutine[Any, Any, T]) -> T:
+        return await (self.watch.wait(waiting) if self.watch else waiting)
 
     async def _start(self, send: Send, status: int, fields: list[tuple[str, str]]) -> None:
         self.status = status

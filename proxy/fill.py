@@ -16,7 +16,9 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from logging import INFO, WARNING
 
 from .config import FillSection
 from .errors import ProxyError, StoreError, UpstreamError
@@ -24,22 +26,22 @@ from .log import events, log
 from .partial import Partial
 from .rules.entry import Entry, Head, Headers, field, refreshed
 from .rules.freshness import is_storable
-from .rules.headers import delta_seconds, http_date, stored_headers
 from .rules.mirrors import Target
-from .rules.segments import Segment, plan
+from .rules.segments import plan
 from .rules.validators import resume_validator
 from .stats import Stats
 from .store import Store
+from .transfer import Transfer, head_of, is_rest, open_rest, rest_condition
 from .upstream import Exchange, Upstream, first_error, status_error
 
-BUFFER_BYTES = 1024**2
-"""One read from the socket and one write to the file, for each running transfer."""
 WAKE_BYTES = 1024**2
 """Readers are woken for this much at once: each wake costs a sendfile call for every reader."""
 WAKE_SECONDS = 0.005
 """... or after this long, so that a slow upstream's bytes do not lie about."""
 HASH_BYTES = 8 * 1024**2
 """One step of the hash that trails the watermark; a thread hop each."""
+READ_BYTES = 1024**2
+"""... of which this much is in memory at once."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
@@ -56,20 +58,6 @@ class FillState(enum.Enum):
     """Nothing was to be fetched: `entry` is what we have, confirmed by upstream."""
     FAILED = "failed"
     """`error` says why; bytes that came can still be read."""
-
-
-@dataclass(slots=True, eq=False)
-class Transfer(Segment):
-    """A segment with its thread. `written` is the thread's, all else the loop's."""
-
-    written: int = 0
-    """Bytes up to here are in the file."""
-    is_told: bool = False
-    """A call to the loop is on its way."""
-    exchange: Exchange | None = None
-    is_cancelled: bool = False
-    cut: tuple["Transfer", int | None] | None = None
-    """The running transfer that was to end where this one begins, and where it would have ended otherwise."""
 
 
 class Fill:
@@ -114,9 +102,13 @@ class Fill:
         self._wake_timer: asyncio.TimerHandle | None = None
         self._may_jump = False
         """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
+        self._mirror = 0
+        """Which of the target's URLs answered."""
         self._failures = 0
+        """Transfers that broke since the last byte."""
         self._last_error: BaseException | None = None
-        self._is_stopped = False
+        self.is_stopped = False
+        """Whether it is on its way to its end, and nobody may join."""
 
     # -- for readers --------------------------------------------------------------------------------------------------
 
@@ -212,10 +204,10 @@ class Fill:
 
     def stop(self) -> None:
         """End the fill where it is; what came is kept for the next one, if upstream lets us go on there."""
-        self._is_stopped = True
+        self.is_stopped = True
         self._attention.set()
         for transfer in self._running:
-            self._cancel(transfer)
+            transfer.cancel()
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
@@ -230,8 +222,11 @@ class Fill:
         except ProxyError as error:
             self._fail(error)
             await self._put_away()
+        except asyncio.CancelledError:
+            self._fail(UpstreamError(f"fetching {self.target.url} was stopped"))
+            raise
         except BaseException as error:
-            # A bug, or the loop is being torn down: no reader may be left waiting.
+            # A bug: no reader may be left waiting.
             self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
             raise
 
@@ -243,58 +238,59 @@ class Fill:
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
-        saved = await self._store.resume(self.target.key)
-        if saved and (
-            not saved[1].extents.gaps(saved[0].head.length or 0) or not resume_validator(saved[0].head.headers)
-        ):
-            await self._store.discard(saved[1])
-            saved = None
-        fields = self._condition
-        if saved:
-            record, partial = saved
-            gap = partial.extents.gaps(record.head.length or 0)[0][0]
-            fields = (("range", f"bytes={gap}-"), ("if-range", resume_validator(record.head.headers) or ""))
+        saved = await self._saved()
         errors: list[UpstreamError] = []
-        for url in self.target.urls:
+        for number, url in enumerate(self.target.urls):
+            self._mirror = number
+            gap = saved[1].extents.gaps(saved[0].length or 0)[0] if saved else (0, 0)
             try:
-                exchange = await self._open(url, fields)
+                exchange = await self._open(url, rest_condition(saved[0], gap[0]) if saved else self._condition)
             except UpstreamError as error:
                 errors.append(error)
                 continue
-            if exchange.status == 304 and self._stale and not saved:
+            if exchange.status == 206 and saved and is_rest(exchange, saved[0], gap[0]):
+                self._begin(exchange, *saved)
+                log(events, INFO, "fill.resumed", key=self.target.key[:12], url=url, at=gap[0], have=self.received)
+                return Transfer(*gap, written=gap[0], exchange=exchange)
+            if saved:
+                # It changed, or the question with our offset has no answer: what we had is of no use any more.
+                await self._store.discard(saved[1])
+                saved = None
+                if exchange.status != 200:
+                    exchange.close()
+                    exchange = await self._open(url, self._condition)
+            if exchange.status == 304 and self._stale:
                 await self._unchanged(exchange)
                 return None
-            if exchange.status == 206 and saved and _is_rest(exchange, record.head, gap):
-                self._begin(exchange, record.head, partial, ranges=True)
-                log(events, 20, "fill.resumed", key=self.target.key[:12], url=url, at=gap, have=partial.extents.total)
-                stops = [partial.extents.next_start(gap), record.head.length]
-                return Transfer(gap, min(stop for stop in stops if stop is not None), written=gap, exchange=exchange)
             if exchange.status == 200:
-                if saved:
-                    await self._store.discard(partial)  # it changed, or ranges are not honoured: a new generation
                 head = head_of(exchange, self._clock(), secrets.token_hex(8))
                 try:
-                    made = await self._store.create(self.target.key, head.generation)
+                    self._begin(exchange, head, await self._store.create(self.target.key, head.generation))
                 except StoreError:
                     exchange.close()
                     raise
-                ranges = (
-                    field(exchange.headers, "accept-ranges") == "bytes" and resume_validator(head.headers) is not None
-                )
-                self._begin(exchange, head, made, ranges=ranges)
-                log(events, 20, "fill.started", key=self.target.key[:12], url=url, bytes=head.length)
+                log(events, INFO, "fill.started", key=self.target.key[:12], url=url, bytes=head.length)
                 return Transfer(0, head.length, exchange=exchange)
-            if saved:
-                # Whatever it is, the question without our offset has the answer for the client.
-                await self._store.discard(partial)
-                saved, fields = None, self._condition
             errors.append(status_error(exchange))
             exchange.close()
         raise first_error(errors)
 
-    def _begin(self, exchange: Exchange, head: Head, partial: Partial, *, ranges: bool) -> None:
+    async def _saved(self) -> tuple[Head, Partial] | None:
+        """What an earlier fill left, if upstream can be asked for the rest of it."""
+        saved = await self._store.resume(self.target.key)
+        if saved is None:
+            return None
+        head, partial = saved[0].head, saved[1]
+        if head.length and partial.extents.gaps(head.length) and resume_validator(head.headers):
+            return head, partial
+        await self._store.discard(partial)
+        return None
+
+    def _begin(self, exchange: Exchange, head: Head, partial: Partial) -> None:
         self.head, self.length, self._partial = head, head.length, partial
-        self.source, self._may_jump = exchange.final_url, ranges and head.length is not None
+        self.source = exchange.final_url
+        has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
+        self._may_jump = has_ranges and head.length is not None and resume_validator(head.headers) is not None
         self.answered_at = self._clock()
         self.state = FillState.STREAMING
         self._publish()
@@ -306,13 +302,13 @@ class Fill:
         self.entry = await self._store.refresh(refreshed(self._stale, head, self._clock()))
         self.state = FillState.UNCHANGED
         self._publish()
-        log(events, 20, "fill.unchanged", key=self.target.key[:12], url=exchange.url)
+        log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=exchange.url)
 
     async def _stream(self, first: Transfer) -> None:
         """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
         self._start(first)
         while not self.is_whole:
-            if self._is_stopped:
+            if self.is_stopped:
                 raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
             if not self._running and self._last_error:
                 await self._back_off(self._last_error)
@@ -321,7 +317,7 @@ class Fill:
                 todo = plan(self.partial.extents, self.length, self._running, waiting, self._settings.connections)
                 for transfer in todo.cancel:
                     assert isinstance(transfer, Transfer)
-                    self._cancel(transfer)
+                    transfer.cancel()
                 for offset, stop in todo.start:
                     self._start(Transfer(offset, stop, written=offset))
             await self._attention.wait()
@@ -336,10 +332,10 @@ class Fill:
         if is_hopeless or self._failures > self._settings.retries:
             raise error
         delay = min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1))
-        log(events, 30, "fill.broken", key=self.target.key[:12], error=error, retry_in=delay)
+        log(events, WARNING, "fill.broken", key=self.target.key[:12], error=error, retry_in=delay)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
-                while not self._is_stopped:
+                while not self.is_stopped:
                     await self._attention.wait()
                     self._attention.clear()
         self._last_error = None
@@ -348,6 +344,7 @@ class Fill:
     async def _finish(self) -> None:
         """Every byte is there: hash what is not hashed yet, and store."""
         assert self.length is not None
+        await self._end_transfers()
         digest = await self._hash(self.length)
         if not self.keep:
             await self._store.discard(self.partial)
@@ -367,7 +364,7 @@ class Fill:
         self.state = FillState.COMPLETE
         self._publish()
         seconds = round(self._clock() - self.started_at, 3)
-        log(events, 20, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
+        log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
 
     async def _hash(self, length: int) -> str:
         """SHA-256 of the file, off the loop."""
@@ -375,7 +372,7 @@ class Fill:
 
         def step(start: int, end: int) -> None:
             while start < end:
-                data = self.partial.read(start, min(BUFFER_BYTES, end - start))
+                data = self.partial.read(start, min(READ_BYTES, end - start))
                 if not data:
                     raise StoreError(f"{self.partial.path} lost its end")
                 state.update(data)
@@ -390,15 +387,11 @@ class Fill:
         self.state = FillState.FAILED
         self._publish()
         self._stats.count_fill("failed")
-        log(events, 20 if self._is_stopped else 30, "fill.failed", key=self.target.key[:12], error=error)
+        log(events, INFO if self.is_stopped else WARNING, "fill.failed", key=self.target.key[:12], error=error)
 
     async def _put_away(self) -> None:
         """Of a fill that failed, keep what the next one can go on with."""
-        for transfer in self._running:
-            self._cancel(transfer)
-        while self._running:
-            self._attention.clear()
-            await self._attention.wait()
+        await self._end_transfers()
         if not self._partial:
             return
         try:
@@ -407,7 +400,7 @@ class Fill:
             else:
                 await self._store.discard(self._partial)
         except StoreError as error:
-            log(events, 30, "fill.not_saved", key=self.target.key[:12], error=error)
+            log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
 
     # -- transfers ----------------------------------------------------------------------------------------------------
 
@@ -429,45 +422,20 @@ class Fill:
                 transfer.cut = other, other.stop
                 other.stop = transfer.offset
         self._running.append(transfer)
-        done = self._loop.run_in_executor(self._threads, self._transfer, transfer)
+        # The mirror that answered is asked twice, then the next one, and so on round.
+        url = self.target.urls[(self._mirror + self._failures // 2) % len(self.target.urls)]
+        question = partial(open_rest, self._upstream, url, self.head, transfer)
+        tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
+        done = self._loop.run_in_executor(self._threads, transfer.run, self.partial, question, tell)
         done.add_done_callback(lambda done: self._ended(transfer, done.exception()))
 
-    def _cancel(self, transfer: Transfer) -> None:
-        transfer.is_cancelled = True
-        if transfer.exchange:
-            transfer.exchange.abort()
-
-    def _transfer(self, transfer: Transfer) -> None:
-        """In a thread: socket to buffer to file, until the segment's end."""
-        exchange = transfer.exchange
-        if exchange is None:
-            exchange = transfer.exchange = self._open_range(transfer)
-        with exchange:
-            room = BUFFER_BYTES if exchange.length is None else min(BUFFER_BYTES, exchange.length)
-            buffer = memoryview(bytearray(max(1, room)))
-            # The loop may move `stop` down at any time; an overlap would only be written twice.
-            while not transfer.is_cancelled and (transfer.stop is None or transfer.written < transfer.stop):
-                rest = len(buffer) if transfer.stop is None else transfer.stop - transfer.written
-                count = exchange.read_into(buffer[:rest])
-                if not count:
-                    return
-                self.partial.write(transfer.written, buffer[:count])
-                transfer.written += count
-                if not transfer.is_told:
-                    transfer.is_told = True
-                    self._loop.call_soon_threadsafe(self._arrived, transfer)
-
-    def _open_range(self, transfer: Transfer) -> Exchange:
-        """In a thread: an answer that is exactly the rest of our body from the transfer's offset on."""
-        end = "" if transfer.stop in (None, self.length) else str((transfer.stop or 0) - 1)
-        fields = (("range", f"bytes={transfer.offset}-{end}"), ("if-range", resume_validator(self.head.headers) or ""))
-        exchange = self._upstream.open(self.target.urls[self._failures % len(self.target.urls)], headers=fields)
-        if exchange.status == 206 and _is_rest(exchange, self.head, transfer.offset):
-            return exchange
-        exchange.close()
-        if exchange.status not in (200, 206):
-            raise status_error(exchange)
-        raise UpstreamError(f"{exchange.url} does not go on at byte {transfer.offset}: it changed, or ignores ranges")
+    async def _end_transfers(self) -> None:
+        """Stop what still runs, and wait until no thread writes any more."""
+        for transfer in self._running:
+            transfer.cancel()
+        while self._running:
+            self._attention.clear()
+            await self._attention.wait()
 
     def _arrived(self, transfer: Transfer) -> None:
         # The flag first: a write after this line tells again, one before it is seen below.
@@ -512,27 +480,3 @@ class Fill:
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-
-def head_of(exchange: Exchange, now: float, generation: str) -> Head:
-    """What an answer says, with the Date it must have (RFC 9110 §6.6.1)."""
-    headers = stored_headers(exchange.headers)
-    if field(headers, "date") is None:
-        headers += (("date", http_date(now)),)
-    age = float(delta_seconds(field(exchange.headers, "age")) or 0)
-    return Head(headers, exchange.length, generation, age)
-
-
-def _is_rest(exchange: Exchange, head: Head, offset: int) -> bool:
-    """Whether a 206 carries our body's bytes from `offset` on: same validator, same length, exact Content-Range."""
-    etag, ours = field(exchange.headers, "etag"), field(head.headers, "etag")
-    wanted = f"bytes {offset}-"
-    given = field(exchange.headers, "content-range") or ""
-    span, _, total = given.removeprefix(wanted).partition("/")
-    return (
-        (etag is None or etag == ours)
-        and given.startswith(wanted)
-        and total == str(head.length)
-        and span.isdecimal()
-        and (exchange.length is None or exchange.length == int(span) + 1 - offset)
-    )

@@ -44,9 +44,9 @@ class Flights:
         return tuple(self._fills.values())
 
     def get(self, key: str) -> Fill | None:
-        """The fill of `key` if there is one and it has not ended."""
+        """The fill of `key` that can be joined, if there is one."""
         fill = self._fills.get(key)
-        return None if fill is None or fill.is_over else fill
+        return None if fill is None or fill.is_over or fill.is_stopped else fill
 
     async def join(self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
         """The fill of the target's key, and whether this call began it. `keep`: this client lets the body be stored."""

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from .config import Settings
-from .delivery import Body, Delivery, HeadBody
-from .errors import ClientGone, NotInCache, UpstreamError, UpstreamStatus
-from .fill import Fill, FillState, head_of
+from .delivery import Body, Delivery, HeadBody, Watch
+from .errors import NotInCache, UpstreamError, UpstreamStatus
+from .fill import Fill, FillState
 from .flights import Flights
 from .rules import policy
 from .rules.entry import Entry, Headers
@@ -24,6 +24,7 @@ from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
 from .store import Store
+from .transfer import head_of
 from .upstream import first_error, status_error
 
 REFUSES_HEAD = frozenset({400, 403, 405, 501})
@@ -61,9 +62,9 @@ class Gateway:
 
     def reload(self, settings: Settings) -> None:
         """Take new settings for requests from now on; running ones keep theirs."""
+        self.flights.reload(settings)
         self.settings = settings
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
-        self.flights.reload(settings)
 
     @contextlib.asynccontextmanager
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
@@ -79,16 +80,16 @@ class Gateway:
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask(condition, why):
-                async with while_connected(request.gone):
+                async with while_connected(request.gone) as watch:
                     is_new = entry is None and not self.flights.get(target.key)
-                    if request.method == "HEAD" and is_new and (body := await self._ask_head(target)):
+                    if request.method == "HEAD" and is_new and (body := await watch.wait(self._ask_head(target))):
                         told, age = "fwd=uri-miss", body.head.age
                         yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
                     fill, is_first = await self.flights.join(target, entry, condition, keep=keep)
                     with fill.attach():
-                        yield await self._from_fill(request, target, entry, why, fill, is_first)
+                        yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
 
     @contextlib.asynccontextmanager
     async def fetch(self, url: str) -> AsyncIterator[Fill | Entry]:
@@ -111,10 +112,17 @@ class Gateway:
                     yield fill
 
     async def _from_fill(
-        self, request: Request, target: Target, entry: Entry | None, why: str, fill: Fill, is_first: bool
+        self,
+        request: Request,
+        target: Target,
+        entry: Entry | None,
+        why: str,
+        fill: Fill,
+        is_first: bool,
+        watch: Watch,
     ) -> Delivery:
         try:
-            await fill.wait_head()
+            await watch.wait(fill.wait_head())
         except UpstreamError as error:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
             told = f"fwd={why}; " + ("detail=unreachable" if status is None else f"fwd-status={status}")
@@ -129,11 +137,12 @@ class Gateway:
             told = f"fwd={why}; fwd-status=304"
             return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
         if fill.is_whole and fill.keep and not is_first:
-            return Delivery(request.method, request.headers, target, fill, "HIT", "hit", fill.age)
+            self.store.touch(target.key, self.clock())
+            return Delivery(request.method, request.headers, target, fill, "HIT", "hit", fill.age, watch)
         told = f"fwd={why}" if entry is None else f"fwd={why}; fwd-status=200"
         told += "; collapsed" if not is_first else "; stored" if fill.keep else "; stored=?0"
         word = "MISS" if is_first else "FOLLOW"
-        return Delivery(request.method, request.headers, target, fill, word, told, fill.age)
+        return Delivery(request.method, request.headers, target, fill, word, told, fill.age, watch)
 
     def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
         self.store.touch(entry.key, now)
@@ -159,25 +168,13 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run the block until it ends or the client leaves; then ClientGone is raised out of whatever it waited for."""
-    task = asyncio.current_task()
-    assert task
-    has_left = False
-
-    def leave(_: asyncio.Future[None]) -> None:
-        nonlocal has_left
-        has_left = True
-        task.cancel()
-
+async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[Watch]:
+    """For the block, watch whether the client is there; what waits by the Watch gets ClientGone once it is not."""
+    watch = Watch()
     watcher = asyncio.ensure_future(gone())
-    watcher.add_done_callback(leave)
+    watcher.add_done_callback(watch.leave)
     try:
-        yield
-    except asyncio.CancelledError:
-        if has_left and task.uncancel() == 0:
-            raise ClientGone from None
-        raise
+        yield watch
     finally:
-        watcher.remove_done_callback(leave)
+        watcher.remove_done_callback(watch.leave)
         watcher.cancel()

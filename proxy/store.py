@@ -159,6 +159,10 @@ class Store:
 
     def _reconcile(self) -> None:
         """Make the index say what the sidecars say; a crash between the two leaves either one behind."""
+        with self._exclusively():
+            self._reconcile_now()
+
+    def _reconcile_now(self) -> None:
         keys = set(self._index.keys())
         found: dict[str, list[Path]] = {}
         for path in self._sidecars():

@@ -19,7 +19,7 @@ import httpx
 import truststore
 
 from .config import Settings
-from .errors import UpstreamError, UpstreamStatus, UpstreamTimeout
+from .errors import ConfigError, UpstreamError, UpstreamStatus, UpstreamTimeout
 from .rules.entry import Headers, field
 from .version import VERSION
 
@@ -34,10 +34,16 @@ class Upstream:
 
     def __init__(self, settings: Settings) -> None:
         fill, upstream = settings.file.fill, settings.file.upstream
+        try:
+            trust = (
+                ssl.create_default_context(cafile=upstream.ca_bundle)
+                if upstream.ca_bundle
+                else truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            )
+        except OSError as error:
+            raise ConfigError(f"upstream.ca_bundle: {upstream.ca_bundle}: no certificates in it: {error}") from error
         self._client = httpx.Client(
-            verify=ssl.create_default_context(cafile=upstream.ca_bundle)
-            if upstream.ca_bundle
-            else truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=trust,
             proxy=upstream.proxy if upstream.proxy not in ("env", "") else None,
             trust_env=upstream.proxy == "env",
             timeout=httpx.Timeout(fill.read_timeout, connect=fill.connect_timeout, pool=fill.connect_timeout),

@@ -81,6 +81,8 @@ MISTAKES = {
         4,
         'mirror[a].moving: "(": expected a regular expression',
     ),
+    "no CA bundle": ("[upstream]\nca_bundle = '/none.pem'\n", 2, 'upstream.ca_bundle: "/none.pem": no such file'),
+    "proxy": ("[upstream]\nproxy = 'socks'\n", 2, 'upstream.proxy: "socks": expected http://HOST:PORT'),
     "not TOML": ("listen = [\n\nx", 3, "not TOML"),
 }
 

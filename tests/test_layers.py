@@ -14,7 +14,7 @@ FLOORS = [
     {"gateway"},
     {"flights", "delivery", "outlet"},
     {"fill"},
-    {"store"},
+    {"store", "transfer"},
     {"index", "partial", "upstream"},
     {"config"},
     {"rules"},
