@@ -34,8 +34,8 @@ from .store import Store
 from .transfer import Transfer, head_of, is_rest, open_rest, rest_condition
 from .upstream import Exchange, Upstream, first_error, status_error
 
-WAKE_BYTES = 1024**2
-"""Readers are woken for this much at once: each wake costs a sendfile call for every reader."""
+WAKE_BYTES = 4 * 1024**2
+"""Readers are woken for this much at once: each wake costs every reader a call. 1 MiB made eight readers 8 % slower."""
 WAKE_SECONDS = 0.005
 """... or after this long, so that a slow upstream's bytes do not lie about."""
 HASH_BYTES = 8 * 1024**2

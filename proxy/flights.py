@@ -37,8 +37,8 @@ class Flights:
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
-        self.settings = settings
         self.upstream = Upstream(settings)
+        self.settings = settings
 
     def running(self) -> Iterable[Fill]:
         return tuple(self._fills.values())

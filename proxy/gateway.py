@@ -62,9 +62,9 @@ class Gateway:
 
     def reload(self, settings: Settings) -> None:
         """Take new settings for requests from now on; running ones keep theirs."""
-        self.flights.reload(settings)
-        self.settings = settings
-        self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        self.flights.reload(settings)  # may raise ConfigError too; nothing is swapped before
+        self.settings, self.mirrors = settings, mirrors
 
     @contextlib.asynccontextmanager
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
@@ -127,7 +127,7 @@ class Gateway:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
             told = f"fwd={why}; " + ("detail=unreachable" if status is None else f"fwd-status={status}")
             if not policy.may_serve_stale(entry, status):
-                raise error.with_header("cache-status", f"fetchonce; {told}") from error
+                raise error.with_header("cache-status", f"fetchonce; {told}") from None
             assert entry
             return self._stored(request, target, entry, "STALE", told, self.clock())
         if fill.state is FillState.UNCHANGED:

@@ -104,7 +104,7 @@ class KernelOutlet:
     async def send(self, file: int, offset: int, count: int) -> int:
         """Send up to `count` bytes, at least one; 0 if the file ends here. The transport's buffer must be empty."""
         while True:
-            if self._is_full:
+            if self._is_full and self._fd >= 0:  # it may have been closed while a thread was at it
                 await self._writable()
             elif self._burst >= TURN_BYTES:
                 self._burst = 0
