@@ -13,6 +13,7 @@ from .config import Settings
 from .fill import Fill
 from .log import events, log
 from .rules.entry import Entry, Headers
+from .rules.health import Health
 from .rules.mirrors import Target
 from .stats import Stats
 from .store import Store
@@ -30,6 +31,7 @@ class Flights:
     def __init__(self, store: Store, settings: Settings, stats: Stats, clock: Callable[[], float]) -> None:
         self._store, self._stats, self._clock = store, stats, clock
         self._threads = ThreadPoolExecutor(THREADS, "transfer")
+        self._health = Health()
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.settings = settings
@@ -68,6 +70,7 @@ class Flights:
             settings=self.settings.file.fill,
             threads=self._threads,
             stats=self._stats,
+            health=self._health,
             clock=self._clock,
         )
         fill.is_wanted = keep

@@ -31,7 +31,7 @@ from .errors import ConfigError, StoreError
 from .index import Index, Usage
 from .log import events, log
 from .partial import Partial, PartialRecord, store_error
-from .rules.entry import Entry, Head
+from .rules.entry import Entry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,6 +163,8 @@ class Store:
             self._reconcile_now()
 
     def _reconcile_now(self) -> None:
+        for half_written in self.blobs.glob("??/.*"):
+            half_written.unlink(missing_ok=True)
         keys = set(self._index.keys())
         found: dict[str, list[Path]] = {}
         for path in self._sidecars():
@@ -186,7 +188,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what a process that was killed left of its fills and nobody can go on with."""
-        for key in {path.name.split(".")[0] for path in self.partial.glob("*.part")}:
+        for key in {path.name.lstrip(".").split(".")[0] for path in self.partial.iterdir()}:
             right = self.lock(key)
             if right is not None:
                 partials.load(self.partial, key)
@@ -285,8 +287,8 @@ class Store:
         """The partial of `key` to go on with. Needs the lock of `key`."""
         return await self._do(partials.load, self.partial, key)
 
-    async def save(self, partial: Partial, url: str, mirror: str, head: Head) -> None:
-        await self._do(partial.save, url, mirror, head)
+    async def save(self, partial: Partial, record: PartialRecord) -> None:
+        await self._do(partial.save, record)
 
     async def discard(self, partial: Partial) -> None:
         await self._do(partial.unlink)
