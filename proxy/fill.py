@@ -13,6 +13,7 @@ import contextlib
 import enum
 import hashlib
 import itertools
+import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ READ_BYTES = 1024**2
 """... of which this much is in memory at once."""
 CHECKPOINT_BYTES = 128 * 1024**2
 """So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
+FOLLOW_SECONDS = 0.02
+"""How often another process's fill is looked at: as long as its bytes are late here."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
@@ -107,6 +110,7 @@ class Fill:
         self._threads, self._stats, self._health, self._clock = threads, stats, health, clock
         self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
+        self._former: Partial | None = None
         self._running: list[Transfer] = []
         self._waiting: Counter[int] = Counter()
         self._changed = asyncio.Event()
@@ -126,6 +130,8 @@ class Fill:
         self._saving: asyncio.Future[None] | None = None
         self._checkpointed = 0
         """Bytes that survive a power cut."""
+        self.is_following = False
+        """Whether another process began it: what came is its work."""
         self.is_stopped = False
         """Whether it is on its way to its end, and nobody may join."""
 
@@ -230,9 +236,32 @@ class Fill:
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
+    async def _follow(self) -> int:
+        """Wait for the right to fill, and read along with the process that has it. Returns the right's descriptor.
+
+        The kernel gives the right free when that process ends, however it ends, and tells nobody: it must be looked at.
+        """
+        while (right := self._store.lock(self.target.key)) is None:
+            if self.is_stopped:
+                raise UpstreamError(f"following the fetch of {self.target.url} was stopped")
+            if self._partial:
+                if self._partial.catch_up():
+                    self._publish()
+            elif found := await self._store.peek(self.target.key):
+                record, self._partial = found
+                self.head, self.length = record.head, record.head.length
+                self.source, self.is_following = f"another process, from {record.source}", True
+                self.state = FillState.STREAMING
+                self._publish()
+                log(events, INFO, "fill.follows", key=self.target.key[:12], have=self.received)
+            await asyncio.sleep(FOLLOW_SECONDS)
+        return right
+
     async def run(self) -> None:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
+        right = -1
         try:
+            right = await self._follow()
             first = await self._ask()
             if self.state is FillState.STREAMING:
                 await self._stream(first)
@@ -248,16 +277,29 @@ class Fill:
             # A bug: no reader may be left waiting.
             self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
             raise
+        finally:
+            if right >= 0:
+                os.close(right)
 
     async def _ask(self) -> Transfer | None:
         """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if nothing is to fetch."""
         entry = await self._store.lookup(self.target.key)
-        if entry and entry != self._stale:
+        if self.is_following and entry and entry.head.generation == self.head.generation:
+            self.partial.extents.add(0, entry.size)
+            self.entry, self.state = entry, FillState.COMPLETE
+            self._publish()
+            return None
+        if not self.is_following and entry and entry != self._stale:
             # Somebody else finished it between our client's look and our having the right to fill.
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
         self._saved = await self._load_saved()
+        if self.is_following:
+            # Its process is dead, or has given up; our readers want the rest of that very body.
+            if self._saved is None or self._saved[1].generation != self.head.generation:
+                raise UpstreamError(f"the process that fetched {self.target.url} gave up. ask again")
+            log(events, INFO, "fill.taken_over", key=self.target.key[:12], have=self.received)
         for tries in itertools.count(1):
             errors: list[UpstreamError] = []
             for url in self._health.order(self.target.urls, self._loop.time()):
@@ -300,6 +342,9 @@ class Fill:
                 raise status_error(exchange)  # it says nothing of the object: what we have may still be of use
             await self._store.discard(saved)
             self._saved = None
+            if self.is_following:
+                exchange.close()
+                raise UpstreamChanged(f"{url} changed while it was fetched")
             if exchange.status != 200:
                 exchange.close()
                 exchange = await self._open(url, self._condition)
@@ -332,7 +377,9 @@ class Fill:
         return None
 
     def _begin(self, exchange: Exchange, url: str, head: Head, partial: Partial) -> None:
-        self.head, self.length, self._partial = head, head.length, partial
+        # A send that is on its way holds the descriptor of what we followed, by its number.
+        self._former, self._partial = self._partial, partial
+        self.head, self.length = head, head.length
         self._first_url, self._url, self.source = url, exchange.url, exchange.final_url
         self._health.answered(exchange.url)
         has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
@@ -457,7 +504,7 @@ class Fill:
     async def _put_away(self) -> None:
         """Of a fill that failed, keep what the next one can go on with."""
         await self._end_transfers()
-        if not self._partial:
+        if not self._partial or not self._partial.is_ours:
             return
         try:
             is_same = not isinstance(self.error, UpstreamChanged)
@@ -578,7 +625,7 @@ class Fill:
         if self._wake_timer:
             self._wake_timer.cancel()
             self._wake_timer = None
-        if self._partial and self.received != self._woken_total:
+        if self._partial and self._partial.is_ours and self.received != self._woken_total:
             self._partial.tell(self._partial.extents)
         self._woken_total = self.received
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.

@@ -5,7 +5,6 @@ never to a request: a client that goes away cancels nothing.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,8 +20,6 @@ from .upstream import Exchange, Upstream
 
 THREADS = 256
 """Transfers at once. Each blocks on its socket; more fills than this wait for a thread."""
-ELSEWHERE_SECONDS = 0.05
-"""How often a key that another process fills is looked at again."""
 STOP_SECONDS = 3.0
 """How long stopped fills may take to put away what they have."""
 
@@ -75,7 +72,7 @@ class Flights:
         )
         fill.is_wanted = keep
         self._fills[target.key] = fill
-        self._tasks[target.key] = task = asyncio.create_task(self._fly(fill), name=f"fill {target.key[:12]}")
+        self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
 
@@ -84,15 +81,6 @@ class Flights:
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: self.upstream.open(url, method=method)
         )
-
-    async def _fly(self, fill: Fill) -> None:
-        # The kernel tells nobody that a flock is free: it must be looked at.
-        while (right := self._store.lock(fill.target.key)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(ELSEWHERE_SECONDS)
-        try:
-            await fill.run()
-        finally:
-            os.close(right)
 
     def _landed(self, key: str) -> None:
         del self._fills[key]

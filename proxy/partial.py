@@ -43,14 +43,18 @@ class PartialRecord(msgspec.Struct, frozen=True):
 class Partial:
     """An open .part. `write` may be called from several threads for disjoint ranges."""
 
-    def __init__(self, directory: Path, key: str, generation: str, *, extents: Extents | None = None) -> None:
-        self.key, self.generation = key, generation
+    def __init__(
+        self, directory: Path, key: str, generation: str, *, extents: Extents | None = None, is_ours: bool = True
+    ) -> None:
+        """`is_ours`: with the right to fill; else only to read along. Raises StoreError."""
+        self.key, self.generation, self.is_ours = key, generation, is_ours
         self.path = directory / f"{key}.{generation}.part"
         self.extents = extents if extents is not None else Extents()
         self.fd = self._state_fd = -1
         try:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            self._state_fd = os.open(self.path.with_suffix(".state"), os.O_WRONLY | os.O_CREAT, 0o600)
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
+            if is_ours:
+                self._state_fd = os.open(self.path.with_suffix(".state"), os.O_WRONLY | os.O_CREAT, 0o600)
         except OSError as error:
             raise store_error(f"{self.path} cannot be created", error) from error
 
@@ -82,6 +86,13 @@ class Partial:
             os.pwrite(self._state_fd, LIVE.pack(zlib.crc32(page), len(page)) + page, 0)
         except OSError as error:
             raise store_error(f"{self.path.with_suffix('.state')} cannot be written", error) from error
+
+    def catch_up(self) -> bool:
+        """Take in what another process has written since; whether that is anything."""
+        before = self.extents.total
+        for start, end in live_extents(self.path.with_suffix(".state")):
+            self.extents.add(start, end)
+        return self.extents.total > before
 
     def __del__(self) -> None:
         # Whoever still reads holds this object; the last one closes the file.
@@ -123,6 +134,19 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
             for suffix in SUFFIXES:
                 path.with_suffix(suffix).unlink(missing_ok=True)
     return found
+
+
+def peek(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
+    """The partial of `key` that another process is filling, to read along; None if it has not told of it (yet)."""
+    for path in directory.glob(f"{key}.*.json"):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=PartialRecord)
+            found = Partial(directory, key, record.head.generation, is_ours=False)
+        except (OSError, StoreError, ValueError, msgspec.MsgspecError):
+            continue  # it is being committed or removed this moment
+        found.catch_up()
+        return record, found
+    return None
 
 
 def live_extents(path: Path) -> list[tuple[int, int]]:

@@ -287,6 +287,10 @@ class Store:
         """The partial of `key` to go on with. Needs the lock of `key`."""
         return await self._do(partials.load, self.partial, key)
 
+    async def peek(self, key: str) -> tuple[PartialRecord, Partial] | None:
+        """The partial of `key` that another process is filling, to read along."""
+        return await self._do(partials.peek, self.partial, key)
+
     async def save(self, partial: Partial, record: PartialRecord) -> None:
         await self._do(partial.save, record)
 
