@@ -31,7 +31,7 @@ from .rules.entry import Entry, Head, Headers, field, refreshed
 from .rules.freshness import is_storable
 from .rules.health import Health
 from .rules.mirrors import Target
-from .rules.segments import plan
+from .rules.segments import BIG_BYTES, Ramp, plan, split
 from .rules.validators import resume_validator
 from .stats import Stats
 from .store import Store
@@ -50,6 +50,8 @@ CHECKPOINT_BYTES = 128 * 1024**2
 """So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
 FOLLOW_SECONDS = 0.02
 """How often another process's fill is looked at: as long as its bytes are late here."""
+MEASURE_SECONDS = 0.2
+"""Over this long a fill's rate is taken: long enough for new connections to show, short beside a big fill."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
@@ -117,6 +119,7 @@ class Fill:
         self._attention = asyncio.Event()
         self._woken_total = 0
         self._wake_timer: asyncio.TimerHandle | None = None
+        self._ramp = Ramp(settings.connections)
         self._may_jump = False
         """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
         self._saved: tuple[str, Head, Partial] | None = None
@@ -403,6 +406,8 @@ class Fill:
         """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
         if first:
             self._start(first)
+        if self._may_jump and self.length is not None and self.length >= BIG_BYTES:
+            self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
         while not self.is_whole:
             if self.is_stopped:
                 raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
@@ -416,10 +421,20 @@ class Fill:
                     transfer.cancel()
                 for offset, stop in todo.start:
                     self._start(Transfer(offset, stop, written=offset))
+                while self._may_jump and (part := split(self._running, self._ramp.allowed)):
+                    self._start(Transfer(*part, written=part[0]))
             elif not self._running:
                 self._start(Transfer(0, None))
             await self._attention.wait()
             self._attention.clear()
+
+    def _measure(self, before: int) -> None:
+        """Every MEASURE_SECONDS: judge whether the connections we have are worth it, and whether more would be."""
+        if self.is_over or self.is_whole or not self._may_jump:
+            return
+        self._ramp.judge((self.fetched - before) / MEASURE_SECONDS, len(self._running))
+        self._attention.set()
+        self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
 
     async def _back_off(self, error: BaseException) -> None:
         """Wait before the next try, or raise `error` if there is none.

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests.harness import Truncated, until
-from tests.origin import LAST_MODIFIED, Origin
+from tests.origin import LAST_MODIFIED, Origin, pattern_sha256
 
 BODY = os.urandom(600_000)
 MIDDLE = 250_000
@@ -145,6 +145,32 @@ async def test_eight_readers_notice_only_a_pause(origin, proxy):
     origin.body("/x.img", BODY).reset_at(MIDDLE, times=1).close_at(MIDDLE + 100_000, times=1)
     answers = await asyncio.gather(*(proxy.get("/u/x.img") for _ in range(8)))
     assert {answer.body for answer in answers} == {BODY}
+
+
+async def test_a_big_object_comes_over_several_connections(origin, proxy):
+    size = 96 << 20
+    origin.pattern("/big.img", size, seed=3).throttle(16 << 20)
+    assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, 3)
+    assert len({request.connection for request in origin.log}) >= 4
+    assert origin.bytes_sent("/big.img") < size * 1.2
+
+
+async def test_connections_1_is_one_connection(origin, proxy_factory):
+    size = 65 << 20
+    proxy = proxy_factory(config_text="[fill]\nconnections = 1\n")
+    origin.pattern("/big.img", size, seed=3).throttle(32 << 20)
+    assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, 3)
+    assert origin.count("/big.img") == 1
+
+
+async def test_an_upstream_that_says_it_is_too_much_is_left_with_one(origin, proxy):
+    size = 65 << 20
+    resource = origin.pattern("/big.img", size, seed=3).throttle(24 << 20)
+    async with await proxy.stream("/u/big.img") as stream:
+        await stream.read(1000)
+        resource.status(429)
+        assert (await stream.sha256())[0]
+    assert [request.status for request in origin.log] == [200, 429]
 
 
 # -- the matrix --------------------------------------------------------------------------------------------------------
