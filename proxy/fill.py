@@ -50,8 +50,8 @@ CHECKPOINT_BYTES = 128 * 1024**2
 """So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
 FOLLOW_SECONDS = 0.02
 """How often another process's fill is looked at: as long as its bytes are late here."""
-MEASURE_SECONDS = 0.2
-"""Over this long a fill's rate is taken: long enough for new connections to show, short beside a big fill."""
+MEASURE_SECONDS = 0.1
+"""Over this long a fill's rate is taken, once its new connections flow: short beside a big fill."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
@@ -432,7 +432,8 @@ class Fill:
         """Every MEASURE_SECONDS: judge whether the connections we have are worth it, and whether more would be."""
         if self.is_over or self.is_whole or not self._may_jump:
             return
-        self._ramp.judge((self.fetched - before) / MEASURE_SECONDS, len(self._running))
+        flowing = sum(transfer.is_flowing for transfer in self._running)
+        self._ramp.judge((self.fetched - before) / MEASURE_SECONDS, flowing)
         self._attention.set()
         self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
 
@@ -605,6 +606,7 @@ class Fill:
         before = extents.total
         extents.add(transfer.offset, transfer.offset + count)
         transfer.offset += count
+        transfer.is_flowing = True
         self.fetched += count
         self._stats.fetched_bytes += count
         if extents.total == before:

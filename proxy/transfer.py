@@ -29,6 +29,8 @@ class Transfer(Segment):
     is_told: bool = False
     """The loop has been called and has not come yet."""
     exchange: Exchange | None = None
+    is_flowing: bool = False
+    """Bytes have come by it."""
     is_cancelled: bool = False
     cut: tuple["Transfer", int | None] | None = None
     """The running transfer that was to end where this one begins, and where it would have ended otherwise."""
