@@ -8,6 +8,7 @@ a .part without one is an orphan. Nothing is preallocated and holes are never gu
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,10 @@ import msgspec
 from .errors import OutOfSpace, StoreError
 from .rules.entry import Head
 from .rules.extents import Extents
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "make room: fetchonce prune, fetchonce rm URL"
+"""What to do, for people."""
 
 
 class PartialRecord(msgspec.Struct, frozen=True):
@@ -34,19 +39,25 @@ class Partial:
         self.key, self.generation = key, generation
         self.path = directory / f"{key}.{generation}.part"
         self.extents = extents if extents is not None else Extents()
+        self.make_room: Callable[[int], bool] | None = None
+        """Called by a write that found the disk full: frees that many bytes, or says False. May block."""
         try:
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise store_error(f"{self.path} cannot be created", error) from error
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put all of `data` at `offset`. Raises OutOfSpace or StoreError."""
-        try:
-            while data:
+        """Put all of `data` at `offset`. Raises OutOfSpace or StoreError; a full disk is tried twice."""
+        make_room = self.make_room
+        while data:
+            try:
                 written = os.pwrite(self.fd, data, offset)
-                offset, data = offset + written, data[written:]
-        except OSError as error:
-            raise store_error(f"writing {self.path} failed", error) from error
+            except OSError as error:
+                if make_room and error.errno in FULL and make_room(len(data)):
+                    make_room = None
+                    continue
+                raise store_error(f"writing {self.path} failed", error) from error
+            offset, data = offset + written, data[written:]
 
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self.fd, count, offset)
@@ -100,8 +111,8 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
 def store_error(what: str, error: OSError) -> StoreError:
     """The house's error for the file system's."""
     text = f"{what}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfSpace(f"{text}. free some space: fetchonce ls, fetchonce rm URL")
+    if error.errno in FULL:
+        return OutOfSpace(f"{text}. {MAKE_ROOM}")
     return StoreError(text)
 
 
