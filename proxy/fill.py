@@ -21,7 +21,8 @@ from functools import partial
 from logging import INFO, WARNING
 
 from .config import FillSection
-from .errors import ProxyError, StoreError, UpstreamError
+from .errors import OutOfSpace, ProxyError, StoreError, UpstreamError
+from .janitor import Janitor
 from .log import events, log
 from .partial import Partial
 from .rules.entry import Entry, Head, Headers, field, refreshed
@@ -68,6 +69,7 @@ class Fill:
         condition: Headers,
         *,
         store: Store,
+        janitor: Janitor,
         upstream: Upstream,
         settings: FillSection,
         threads: Executor,
@@ -90,7 +92,7 @@ class Fill:
         self.readers = 0
         self.started_at = self.answered_at = clock()
         self._stale, self._condition = stale, condition
-        self._store, self._upstream, self._settings = store, upstream, settings
+        self._store, self._janitor, self._upstream, self._settings = store, janitor, upstream, settings
         self._threads, self._stats, self._clock = threads, stats, clock
         self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
@@ -229,6 +231,9 @@ class Fill:
             # A bug: no reader may be left waiting.
             self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
             raise
+        finally:
+            if self._partial:
+                self._janitor.release(self._partial)
 
     async def _ask(self) -> Transfer | None:
         """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if nothing is to fetch."""
@@ -249,7 +254,7 @@ class Fill:
                 errors.append(error)
                 continue
             if exchange.status == 206 and saved and is_rest(exchange, saved[0], gap[0]):
-                self._begin(exchange, *saved)
+                await self._take_up(exchange, *saved)
                 log(events, INFO, "fill.resumed", key=self.target.key[:12], url=url, at=gap[0], have=self.received)
                 return Transfer(*gap, written=gap[0], exchange=exchange)
             if saved:
@@ -265,7 +270,7 @@ class Fill:
             if exchange.status == 200:
                 head = head_of(exchange, self._clock(), secrets.token_hex(8))
                 try:
-                    self._begin(exchange, head, await self._store.create(self.target.key, head.generation))
+                    self._begin(exchange, head, await self._janitor.create(self.target.key, self.target.url, head))
                 except StoreError:
                     exchange.close()
                     raise
@@ -285,6 +290,15 @@ class Fill:
             return head, partial
         await self._store.discard(partial)
         return None
+
+    async def _take_up(self, exchange: Exchange, head: Head, partial: Partial) -> None:
+        assert head.length is not None
+        try:
+            await self._janitor.take_up(partial, self.target.url, head.length)
+        except StoreError:
+            exchange.close()
+            raise
+        self._begin(exchange, head, partial)
 
     def _begin(self, exchange: Exchange, head: Head, partial: Partial) -> None:
         self.head, self.length, self._partial = head, head.length, partial
@@ -360,7 +374,7 @@ class Fill:
                 validated_at=self.answered_at,
                 pinned=bool(self._stale and self._stale.pinned),
             )
-            self.entry = await self._store.commit(self.partial, entry)
+            self.entry = await self._janitor.commit(self.partial, entry)
         self.state = FillState.COMPLETE
         self._publish()
         seconds = round(self._clock() - self.started_at, 3)
@@ -390,15 +404,17 @@ class Fill:
         log(events, INFO if self.is_stopped else WARNING, "fill.failed", key=self.target.key[:12], error=error)
 
     async def _put_away(self) -> None:
-        """Of a fill that failed, keep what the next one can go on with."""
+        """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""
         await self._end_transfers()
         if not self._partial:
             return
+        keep = self.keep and not isinstance(self.error, OutOfSpace)
         try:
-            if self.keep and self.length is not None and self.received and resume_validator(self.head.headers):
+            if keep and self.length is not None and self.received and resume_validator(self.head.headers):
                 await self._store.save(self._partial, self.target.url, self.target.mirror.name, self.head)
             else:
-                await self._store.discard(self._partial)
+                is_short = isinstance(self.error, OutOfSpace) and not self.is_whole
+                await self._store.discard(self._partial, at_once=is_short)
         except StoreError as error:
             log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
 
