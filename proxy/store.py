@@ -137,8 +137,8 @@ class Store:
         )
         self.committed_bytes = 0
         """Bytes of new blobs since the start."""
-        self.was_damaged: list[str] = []
-        """What was moved aside since the start: names in damaged/."""
+        self.was_damaged: list[tuple[str, str]] = []
+        """What was moved aside since the start (URL, or name of a file that does not say it), and why."""
         self._readers: WeakSet[StoredBody] = WeakSet()
         self._hot: OrderedDict[str, Hot] = OrderedDict()
         self._uses: dict[str, Usage] = {}
@@ -319,6 +319,7 @@ class Store:
     def _set_aside(self, entry: Entry, why: str) -> None:
         """Move a body that does not fit to damaged/, under all its URLs: the next request fetches it anew."""
         log(events, 30, "store.damaged", url=entry.url, reason=why, kept_in=self.damaged)
+        self.was_damaged.append((entry.url, why))
         blob = self._blob(entry.digest)
         paths = [*blob.parent.glob(f"{entry.digest}.*.json"), blob]
         for path in paths:
@@ -330,7 +331,6 @@ class Store:
     def _move_aside(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, self.damaged / path.name)
-            self.was_damaged.append(path.name)
 
     def touch(self, key: str, now: float) -> None:
         """Count a use of the entry; written later."""
@@ -434,10 +434,11 @@ class Store:
                 self._index.set(entry)
             except (OSError, sqlite3.Error):
                 # No space for them: an entry that only half of us knows of is worse than none.
-                if not (old and old.digest == entry.digest):
-                    self._sidecar(entry).unlink(missing_ok=True)
                 if is_new:
                     os.rename(blob, partial.path)
+                if not (old and old.digest == entry.digest):
+                    with contextlib.suppress(OSError):
+                        self._sidecar(entry).unlink()
                 raise
             self.committed_bytes += entry.size if is_new else 0
             if old and old.digest != entry.digest:
@@ -604,6 +605,14 @@ class Store:
 
     # -- names --------------------------------------------------------------------------------------------------------
 
+    def path(self, entry: Entry) -> Path:
+        """Where the body of `entry` is. It may go at any time: who opens it has it."""
+        return self._blob(entry.digest)
+
+    def has(self, entry: Entry) -> bool:
+        """Whether that very body is still the entry of its key."""
+        return self._sidecar(entry).exists()
+
     def _blob(self, digest: str) -> Path:
         return self.blobs / digest[:2] / digest
 
@@ -623,12 +632,16 @@ class Store:
             self._set_aside(entry, f"its body has {size} bytes instead of {entry.size}")
         except Damaged as error:
             log(events, 30, "store.damaged", path=path, reason=error, kept_in=self.damaged)
+            self.was_damaged.append((path.name, str(error)))
             self._move_aside(path)
             blob = path.with_name(path.name.partition(".")[0])
             if not any(path.parent.glob(f"{blob.name}.*.json")):
                 self._move_aside(blob)
         except FileNotFoundError:
-            self._move_aside(path)
+            if path.exists():
+                log(events, 30, "store.damaged", path=path, reason="its body is gone", kept_in=self.damaged)
+                self.was_damaged.append((path.name, "its body is gone"))
+                self._move_aside(path)
         return None
 
     async def _do(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
