@@ -16,7 +16,16 @@ from pathlib import Path
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from proxy.rules.entry import Entry, Head
 from proxy.store import PARTIAL, Store, StoredBody
@@ -80,6 +89,8 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def start(self):
         self.stores = [self.opened(), self.opened()]
+        for number, name in enumerate(NAMES):
+            self.commit(number % 2, name, BODIES[number + 1])
 
     def teardown(self):
         for store in self.stores:
@@ -262,12 +273,13 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.root / "cache" / "index")
         self.stores = [self.opened(), self.opened()]
 
-    @rule(number=numbers, name=names, cut=st.integers(0, 100))
-    def damage(self, number, name, cut):
+    @precondition(lambda self: any(known.body for known in self.known.values()))
+    @rule(number=numbers, data=st.data())
+    def damage(self, number, data):
         """A blob is cut short: it is a miss under all its URLs, and what is read of it is never short."""
-        known = self.known.get(name)
-        if not known or len(known.body) <= cut:
-            return
+        name = data.draw(st.sampled_from([name for name in NAMES if name in self.known and self.known[name].body]))
+        known = self.known[name]
+        cut = data.draw(st.sampled_from([0, len(known.body) // 2, len(known.body) - 1]))
         store = self.stores[number]
         blob = store.path(known.entry)
         # A new file, as a file system makes it that lost one: who has the old one open has what it was.
