@@ -69,6 +69,8 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class CacheSection(Section, frozen=True):
     dir: str = ""
+    max_size: Size = Size(50 * 1000**3)
+    min_free: Size = Size(2 * 1000**3)
 
 
 class FillSection(Section, frozen=True):

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .errors import ClientGone, PreconditionFailed, RangeNotSatisfiable
+from .errors import ClientGone, PreconditionFailed, RangeNotSatisfiable, StoreError
 from .rules import ranges, validators
 from .rules.entry import Head, Headers, field
 from .rules.mirrors import Target
@@ -184,15 +184,17 @@ class Delivery:
             if stop == offset:
                 return
             count = (stop if end is None else min(stop, end)) - offset
-            await send(
-                {
-                    "type": "http.response.zerocopysend",
-                    "file": self.body.fd,
-                    "offset": offset,
-                    "count": count,
-                    "more_body": True,
-                }
-            )
+            message = {
+                "type": "http.response.zerocopysend",
+                "file": self.body.fd,
+                "offset": offset,
+                "count": count,
+                "more_body": True,
+            }
+            try:
+                await send(message)
+            except EOFError as error:  # a fill that fails for want of space gives its bytes back at once
+                raise StoreError(f"the body of {self.target.url} is gone: {error}") from error
             offset += count
             self.sent += count
 

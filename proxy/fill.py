@@ -24,7 +24,8 @@ from logging import INFO, WARNING
 from urllib.parse import urlsplit
 
 from .config import FillSection
-from .errors import ProxyError, StoreError, UpstreamChanged, UpstreamError, UpstreamRange
+from .errors import OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError, UpstreamRange
+from .janitor import Janitor
 from .log import events, log
 from .partial import Partial, PartialRecord
 from .rules.entry import Entry, Head, Headers, field, refreshed
@@ -85,6 +86,7 @@ class Fill:
         condition: Headers,
         *,
         store: Store,
+        janitor: Janitor,
         upstream: Upstream,
         settings: FillSection,
         threads: Executor,
@@ -108,7 +110,7 @@ class Fill:
         self.readers = 0
         self.started_at = self.answered_at = clock()
         self._stale, self._condition = stale, condition
-        self._store, self._upstream, self._settings = store, upstream, settings
+        self._store, self._janitor, self._upstream, self._settings = store, janitor, upstream, settings
         self._threads, self._stats, self._health, self._clock = threads, stats, health, clock
         self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
@@ -281,6 +283,8 @@ class Fill:
             self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
             raise
         finally:
+            if self._partial:
+                self._janitor.release(self._partial)
             if right >= 0:
                 os.close(right)
 
@@ -334,6 +338,11 @@ class Fill:
             if (exchange.status == 304 and not gaps) or (
                 exchange.status == 206 and gaps and is_rest(exchange, head, gaps[0][0])
             ):
+                try:
+                    await self._janitor.take_up(saved, self.target.url, head.length or 0)
+                except StoreError:
+                    exchange.close()
+                    raise
                 self._begin(exchange, source, head, saved)
                 log(events, INFO, "fill.resumed", key=self.target.key[:12], url=url, have=self.received)
                 if not gaps:
@@ -361,7 +370,7 @@ class Fill:
             raise status_error(exchange)
         head = head_of(exchange, self._clock(), secrets.token_hex(8))
         try:
-            self._begin(exchange, url, head, await self._store.create(self.target.key, head.generation))
+            self._begin(exchange, url, head, await self._janitor.create(self.target.key, self.target.url, head))
         except StoreError:
             exchange.close()
             raise
@@ -488,7 +497,7 @@ class Fill:
                 validated_at=self.answered_at,
                 pinned=bool(self._stale and self._stale.pinned),
             )
-            self.entry = await self._store.commit(self.partial, entry)
+            self.entry = await self._janitor.commit(self.partial, entry)
         self.state = FillState.COMPLETE
         self._publish()
         seconds = round(self._clock() - self.started_at, 3)
@@ -518,22 +527,19 @@ class Fill:
         log(events, INFO if self.is_stopped else WARNING, "fill.failed", key=self.target.key[:12], error=error)
 
     async def _put_away(self) -> None:
-        """Of a fill that failed, keep what the next one can go on with."""
+        """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""
         await self._end_transfers()
         if not self._partial or not self._partial.is_ours:
             return
+        keep = self.keep and not isinstance(self.error, OutOfSpace)
         try:
             is_same = not isinstance(self.error, UpstreamChanged)
-            if (
-                self.keep
-                and is_same
-                and self.length is not None
-                and self.received
-                and resume_validator(self.head.headers)
-            ):
+            may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
+            if keep and is_same and may_go_on:
                 await self._store.save(self._partial, self._record())
             else:
-                await self._store.discard(self._partial)
+                is_short = isinstance(self.error, OutOfSpace) and not self.is_whole
+                await self._store.discard(self._partial, at_once=is_short)
         except StoreError as error:
             log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
 

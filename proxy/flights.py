@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .config import Settings
 from .fill import Fill
+from .janitor import Janitor
 from .log import events, log
 from .rules.entry import Entry, Headers
 from .rules.health import Health
@@ -25,8 +26,10 @@ STOP_SECONDS = 3.0
 
 
 class Flights:
-    def __init__(self, store: Store, settings: Settings, stats: Stats, clock: Callable[[], float]) -> None:
-        self._store, self._stats, self._clock = store, stats, clock
+    def __init__(
+        self, store: Store, janitor: Janitor, settings: Settings, stats: Stats, clock: Callable[[], float]
+    ) -> None:
+        self._store, self._janitor, self._stats, self._clock = store, janitor, stats, clock
         self._threads = ThreadPoolExecutor(THREADS, "transfer")
         self._health = Health()
         self._fills: dict[str, Fill] = {}
@@ -63,6 +66,7 @@ class Flights:
             stale,
             condition,
             store=self._store,
+            janitor=self._janitor,
             upstream=self.upstream,
             settings=self.settings.file.fill,
             threads=self._threads,

@@ -17,6 +17,7 @@ from .delivery import Body, Delivery, HeadBody, Watch
 from .errors import NotInCache, UpstreamError, UpstreamStatus
 from .fill import Fill, FillState
 from .flights import Flights
+from .janitor import Janitor
 from .rules import policy
 from .rules.entry import Entry, Headers
 from .rules.freshness import current_age
@@ -50,21 +51,24 @@ class Gateway:
         self.settings, self.clock, self.offline = settings, clock, offline
         self.stats = Stats()
         self.store = Store(settings.cache_dir)
-        self.flights = Flights(self.store, settings, self.stats, clock)
+        self.janitor = Janitor(self.store, settings.file.cache)
+        self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
 
     async def start(self) -> None:
         await self.store.start()
+        await self.janitor.start()
 
     async def close(self) -> None:
         await self.flights.close()
+        await self.janitor.close()
         await self.store.close()
 
     def reload(self, settings: Settings) -> None:
         """Take new settings for requests from now on; running ones keep theirs."""
         mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
         self.flights.reload(settings)  # may raise ConfigError too; nothing is swapped before
-        self.settings, self.mirrors = settings, mirrors
+        self.settings, self.mirrors, self.janitor.limits = settings, mirrors, settings.file.cache
 
     @contextlib.asynccontextmanager
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:

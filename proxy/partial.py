@@ -14,6 +14,7 @@ import os
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,9 @@ SUFFIXES = (".json", ".state", ".part")  # in the order of removal: a .part alon
 LIVE = struct.Struct("<II")
 """CRC-32 and length of what follows in a live page: 36 bytes of boot id, and start and end of each extent."""
 NO_BOOT = b" " * 36
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "make room: fetchonce prune, fetchonce rm URL"
+"""What to do, for people."""
 
 
 class PartialRecord(msgspec.Struct, frozen=True):
@@ -51,6 +55,8 @@ class Partial:
         self.path = directory / f"{key}.{generation}.part"
         self.extents = extents if extents is not None else Extents()
         self.fd = self._state_fd = -1
+        self.make_room: Callable[[int], bool] | None = None
+        """Called by a write that found the disk full: frees that many bytes, or says False. May block."""
         try:
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
             if is_ours:
@@ -59,13 +65,17 @@ class Partial:
             raise store_error(f"{self.path} cannot be created", error) from error
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put all of `data` at `offset`. Raises OutOfSpace or StoreError."""
-        try:
-            while data:
+        """Put all of `data` at `offset`. Raises OutOfSpace or StoreError; a full disk is tried twice."""
+        make_room = self.make_room
+        while data:
+            try:
                 written = os.pwrite(self.fd, data, offset)
-                offset, data = offset + written, data[written:]
-        except OSError as error:
-            raise store_error(f"writing {self.path} failed", error) from error
+            except OSError as error:
+                if make_room and error.errno in FULL and make_room(len(data)):
+                    make_room = None
+                    continue
+                raise store_error(f"writing {self.path} failed", error) from error
+            offset, data = offset + written, data[written:]
 
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self.fd, count, offset)
@@ -176,8 +186,8 @@ def _boot() -> bytes:
 def store_error(what: str, error: OSError) -> StoreError:
     """The house's error for the file system's."""
     text = f"{what}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfSpace(f"{text}. free some space: fetchonce ls, fetchonce rm URL")
+    if error.errno in FULL:
+        return OutOfSpace(f"{text}. {MAKE_ROOM}")
     return StoreError(text)
 
 

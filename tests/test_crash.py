@@ -66,10 +66,13 @@ async def test_after_a_power_cut_only_the_durable_page_is_believed(origin, proxy
     assert origin.bytes_sent("/x.img") == half + SIZE
 
 
-async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetching_it(origin, proxy, proxy_factory):
-    origin.pattern("/x.img", SIZE, SEED).headers(cache_control="max-age=600")
+async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetching_it(origin, proxy):
+    origin.pattern("/x.img", SIZE, SEED).headers(cache_control="max-age=600").stall_at(SIZE - 1)
     async with await proxy.stream("/u/x.img") as stream:
-        await stream.read(SIZE)
+        await stream.read(SIZE - 1)
+        await until(lambda: has_begun(proxy))
+        origin.release()
+        await stream.read(1)
         proxy.kill()  # between the last byte and the commit, if we are quick; else it is a hit
     proxy.start()
     assert (await (await proxy.stream("/u/x.img")).sha256())[0] == pattern_sha256(SIZE, SEED)

@@ -14,6 +14,7 @@ FLOORS = [
     {"gateway"},
     {"flights", "delivery", "outlet"},
     {"fill"},
+    {"janitor"},
     {"store", "transfer"},
     {"index", "partial", "upstream"},
     {"config"},

@@ -184,23 +184,77 @@ async def test_a_crash_between_two_generations_leaves_the_newer_one(opened, tmp_
     assert not any(path.exists() for path in sidecars)
 
 
-async def test_a_blob_that_is_cut_short_is_a_miss(opened, tmp_path):
+@pytest.mark.parametrize("index", ["with its index", "without"])
+@pytest.mark.parametrize("damage", ["blob cut short", "blob gone", "sidecar is no JSON", "sidecar is another one's"])
+async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_path, caplog, damage, index):
     async with opened() as store:
         entry = await put(store, "x", BODY)
-    os.truncate(tmp_path / "cache" / "blobs" / entry.digest[:2] / entry.digest, 10)
-    async with opened() as store:
-        assert await content(store, "x") is None
-
-
-async def test_a_damaged_sidecar_is_a_miss_and_harms_nobody(opened, tmp_path):
-    async with opened() as store:
-        entry = await put(store, "x", BODY)
-        await put(store, "y", b"y")
-    shutil.rmtree(tmp_path / "cache" / "index")
-    (tmp_path / "cache" / "blobs" / entry.digest[:2] / f"{entry.digest}.{entry.key}.json").write_text("{")
+        other = await put(store, "y", b"y")
+        blob, sidecar = store.path(entry), store.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        foreign = store.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
+    if index == "without":
+        shutil.rmtree(tmp_path / "cache" / "index")
+    match damage:
+        case "blob cut short":
+            os.truncate(blob, 10)
+        case "blob gone":
+            blob.unlink()
+        case "sidecar is no JSON":
+            sidecar.write_text("{")
+        case _:
+            sidecar.write_bytes(foreign)
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
+        assert {path.name for path in store.damaged.iterdir()} == {sidecar.name} | (
+            {blob.name} if damage != "blob gone" else set()
+        )
+        assert len(store.was_damaged) == 1
+        assert "store.damaged" in caplog.text
+        await put(store, "x", BODY, "g2", 2.0)
+        assert await content(store, "x") == BODY
+
+
+async def test_a_damaged_blob_is_moved_aside_under_all_its_urls(opened):
+    async with opened() as store:
+        entry = await put(store, "x", BODY)
+        await put(store, "y", BODY)
+        os.truncate(store.path(entry), 10)
+        assert await content(store, "y") is None
+        assert await content(store, "x") is None
+        assert await store.records() == []
+
+
+async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(opened, tmp_path):
+    async with opened() as store:
+        kept = await put(store, "y", b"y")
+        entry = await put(store, "x", BODY)
+    blob = store.path(entry)
+    blob.with_name(f"{entry.digest}.{entry.key}.json").rename(blob.with_name(f".{entry.digest}.{entry.key}.json.1"))
+    async with opened() as store:
+        assert await content(store, "x") is None
+        assert await content(store, "y") == b"y"
+    assert {path for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.suffix != ".json"} == {store.path(kept)}
+
+
+async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_path):
+    async with opened() as store:
+        old = await put(store, "x", b"old")
+        partial = await store.create(key("x"), "g2")
+        partial.write(0, memoryview(BODY))
+        entry = entry_of("x", BODY, "g2", 2.0)
+        # A directory in the place of the sidecar: as good as a disk that is full just then.
+        obstacle = store.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        obstacle.mkdir(parents=True)
+        with pytest.raises(StoreError):
+            await store.commit(partial, entry)
+        assert await content(store, "x") == b"old"
+        assert partial.path.exists()
+        assert not store.path(entry).exists()
+        obstacle.rmdir()
+        await store.commit(partial, entry)
+        assert await content(store, "x") == BODY
+        assert not store.path(old).exists()
 
 
 async def test_uses_are_counted_together(opened):

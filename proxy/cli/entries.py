@@ -122,14 +122,14 @@ async def read(settings: Settings) -> list[dict[str, Any]]:
     if not settings.cache_dir.exists():
         return []  # a look makes no directory
     async with opened_store(settings) as store:
-        return await _listed(store)
+        return await listed(store)
 
 
 async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
     """What was removed, and for each of the other URLs why it was not. Removes nothing if one of them is no URL."""
     removed, refused = [], []
     async with opened_store(settings) as store:
-        objects = await _listed(store)
+        objects = await listed(store)
         for key, name in dict.fromkeys(meant(settings, objects, url) for url in urls):
             gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
             if any(gone.values()):
@@ -142,7 +142,7 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
     return removed, refused
 
 
-async def _listed(store: Store) -> list[dict[str, Any]]:
+async def listed(store: Store) -> list[dict[str, Any]]:
     objects = [_entry(record) for record in await store.records()]
     objects += [_partial(record) for record in await store.partials()]
     return sorted(objects, key=lambda each: each["url"])

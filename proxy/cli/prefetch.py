@@ -48,9 +48,10 @@ Steps = Callable[[str], AsyncGenerator[Progress]]
 @click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
 @click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
+@click.option("--pin", is_flag=True, help="Keep them from being evicted; fetchonce unpin undoes it.")
 @json_option
 @settings_options
-def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool) -> None:
+def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, pin: bool, as_json: bool) -> None:
     """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
 
     What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
@@ -58,7 +59,7 @@ def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool
     """
     servers = running_servers(settings.cache_dir)
     try:
-        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, quiet=as_json))
+        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, pin=pin, quiet=as_json))
     except KeyboardInterrupt:
         kept = "the server goes on fetching" if servers else "what came is kept, and the next prefetch goes on with it"
         click.echo(f"stopped; {kept}", err=True)
@@ -70,7 +71,7 @@ def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool
 
 
 async def run(
-    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, *, quiet: bool
+    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, *, pin: bool, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     own = addresses(settings)
@@ -111,32 +112,34 @@ async def run(
             say(_told(step, time.monotonic() - started))
             return step
 
-    async with _steps(settings, servers) as steps:
+    async with _steps(settings, servers, pin=pin) as steps:
         with bars:
             return await asyncio.gather(*(one(url, steps) for url in urls))
 
 
 @asynccontextmanager
-async def _steps(settings: Settings, servers: list[list[str]]) -> AsyncIterator[Steps]:
+async def _steps(settings: Settings, servers: list[list[str]], *, pin: bool) -> AsyncIterator[Steps]:
     """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
         async with client_of(servers[0], httpx.AsyncClient) as client:
-            yield partial(_through_server, client, servers[0][0])
+            yield partial(_through_server, client, servers[0][0], pin)
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()
     try:
-        yield partial(fetch, gateway)
+        yield partial(fetch, gateway, pin=pin)
     finally:
         await gateway.close()
 
 
-async def _through_server(client: httpx.AsyncClient, address: str, url: str) -> AsyncGenerator[Progress]:
+async def _through_server(client: httpx.AsyncClient, address: str, pin: bool, url: str) -> AsyncGenerator[Progress]:
     # Until an upstream answers nothing comes; how long that may take is the server's to judge.
     patience = httpx.Timeout(10, read=None)
     try:
         with as_proxy_errors(address):
-            async with client.stream("POST", "/-/api/prefetch", json={"url": url}, timeout=patience) as response:
+            async with client.stream(
+                "POST", "/-/api/prefetch", json={"url": url, "pin": pin}, timeout=patience
+            ) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise ProxyError(f"the server on {address} answered {response.status_code}: {response.text}")

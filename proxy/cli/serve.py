@@ -27,6 +27,7 @@ from .common import announced, leave
 @click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG].")
 @click.option("--listen", multiple=True, metavar="HOST:PORT|unix:PATH", help="Where to listen [127.0.0.1:8642].")
 @click.option("--cache-dir", metavar="DIR", help="Where to keep what was fetched [the user's cache directory].")
+@click.option("--max-size", metavar="SIZE", help="How much to keep, such as 50GB; 0: no limit [50GB].")
 @click.option("--allow", multiple=True, metavar="HOST", help="Fetch from this host too; *.HOST for its subdomains.")
 @click.option("--mirror", multiple=True, metavar="NAME=URL[,URL...]", help="Add a mirror; its URLs are tried in order.")
 @click.option("--offline", is_flag=True, help="Never ask upstream; serve what is stored, at any age.")
@@ -35,6 +36,7 @@ def serve(
     config: str | None,
     listen: tuple[str, ...],
     cache_dir: str | None,
+    max_size: str | None,
     allow: tuple[str, ...],
     mirror: tuple[str, ...],
     offline: bool,
@@ -44,8 +46,8 @@ def serve(
     overrides: dict[str, Any] = {}
     if listen:
         overrides["listen"] = list(listen)
-    if cache_dir:
-        overrides["cache"] = {"dir": cache_dir}
+    if cache := {key: value for key, value in (("dir", cache_dir), ("max_size", max_size)) if value}:
+        overrides["cache"] = cache
     if log_level:
         overrides["log"] = {"level": log_level}
     if allow:

@@ -24,10 +24,10 @@ class Progress(TypedDict):
     """Why it failed."""
 
 
-async def prefetch(gateway: Gateway, url: str) -> AsyncGenerator[Progress]:
+async def prefetch(gateway: Gateway, url: str, *, pin: bool = False) -> AsyncGenerator[Progress]:
     """Fetch `url` (any spelling) and report until it is in or has failed; the last step says which. No ProxyError.
 
-    A caller who stops listening does not stop the fill.
+    `pin`: and keep it from eviction. A caller who stops listening does not stop the fill.
     """
     try:
         async with gateway.fetch(url) as got:
@@ -41,8 +41,12 @@ async def prefetch(gateway: Gateway, url: str) -> AsyncGenerator[Progress]:
                         continue
                 if got.error:
                     raise got.error
+                if pin and got.entry:
+                    await gateway.store.pin(got.entry.key)
                 yield _step(url, got)
             else:
+                if pin:
+                    await gateway.store.pin(got.key)
                 yield _stored(url, "cached", got)
     except ProxyError as error:
         yield {"url": url, "state": "failed", "bytes": 0, "length": None, "digest": None, "message": error.message}

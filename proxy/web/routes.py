@@ -27,14 +27,17 @@ def own_endpoints(gateway: Gateway) -> Starlette:
     async def start_prefetch(request: Request) -> Response:
         judge_change(request)
         try:
-            url = json.loads(await request.body())["url"]
-        except (ValueError, TypeError, KeyError) as error:
+            asked = json.loads(await request.body())
+            url, pin = asked["url"], asked.get("pin", False)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
         if not isinstance(url, str):
             raise RequestError("url: expected a string")
+        if not isinstance(pin, bool):
+            raise RequestError("pin: expected true or false")
 
         async def lines() -> AsyncIterator[bytes]:
-            async with aclosing(prefetch(gateway, url)) as steps:
+            async with aclosing(prefetch(gateway, url, pin=pin)) as steps:
                 async for step in steps:
                     yield json.dumps(step).encode() + b"\n"
 

@@ -1,0 +1,309 @@
+"""The limits of the cache: what goes, when, and what stays whoever wants space."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+
+import pytest
+
+from proxy.config import CacheSection, Size
+from proxy.errors import OutOfSpace
+from proxy.janitor import Janitor, right_to_evict, size_text
+from proxy.rules.entry import Head
+from proxy.store import Store
+from tests.harness import until
+from tests.test_store import content, entry_of, key, put, record
+
+SIZE = 100_000
+FRESH = "max-age=600"
+
+
+def body(name):
+    return name.encode() * (SIZE // len(name))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    @contextlib.asynccontextmanager
+    async def opened(max_size=0, min_free=0):
+        store = Store(tmp_path / "cache")
+        await store.start()
+        janitor = Janitor(store, CacheSection(max_size=Size(max_size), min_free=Size(min_free)))
+        try:
+            yield store, janitor
+        finally:
+            await janitor.close()
+            await store.close()
+
+    return opened
+
+
+async def begin(janitor, name, length=SIZE, generation="g1"):
+    return await janitor.create(key(name), f"http://a/{name}", Head((("etag", '"x"'),), length, generation))
+
+
+async def fill(janitor, name):
+    partial = await begin(janitor, name)
+    partial.write(0, memoryview(body(name)))
+    partial.extents.add(0, SIZE)
+    return await janitor.commit(partial, entry_of(name, body(name)))
+
+
+async def stored(store):
+    return "".join(sorted(record.entry.url[-1] for record in await store.records()))
+
+
+async def test_the_least_recently_used_goes_before_the_next_one_comes(opened):
+    async with opened(3 * SIZE) as (store, janitor):
+        for name in "abc":
+            await fill(janitor, name)
+        store.touch(key("a"), 100.0)
+        partial = await begin(janitor, "d")
+        assert await stored(store) == "ac"  # there is room before the first byte
+        janitor.release(partial)
+
+
+async def test_pinned_and_read_bodies_stay(opened):
+    async with opened(3 * SIZE) as (store, janitor):
+        for name in "abc":
+            await fill(janitor, name)
+        await store.pin(key("a"))
+        reader = store.body(await store.lookup(key("b")))
+        growing = await begin(janitor, "d")
+        assert await stored(store) == "ab"
+        with pytest.raises(OutOfSpace) as caught:
+            await begin(janitor, "e")
+        assert "it needs 100.0 KB, and only 0 bytes can be made free" in caught.value.message
+        assert "fetchonce prune" in caught.value.message
+        assert "cache.max_size" in caught.value.message
+        assert await stored(store) == "ab"
+        del reader
+        await begin(janitor, "e")
+        assert await stored(store) == "a"
+        janitor.release(growing)
+
+
+async def test_a_hot_body_that_nobody_reads_may_go_and_its_descriptor_with_it(opened):
+    async with opened(SIZE) as (store, janitor):
+        await fill(janitor, "a")
+        assert await content(store, "a") == body("a")
+        await begin(janitor, "b")
+        assert await content(store, "a") is None
+        assert not [name for name in deleted_files() if "blobs" in name]
+
+
+async def test_what_cannot_be_fitted_in_costs_nobody_his_place(opened):
+    async with opened(2 * SIZE) as (store, janitor):
+        await fill(janitor, "a")
+        await store.pin(key("a"))
+        with pytest.raises(OutOfSpace, match=r"needs 200\.0 KB.*max_size is 200\.0 KB") as caught:
+            await begin(janitor, "b", 2 * SIZE)
+        assert caught.value.status == 507
+        with pytest.raises(OutOfSpace, match="raise it"):
+            await begin(janitor, "b", 2 * SIZE + 1)
+        assert await stored(store) == "a"
+        assert not list(store.partial.iterdir())
+
+
+async def test_what_running_fills_will_write_counts(opened):
+    async with opened(2 * SIZE) as (_, janitor):
+        first, second = await begin(janitor, "a"), await begin(janitor, "b")
+        with pytest.raises(OutOfSpace):
+            await begin(janitor, "c", 1)
+        janitor.release(first)  # it wrote nothing
+        with pytest.raises(OutOfSpace):
+            await begin(janitor, "c", SIZE + 1)
+        await begin(janitor, "c")
+        janitor.release(second)
+
+
+async def test_the_rest_of_a_body_that_was_begun_needs_only_the_rest(opened):
+    async with opened(2 * SIZE) as (store, janitor):
+        partial = await store.create(key("a"), "g1")
+        partial.write(0, memoryview(body("a"))[: SIZE // 2])
+        partial.extents.add(0, SIZE // 2)
+        await fill(janitor, "b")
+        await janitor.take_up(partial, "http://a/a", SIZE)
+        assert await stored(store) == "b"
+        await store.pin(key("b"))
+        with pytest.raises(OutOfSpace):
+            await begin(janitor, "c", 1)
+
+
+async def test_an_unfinished_body_that_nobody_goes_on_with_goes_too(opened):
+    async with opened(2 * SIZE) as (store, janitor):
+        partial = await store.create(key("a"), "g1")
+        partial.write(0, memoryview(body("a")))
+        partial.extents.add(0, SIZE)
+        await store.save(partial, record("a", partial, Head((), 2 * SIZE, "g1")))
+        os.utime(partial.path, (0, 0))
+        await fill(janitor, "b")
+        right = store.lock(key("a"))  # somebody goes on with it
+        await store.pin(key("b"))
+        with pytest.raises(OutOfSpace):
+            await begin(janitor, "c")
+        os.close(right)
+        await begin(janitor, "c")
+        assert await store.partials() == []
+
+
+async def test_equal_bodies_count_once_and_go_with_their_last_url(opened):
+    async with opened(2 * SIZE) as (store, janitor):
+        await put(store, "a", body("x"))
+        await put(store, "b", body("x"))
+        growing = await begin(janitor, "c")
+        assert await stored(store) == "ab"
+        await begin(janitor, "d")
+        janitor.release(growing)
+        assert await stored(store) == ""
+        assert not [path for path in store.blobs.rglob("*") if path.is_file()]
+
+
+async def test_min_free_is_kept_but_never_more_than_a_tenth(opened):
+    async with opened(min_free=2**62) as (store, janitor):
+        size = os.statvfs(store.root).f_frsize * os.statvfs(store.root).f_blocks
+        with pytest.raises(OutOfSpace, match="cache.min_free keeps"):
+            await begin(janitor, "a", size)
+        await put(store, "b", body("b"))
+        await begin(janitor, "c", None)  # not known: as many as come
+    assert janitor.limits.min_free == 2**62
+
+
+async def test_without_limits_nothing_goes(opened):
+    async with opened() as (store, janitor):
+        for name in "abcdef":
+            await fill(janitor, name)
+        await janitor.tidy()
+        assert await stored(store) == "abcdef"
+
+
+async def test_a_commit_of_unknown_length_and_of_another_process_is_noticed(opened, caplog):
+    caplog.set_level("INFO", "proxy")
+    async with opened(2 * SIZE) as (store, janitor), opened() as (other, _):
+        await janitor.start()
+        await fill(janitor, "a")
+        await put(other, "b", body("b"), stored_at=2.0)
+        await put(other, "c", body("c"), stored_at=3.0)
+        await janitor.tidy()
+        assert await stored(store) == "bc"
+        partial = await begin(janitor, "d", None)
+        partial.write(0, memoryview(body("d")))
+        partial.extents.add(0, SIZE)
+        await janitor.commit(partial, entry_of("d", body("d"), stored_at=4.0))
+        assert await until(lambda: is_stored(store, "cd"))
+    assert "evicted url=http://a/a bytes=100000" in caplog.text
+
+
+async def is_stored(store, names):
+    return await stored(store) == names
+
+
+async def test_what_another_process_removed_is_let_go(opened):
+    async with opened() as (one, janitor), opened() as (other, _):
+        await put(one, "a", body("a"))
+        await one.lookup(key("a"))
+        await other.remove(key("a"))
+        assert [name for name in deleted_files() if "blobs" in name]
+        await janitor.tidy()
+        assert not [name for name in deleted_files() if "blobs" in name]
+
+
+async def test_damaged_bodies_go_before_any_whole_one(opened):
+    async with opened(2 * SIZE) as (store, janitor):
+        await fill(janitor, "a")
+        entry = await fill(janitor, "b")
+        await store.set_aside(entry, "for a test")
+        assert len(list(store.damaged.iterdir())) == 2
+        await begin(janitor, "c")
+        assert await stored(store) == "a"
+        assert not list(store.damaged.iterdir())
+
+
+async def test_one_process_evicts_at_a_time(opened):
+    async with opened(SIZE) as (store, janitor), opened() as (other, _):
+        await fill(janitor, "a")
+        async with right_to_evict(other):
+            making_room = asyncio.create_task(begin(janitor, "b"))
+            await asyncio.wait([making_room], timeout=0.2)
+            assert not making_room.done()
+            assert await stored(store) == "a"
+        await making_room
+        assert await stored(store) == ""
+
+
+async def test_what_was_pinned_or_replaced_since_it_was_looked_at_stays(opened):
+    async with opened() as (store, _):
+        for name in "abc":
+            await put(store, name, body(name))
+        survey = await store.survey()
+        await store.pin(key("a"))
+        await put(store, "b", b"new", "g2", 2.0)
+        assert [each.url for each in await store.evict(survey.bodies)] == ["http://a/c"]
+        assert await stored(store) == "ab"
+
+
+async def test_a_pin_outlives_refresh_and_new_generation_and_is_undone(opened):
+    async with opened() as (store, _), opened() as (other, _):
+        entry = await put(store, "a", body("a"))
+        assert (await other.pin(key("a"))).pinned
+        assert (await store.lookup(key("a"))).pinned
+        assert (await store.refresh(entry)).pinned  # by one who did not know
+        assert (await put(store, "a", b"new", "g2", 2.0)).pinned
+        assert not (await store.pin(key("a"), False)).pinned
+        assert not (await other.lookup(key("a"))).pinned
+        assert await store.pin(key("nothing")) is None
+
+
+async def test_the_server_keeps_max_size_and_says_what_went(origin, proxy_factory):
+    proxy = proxy_factory("--max-size", "250KB")
+    for name in "abc":
+        origin.body(f"/{name}", body(name)).headers(cache_control=FRESH)
+        assert (await proxy.get(f"/u/{name}")).body == body(name)
+        await proxy.wait_log(f"sha256={hashlib.sha256(body(name)).hexdigest()}")  # stored
+    await proxy.wait_log(f"evicted url={origin.url('/a')} bytes=100000")
+    assert (await proxy.get("/u/b", {"Cache-Control": "only-if-cached"})).status == 200
+    assert (await proxy.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504
+
+
+async def test_a_body_larger_than_the_cache_is_507_and_says_what_to_do(origin, proxy_factory):
+    proxy = proxy_factory("--max-size", "250KB")
+    origin.body("/small", body("a")).headers(cache_control=FRESH)
+    origin.body("/large", b"x" * 300_000)
+    assert (await proxy.get("/u/small")).status == 200
+    refused = await proxy.get("/u/large")
+    assert refused.status == 507
+    message = refused.json()["message"]
+    assert origin.url("/large") in message
+    assert "it needs 300.0 KB" in message
+    assert "cache.max_size is 250.0 KB" in message
+    assert (await proxy.get("/u/small")).headers["cache-status"] == "fetchonce; hit"
+    assert not [path for path in (proxy.cache_dir / "partial").iterdir()]
+
+
+async def test_a_reload_changes_the_limit(origin, proxy_factory):
+    proxy = proxy_factory(config_text='[cache]\nmax_size = "100KB"\n')
+    origin.body("/large", b"x" * 300_000)
+    assert (await proxy.get("/u/large")).status == 507
+    proxy.config.write_text('[cache]\nmax_size = "0"\n')
+    proxy.send_signal(1)
+    await proxy.wait_log("config.reloaded")
+    assert (await proxy.get("/u/large")).body == b"x" * 300_000
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 KB"), (2_500_000, "2.5 MB"), (50 * 10**9, "50.0 GB")],
+)
+def test_sizes_for_people(count, text):
+    assert size_text(count) == text
+
+
+def deleted_files():
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{fd}")
+            if name.endswith("(deleted)"):
+                found.append(name)
+    return found
