@@ -2,6 +2,7 @@
 
 A Fill belongs to the cache, not to the client who caused it; clients only read. States only go forward:
 ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | FAILED. Nothing here knows HTTP to the client.
+While a digest is expected, or may yet turn out to be, nobody gets the last byte.
 
 The coordinator (`run`) lives on the event loop and owns every field. Transfers run in threads: they read a socket into
 a buffer and write the buffer to the file, and tell the loop how far they are. A gap is a gap: the first bytes, a reader
@@ -11,7 +12,6 @@ far ahead, a broken transfer and a fill taken up after a restart are all "start 
 import asyncio
 import contextlib
 import enum
-import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from functools import partial
 from logging import INFO, WARNING
 
 from .config import FillSection
-from .errors import ProxyError, StoreError, UpstreamError
+from .errors import DigestMismatch, ProxyError, StoreError, UpstreamError
 from .log import events, log
 from .partial import Partial
 from .rules.entry import Entry, Head, Headers, field, refreshed
@@ -33,15 +33,12 @@ from .stats import Stats
 from .store import Store
 from .transfer import Transfer, head_of, is_rest, open_rest, rest_condition
 from .upstream import Exchange, Upstream, first_error, status_error
+from .verify import AskChecksums, Verifier
 
 WAKE_BYTES = 4 * 1024**2
 """Readers are woken for this much at once: each wake costs every reader a call. 1 MiB made eight readers 8 % slower."""
 WAKE_SECONDS = 0.005
 """... or after this long, so that a slow upstream's bytes do not lie about."""
-HASH_BYTES = 8 * 1024**2
-"""One step of the hash that trails the watermark; a thread hop each."""
-READ_BYTES = 1024**2
-"""... of which this much is in memory at once."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
@@ -73,8 +70,13 @@ class Fill:
         threads: Executor,
         stats: Stats,
         clock: Callable[[], float],
+        ask_checksums: AskChecksums,
+        avoid: frozenset[str] = frozenset(),
     ) -> None:
         self.target = target
+        self.urls = tuple(url for url in target.urls if url not in avoid) or target.urls
+        """Where bytes may come from, in the order to try."""
+        self.verifier = Verifier(target, ask_checksums, threads, self._publish)
         self.state = FillState.ASKING
         self.head: Head
         self.length: int | None = None
@@ -85,6 +87,8 @@ class Fill:
         """Whether any client lets the body be stored (no-store forbids it)."""
         self.source = target.url
         """Where bytes come from, for people."""
+        self.began_at = target.url
+        """The URL that answered first."""
         self.fetched = 0
         """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
         self.readers = 0
@@ -103,7 +107,7 @@ class Fill:
         self._may_jump = False
         """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
         self._mirror = 0
-        """Which of the target's URLs answered."""
+        """Which of the URLs answered."""
         self._failures = 0
         """Transfers that broke since the last byte."""
         self._last_error: BaseException | None = None
@@ -138,6 +142,11 @@ class Fill:
         return self.length is not None and self.received == self.length
 
     @property
+    def is_withheld(self) -> bool:
+        """The body is not verified yet, or is the wrong one: its last byte is kept back."""
+        return self.verifier.is_withheld
+
+    @property
     def is_over(self) -> bool:
         return self.state in (FillState.COMPLETE, FillState.UNCHANGED, FillState.FAILED)
 
@@ -148,13 +157,18 @@ class Fill:
 
     def readable(self, offset: int) -> int:
         """Offset up to which a reader standing at `offset` may read now."""
-        return self.partial.extents.reach(offset)
+        reach = self.partial.extents.reach(offset)
+        if not self.is_withheld:
+            return reach
+        end = reach if self.length is None else self.length
+        return min(reach, max(offset, end - 1))
 
     async def wait_head(self) -> None:
         """Wait until upstream has answered; raises the fill's error if it FAILED without."""
-        while self.state is FillState.ASKING:
+        # Of an empty body the head says all: where one must be verified, that is what is kept back.
+        while self.state is FillState.ASKING or (self.length == 0 and self.is_withheld and not self.error):
             await self._changed.wait()
-        if self.error and not self._partial:
+        if self.error and (not self._partial or (self.length == 0 and self.is_withheld)):
             raise self.error
 
     async def wait_readable(self, offset: int) -> int:
@@ -168,7 +182,7 @@ class Fill:
         try:
             if self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
                 self._attention.set()
-            while (stop := self.readable(offset)) <= offset and offset != self.length:
+            while (stop := self.readable(offset)) <= offset and (offset != self.length or self.is_withheld):
                 if self.error:
                     raise self.error
                 await self._changed.wait()
@@ -185,6 +199,14 @@ class Fill:
                 raise self.error
             await self._changed.wait()
         return self.length
+
+    async def wait_verified(self) -> dict[str, str]:
+        """Wait until the whole body may be read, and return its digests by algorithm; raises as wait_readable does."""
+        while not (digests := self.verifier.digests) or self.is_withheld:
+            if self.error:
+                raise self.error
+            await self._changed.wait()
+        return digests
 
     async def wait_over(self) -> None:
         """Wait until the fill has ended, well or not."""
@@ -229,6 +251,8 @@ class Fill:
             # A bug: no reader may be left waiting.
             self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
             raise
+        finally:
+            self.verifier.close()
 
     async def _ask(self) -> Transfer | None:
         """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if nothing is to fetch."""
@@ -240,7 +264,7 @@ class Fill:
             return None
         saved = await self._saved()
         errors: list[UpstreamError] = []
-        for number, url in enumerate(self.target.urls):
+        for number, url in enumerate(self.urls):
             self._mirror = number
             gap = saved[1].extents.gaps(saved[0].length or 0)[0] if saved else (0, 0)
             try:
@@ -288,10 +312,11 @@ class Fill:
 
     def _begin(self, exchange: Exchange, head: Head, partial: Partial) -> None:
         self.head, self.length, self._partial = head, head.length, partial
-        self.source = exchange.final_url
+        self.source, self.began_at = exchange.final_url, exchange.url
         has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
         self._may_jump = has_ranges and head.length is not None and resume_validator(head.headers) is not None
         self.answered_at = self._clock()
+        self.verifier.begin(partial, head.length)
         self.state = FillState.STREAMING
         self._publish()
 
@@ -342,10 +367,12 @@ class Fill:
         self._attention.set()
 
     async def _finish(self) -> None:
-        """Every byte is there: hash what is not hashed yet, and store."""
+        """Every byte is there: verify and store."""
         assert self.length is not None
         await self._end_transfers()
-        digest = await self._hash(self.length)
+        others = [url for url in self.urls if url != self.began_at]
+        verified = await self.verifier.verify(self.length, self.began_at, others)
+        digest = self.verifier.digests["sha256"]
         if not self.keep:
             await self._store.discard(self.partial)
         else:
@@ -359,28 +386,14 @@ class Fill:
                 stored_at=self._clock(),
                 validated_at=self.answered_at,
                 pinned=bool(self._stale and self._stale.pinned),
+                sha512=self.verifier.digests.get("sha512"),
+                verified=verified,
             )
             self.entry = await self._store.commit(self.partial, entry)
         self.state = FillState.COMPLETE
         self._publish()
         seconds = round(self._clock() - self.started_at, 3)
         log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
-
-    async def _hash(self, length: int) -> str:
-        """SHA-256 of the file, off the loop."""
-        state = hashlib.sha256()
-
-        def step(start: int, end: int) -> None:
-            while start < end:
-                data = self.partial.read(start, min(READ_BYTES, end - start))
-                if not data:
-                    raise StoreError(f"{self.partial.path} lost its end")
-                state.update(data)
-                start += len(data)
-
-        for start in range(0, length, HASH_BYTES):
-            await self._loop.run_in_executor(self._threads, step, start, min(start + HASH_BYTES, length))
-        return state.hexdigest()
 
     def _fail(self, error: ProxyError) -> None:
         self.error = error
@@ -395,7 +408,9 @@ class Fill:
         if not self._partial:
             return
         try:
-            if self.keep and self.length is not None and self.received and resume_validator(self.head.headers):
+            is_wrong = isinstance(self.error, DigestMismatch)
+            may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
+            if self.keep and may_go_on and not is_wrong:
                 await self._store.save(self._partial, self.target.url, self.target.mirror.name, self.head)
             else:
                 await self._store.discard(self._partial)
@@ -423,7 +438,7 @@ class Fill:
                 other.stop = transfer.offset
         self._running.append(transfer)
         # The mirror that answered is asked twice, then the next one, and so on round.
-        url = self.target.urls[(self._mirror + self._failures // 2) % len(self.target.urls)]
+        url = self.urls[(self._mirror + self._failures // 2) % len(self.urls)]
         question = partial(open_rest, self._upstream, url, self.head, transfer)
         tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
         done = self._loop.run_in_executor(self._threads, transfer.run, self.partial, question, tell)
@@ -449,6 +464,8 @@ class Fill:
         self.fetched += count
         self._stats.fetched_bytes += count
         self._failures = 0
+        if not self.is_stopped:
+            self.verifier.follow(extents.reach(0))
         if self._woken_total == 0 or extents.total - self._woken_total >= WAKE_BYTES:
             self._publish()
         elif self._wake_timer is None:

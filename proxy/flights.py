@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from .checksums import Checksums
 from .config import Settings
+from .errors import DigestMismatch, UpstreamError
 from .fill import Fill
 from .log import events, log
 from .rules.entry import Entry, Headers
@@ -24,6 +26,8 @@ ELSEWHERE_SECONDS = 0.05
 """How often a key that another process fills is looked at again."""
 STOP_SECONDS = 3.0
 """How long stopped fills may take to put away what they have."""
+DISTRUST_SECONDS = 600.0
+"""How long a mirror whose body of a key had not the expected digest is passed over for it, while there are others."""
 
 
 class Flights:
@@ -32,6 +36,10 @@ class Flights:
         self._threads = ThreadPoolExecutor(THREADS, "transfer")
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
+        """By key: until when, and which URLs."""
+        self._is_closing = False
+        self._checksums = Checksums(store, self.join, clock)
         self.settings = settings
         self.upstream = Upstream(settings)
 
@@ -59,6 +67,8 @@ class Flights:
                 break
             # Its outcome is settled, its files are being put away: wait, and look again.
             await asyncio.wait([ending])
+        if self._is_closing:
+            raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         fill = Fill(
             target,
             stale,
@@ -69,6 +79,8 @@ class Flights:
             threads=self._threads,
             stats=self._stats,
             clock=self._clock,
+            ask_checksums=self._checksums.expected,
+            avoid=self._avoided(target.key),
         )
         fill.is_wanted = keep
         self._fills[target.key] = fill
@@ -91,8 +103,17 @@ class Flights:
         finally:
             os.close(right)
 
+    def _avoided(self, key: str) -> frozenset[str]:
+        until, urls = self._distrusted.get(key, (0.0, frozenset()))
+        return urls if self._clock() < until else frozenset()
+
     def _landed(self, key: str) -> None:
-        del self._fills[key]
+        fill = self._fills.pop(key)
+        if isinstance(fill.error, DigestMismatch) and fill.error.next_url:
+            self._distrusted[key] = self._clock() + DISTRUST_SECONDS, self._avoided(key) | {fill.began_at}
+        else:
+            # It came well, or every mirror has had its turn: the next time they are asked from the first on.
+            self._distrusted.pop(key, None)
         task = self._tasks.pop(key)
         if not task.cancelled() and (error := task.exception()):
             log(events, 40, "fill.bug", key=key[:12], error=repr(error))
@@ -100,6 +121,7 @@ class Flights:
 
     async def close(self) -> None:
         """Stop every fill where it is, and keep what can be gone on with."""
+        self._is_closing = True
         for fill in self.running():
             fill.stop()
         tasks = list(self._tasks.values())

@@ -25,6 +25,7 @@ from rich.progress import (
 from ..config import Settings
 from ..errors import ProxyError
 from ..gateway import Gateway
+from ..rules.digests import Digest
 from ..web.prefetch import Progress
 from ..web.prefetch import prefetch as fetch
 from .common import (
@@ -42,23 +43,29 @@ from .common import (
     url_text,
 )
 
-Steps = Callable[[str], AsyncGenerator[Progress]]
+Steps = Callable[[str, Digest | None], AsyncGenerator[Progress]]
 
 
 @click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
 @click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
+@click.option("--digest", "digest_text", metavar="ALG:HEX", help="What the one URL must have: sha256:... or sha512:...")
 @json_option
 @settings_options
-def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool) -> None:
+def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, digest_text: str | None, as_json: bool) -> None:
     """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
 
     What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
     that its clients share it.
     """
+    digest = Digest.parse(digest_text) if digest_text is not None else None
+    if digest_text is not None and digest is None:
+        raise click.UsageError(f'--digest "{digest_text}": expected sha256: and 64 hex digits, or sha512: and 128')
+    if digest and len(urls) > 1:
+        raise click.UsageError("--digest is for one URL; of several, each can be given as /sha256:HEX/HOST/PATH")
     servers = running_servers(settings.cache_dir)
     try:
-        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, quiet=as_json))
+        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, digest, quiet=as_json))
     except KeyboardInterrupt:
         kept = "the server goes on fetching" if servers else "what came is kept, and the next prefetch goes on with it"
         click.echo(f"stopped; {kept}", err=True)
@@ -70,7 +77,7 @@ def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, as_json: bool
 
 
 async def run(
-    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, *, quiet: bool
+    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, digest: Digest | None, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     own = addresses(settings)
@@ -97,7 +104,7 @@ async def run(
             started = time.monotonic()
             bar: TaskID | None = None
             step: Progress | None = None
-            async with aclosing(steps(bare(url, own))) as stream:
+            async with aclosing(steps(bare(url, own), digest)) as stream:
                 async for step in stream:
                     step["url"] = url
                     if bar is None and step["state"] in ("asking", "streaming"):
@@ -131,12 +138,15 @@ async def _steps(settings: Settings, servers: list[list[str]]) -> AsyncIterator[
         await gateway.close()
 
 
-async def _through_server(client: httpx.AsyncClient, address: str, url: str) -> AsyncGenerator[Progress]:
+async def _through_server(
+    client: httpx.AsyncClient, address: str, url: str, digest: Digest | None
+) -> AsyncGenerator[Progress]:
     # Until an upstream answers nothing comes; how long that may take is the server's to judge.
     patience = httpx.Timeout(10, read=None)
+    asked = {"url": url, "digest": str(digest)} if digest else {"url": url}
     try:
         with as_proxy_errors(address):
-            async with client.stream("POST", "/-/api/prefetch", json={"url": url}, timeout=patience) as response:
+            async with client.stream("POST", "/-/api/prefetch", json=asked, timeout=patience) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise ProxyError(f"the server on {address} answered {response.status_code}: {response.text}")

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from ..errors import Forbidden, ProxyError, RequestError
 from ..gateway import Gateway
+from ..rules.digests import Digest
 from .prefetch import prefetch
 from .status import status
 
@@ -27,14 +28,18 @@ def own_endpoints(gateway: Gateway) -> Starlette:
     async def start_prefetch(request: Request) -> Response:
         judge_change(request)
         try:
-            url = json.loads(await request.body())["url"]
-        except (ValueError, TypeError, KeyError) as error:
+            asked = json.loads(await request.body())
+            url, wanted = asked["url"], asked.get("digest")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
         if not isinstance(url, str):
             raise RequestError("url: expected a string")
+        digest = Digest.parse(wanted) if isinstance(wanted, str) else None
+        if wanted is not None and digest is None:
+            raise RequestError("digest: expected sha256:HEX or sha512:HEX")
 
         async def lines() -> AsyncIterator[bytes]:
-            async with aclosing(prefetch(gateway, url)) as steps:
+            async with aclosing(prefetch(gateway, url, digest)) as steps:
                 async for step in steps:
                     yield json.dumps(step).encode() + b"\n"
 
