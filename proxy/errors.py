@@ -11,6 +11,8 @@ ProxyError                    500
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
 │   ├── DigestMismatch        502   the body is whole, and another than it must be
+│   ├── UpstreamRange         502   these two only within a fill, which deals with them
+│   ├── UpstreamChanged       502
 │   └── UpstreamStatus        its own status for 4xx and 503; 502 for all else
 ├── StoreError                500   ours: the cache directory
 │   └── OutOfSpace            507
@@ -74,6 +76,18 @@ class NotInCache(ProxyError):
 
 class UpstreamError(ProxyError):
     status = 502
+    may_pass = False
+    """Whether asking again soon may well succeed: the connection broke, or upstream says it is busy."""
+    retry_after: float | None = None
+    """Seconds upstream wants to be left alone (RFC 9110 §10.2.3)."""
+
+
+class UpstreamRange(UpstreamError):
+    """Asked for a range, upstream gave something else."""
+
+
+class UpstreamChanged(UpstreamError):
+    """The object is another one now: what came of it cannot be completed."""
 
 
 class UpstreamTimeout(UpstreamError):
@@ -97,6 +111,7 @@ class UpstreamStatus(UpstreamError):
         # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again". A 2xx or 3xx that
         # we can make nothing of must not become a success of ours.
         self.status = upstream_status if 400 <= upstream_status < 500 or upstream_status == 503 else 502
+        self.may_pass = upstream_status in (429, 502, 503, 504)
 
 
 class StoreError(ProxyError):

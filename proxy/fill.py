@@ -12,6 +12,8 @@ far ahead, a broken transfer and a fill taken up after a restart are all "start 
 import asyncio
 import contextlib
 import enum
+import itertools
+import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,19 +21,21 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
+from urllib.parse import urlsplit
 
 from .config import FillSection
-from .errors import DigestMismatch, ProxyError, StoreError, UpstreamError
+from .errors import DigestMismatch, ProxyError, StoreError, UpstreamChanged, UpstreamError, UpstreamRange
 from .log import events, log
-from .partial import Partial
+from .partial import Partial, PartialRecord
 from .rules.entry import Entry, Head, Headers, field, refreshed
 from .rules.freshness import is_storable
+from .rules.health import Health
 from .rules.mirrors import Target
-from .rules.segments import plan
+from .rules.segments import BIG_BYTES, Ramp, plan, split
 from .rules.validators import resume_validator
 from .stats import Stats
 from .store import Store
-from .transfer import Transfer, head_of, is_rest, open_rest, rest_condition
+from .transfer import Transfer, confirming, head_of, is_rest, open_rest, rest_condition
 from .upstream import Exchange, Upstream, first_error, status_error
 from .verify import AskChecksums, Verifier
 
@@ -39,9 +43,22 @@ WAKE_BYTES = 4 * 1024**2
 """Readers are woken for this much at once: each wake costs every reader a call. 1 MiB made eight readers 8 % slower."""
 WAKE_SECONDS = 0.005
 """... or after this long, so that a slow upstream's bytes do not lie about."""
+CHECKPOINT_BYTES = 128 * 1024**2
+"""So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
+FOLLOW_SECONDS = 0.02
+"""How often another process's fill is looked at: as long as its bytes are late here."""
+MEASURE_SECONDS = 0.2
+"""Over this long a fill's rate is taken: long enough for new connections to show, short beside a big fill."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
+RESUMABLE_BYTES = 4 * 1024**2
+"""From here on a killed process's fill is taken up; less is fetched anew in no time, and costs no sync."""
+RETRY_AFTER_MAX = 120.0
+"""Seconds upstream may ask us to wait in the middle of a body, with clients waiting for the rest."""
+ASK_TRIES = 3
+ASK_PATIENCE = 5.0
+"""... and before it: some clients give up after 10 s without a head."""
 
 
 class FillState(enum.Enum):
@@ -69,6 +86,7 @@ class Fill:
         settings: FillSection,
         threads: Executor,
         stats: Stats,
+        health: Health,
         clock: Callable[[], float],
         ask_checksums: AskChecksums,
         avoid: frozenset[str] = frozenset(),
@@ -87,30 +105,38 @@ class Fill:
         """Whether any client lets the body be stored (no-store forbids it)."""
         self.source = target.url
         """Where bytes come from, for people."""
-        self.began_at = target.url
-        """The URL that answered first."""
         self.fetched = 0
         """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
         self.readers = 0
         self.started_at = self.answered_at = clock()
         self._stale, self._condition = stale, condition
         self._store, self._upstream, self._settings = store, upstream, settings
-        self._threads, self._stats, self._clock = threads, stats, clock
+        self._threads, self._stats, self._health, self._clock = threads, stats, health, clock
         self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
+        self._former: Partial | None = None
         self._running: list[Transfer] = []
         self._waiting: Counter[int] = Counter()
         self._changed = asyncio.Event()
         self._attention = asyncio.Event()
         self._woken_total = 0
         self._wake_timer: asyncio.TimerHandle | None = None
+        self._ramp = Ramp(settings.connections)
         self._may_jump = False
         """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
-        self._mirror = 0
-        """Which of the URLs answered."""
+        self._saved: tuple[str, Head, Partial] | None = None
+        self._first_url = self._url = target.url
+        """Which of the target's URLs gave the head, and which is asked now."""
+        self._asks_whole = False
+        """Whether ranges did not give what was asked for: then all of it is asked for, and compared."""
         self._failures = 0
         """Transfers that broke since the last byte."""
         self._last_error: BaseException | None = None
+        self._saving: asyncio.Future[None] | None = None
+        self._checkpointed = 0
+        """Bytes that survive a power cut."""
+        self.is_following = False
+        """Whether another process began it: what came is its work."""
         self.is_stopped = False
         """Whether it is on its way to its end, and nobody may join."""
 
@@ -140,6 +166,11 @@ class Fill:
     def is_whole(self) -> bool:
         """Every byte is on disk, be it stored already or on its way there."""
         return self.length is not None and self.received == self.length
+
+    @property
+    def began_at(self) -> str:
+        """The URL that gave the head."""
+        return self._first_url
 
     @property
     def is_withheld(self) -> bool:
@@ -233,11 +264,37 @@ class Fill:
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
+    async def _follow(self) -> int:
+        """Wait for the right to fill, and read along with the process that has it. Returns the right's descriptor.
+
+        The kernel gives the right free when that process ends, however it ends, and tells nobody: it must be looked at.
+        """
+        while (right := self._store.lock(self.target.key)) is None:
+            if self.is_stopped:
+                raise UpstreamError(f"following the fetch of {self.target.url} was stopped")
+            if self._partial:
+                if self._partial.catch_up():
+                    self._publish()
+            elif found := await self._store.peek(self.target.key):
+                record, self._partial = found
+                self.head, self.length = record.head, record.head.length
+                self._first_url = record.source
+                self.source, self.is_following = f"another process, from {record.source}", True
+                # That process verifies, and what comes of it is seen in what it stores.
+                self.verifier.expect(self.length)
+                self.state = FillState.STREAMING
+                self._publish()
+                log(events, INFO, "fill.follows", key=self.target.key[:12], have=self.received)
+            await asyncio.sleep(FOLLOW_SECONDS)
+        return right
+
     async def run(self) -> None:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
+        right = -1
         try:
+            right = await self._follow()
             first = await self._ask()
-            if first:
+            if self.state is FillState.STREAMING:
                 await self._stream(first)
                 await self._finish()
             self._stats.count_fill(self.state.value)
@@ -253,69 +310,116 @@ class Fill:
             raise
         finally:
             self.verifier.close()
+            if right >= 0:
+                os.close(right)
 
     async def _ask(self) -> Transfer | None:
         """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if nothing is to fetch."""
         entry = await self._store.lookup(self.target.key)
-        if entry and entry != self._stale:
+        if self.is_following and entry and entry.head.generation == self.head.generation:
+            self.partial.extents.add(0, entry.size)
+            await self.verifier.confirm(self.partial, entry, self.began_at)
+            self.entry, self.state = entry, FillState.COMPLETE
+            self._publish()
+            return None
+        if not self.is_following and entry and entry != self._stale:
             # Somebody else finished it between our client's look and our having the right to fill.
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
-        saved = await self._saved()
-        errors: list[UpstreamError] = []
-        for number, url in enumerate(self.urls):
-            self._mirror = number
-            gap = saved[1].extents.gaps(saved[0].length or 0)[0] if saved else (0, 0)
-            try:
-                exchange = await self._open(url, rest_condition(saved[0], gap[0]) if saved else self._condition)
-            except UpstreamError as error:
-                errors.append(error)
-                continue
-            if exchange.status == 206 and saved and is_rest(exchange, saved[0], gap[0]):
-                self._begin(exchange, *saved)
-                log(events, INFO, "fill.resumed", key=self.target.key[:12], url=url, at=gap[0], have=self.received)
-                return Transfer(*gap, written=gap[0], exchange=exchange)
-            if saved:
-                # It changed, or the question with our offset has no answer: what we had is of no use any more.
-                await self._store.discard(saved[1])
-                saved = None
-                if exchange.status != 200:
-                    exchange.close()
-                    exchange = await self._open(url, self._condition)
-            if exchange.status == 304 and self._stale:
-                await self._unchanged(exchange)
-                return None
-            if exchange.status == 200:
-                head = head_of(exchange, self._clock(), secrets.token_hex(8))
+        self._saved = await self._load_saved()
+        if self.is_following:
+            # Its process is dead, or has given up; our readers want the rest of that very body.
+            if self._saved is None or self._saved[1].generation != self.head.generation:
+                raise UpstreamError(f"the process that fetched {self.target.url} gave up. ask again")
+            log(events, INFO, "fill.taken_over", key=self.target.key[:12], have=self.received)
+        for tries in itertools.count(1):
+            errors: list[UpstreamError] = []
+            for url in self._health.order(self.urls, self._loop.time()):
                 try:
-                    self._begin(exchange, head, await self._store.create(self.target.key, head.generation))
-                except StoreError:
-                    exchange.close()
-                    raise
-                log(events, INFO, "fill.started", key=self.target.key[:12], url=url, bytes=head.length)
-                return Transfer(0, head.length, exchange=exchange)
-            errors.append(status_error(exchange))
-            exchange.close()
-        raise first_error(errors)
+                    return await self._ask_one(url)
+                except UpstreamError as error:
+                    errors.append(error)
+                    if error.status >= 500:
+                        self._health.failed(url, self._loop.time())
+            told = first_error(errors)
+            delay = max(BACKOFF_SECONDS * 2**tries, told.retry_after or 0.0)
+            # With something to serve nobody is made to wait.
+            if tries == ASK_TRIES or self._stale or not told.may_pass or delay > ASK_PATIENCE or self.is_stopped:
+                raise told
+            log(events, WARNING, "fill.asks_again", key=self.target.key[:12], error=told, retry_in=delay)
+            await self._pause(delay)
+        raise AssertionError("unreachable")
 
-    async def _saved(self) -> tuple[Head, Partial] | None:
-        """What an earlier fill left, if upstream can be asked for the rest of it."""
+    async def _ask_one(self, url: str) -> Transfer | None:
+        """Ask one mirror. Raises UpstreamError for any answer that is neither a body nor "not changed"."""
+        if self._saved:
+            source, head, saved = self._saved
+            gaps = saved.extents.gaps(head.length or 0)
+            if gaps:
+                fields = rest_condition(head, gaps[0][0])
+            else:  # a process that died had every byte, and had not stored it yet
+                fields = confirming(head) if urlsplit(url).netloc == urlsplit(source).netloc else ()
+            exchange = await self._open(url, fields)
+            if (exchange.status == 304 and not gaps) or (
+                exchange.status == 206 and gaps and is_rest(exchange, head, gaps[0][0])
+            ):
+                self._begin(exchange, source, head, saved)
+                log(events, INFO, "fill.resumed", key=self.target.key[:12], url=url, have=self.received)
+                if not gaps:
+                    exchange.close()
+                    return None
+                return Transfer(*gaps[0], written=gaps[0][0], exchange=exchange)
+            if exchange.status >= 500 or exchange.status in (401, 403, 429):
+                exchange.close()
+                raise status_error(exchange)  # it says nothing of the object: what we have may still be of use
+            await self._store.discard(saved)
+            self._saved = None
+            if self.is_following:
+                exchange.close()
+                raise UpstreamChanged(f"{url} changed while it was fetched")
+            if exchange.status != 200:
+                exchange.close()
+                exchange = await self._open(url, self._condition)
+        else:
+            exchange = await self._open(url, self._condition)
+        if exchange.status == 304 and self._stale:
+            await self._unchanged(exchange)
+            return None
+        if exchange.status != 200:
+            exchange.close()
+            raise status_error(exchange)
+        head = head_of(exchange, self._clock(), secrets.token_hex(8))
+        try:
+            self._begin(exchange, url, head, await self._store.create(self.target.key, head.generation))
+        except StoreError:
+            exchange.close()
+            raise
+        log(events, INFO, "fill.started", key=self.target.key[:12], url=url, bytes=head.length)
+        return Transfer(0, head.length, exchange=exchange)
+
+    async def _load_saved(self) -> tuple[str, Head, Partial] | None:
+        """What an earlier fill left, with where it came from, if upstream can tell whether it is still the same."""
         saved = await self._store.resume(self.target.key)
         if saved is None:
             return None
-        head, partial = saved[0].head, saved[1]
-        if head.length and partial.extents.gaps(head.length) and resume_validator(head.headers):
-            return head, partial
+        record, partial = saved
+        if record.head.length is not None and resume_validator(record.head.headers):
+            return record.source, record.head, partial
         await self._store.discard(partial)
         return None
 
-    def _begin(self, exchange: Exchange, head: Head, partial: Partial) -> None:
-        self.head, self.length, self._partial = head, head.length, partial
-        self.source, self.began_at = exchange.final_url, exchange.url
+    def _begin(self, exchange: Exchange, url: str, head: Head, partial: Partial) -> None:
+        # A send that is on its way holds the descriptor of what we followed, by its number.
+        self._former, self._partial = self._partial, partial
+        self.head, self.length = head, head.length
+        self._first_url, self._url, self.source = url, exchange.url, exchange.final_url
+        self._health.answered(exchange.url)
         has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
         self._may_jump = has_ranges and head.length is not None and resume_validator(head.headers) is not None
         self.answered_at = self._clock()
+        if head.length and head.length >= RESUMABLE_BYTES and resume_validator(head.headers):
+            self._checkpoint()
         self.verifier.begin(partial, head.length)
         self.state = FillState.STREAMING
         self._publish()
@@ -329,9 +433,12 @@ class Fill:
         self._publish()
         log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=exchange.url)
 
-    async def _stream(self, first: Transfer) -> None:
+    async def _stream(self, first: Transfer | None) -> None:
         """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
-        self._start(first)
+        if first:
+            self._start(first)
+        if self._may_jump and self.length is not None and self.length >= BIG_BYTES:
+            self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
         while not self.is_whole:
             if self.is_stopped:
                 raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
@@ -345,26 +452,52 @@ class Fill:
                     transfer.cancel()
                 for offset, stop in todo.start:
                     self._start(Transfer(offset, stop, written=offset))
+                while self._may_jump and (part := split(self._running, self._ramp.allowed)):
+                    self._start(Transfer(*part, written=part[0]))
+            elif not self._running:
+                self._start(Transfer(0, None))
             await self._attention.wait()
             self._attention.clear()
 
+    def _measure(self, before: int) -> None:
+        """Every MEASURE_SECONDS: judge whether the connections we have are worth it, and whether more would be."""
+        if self.is_over or self.is_whole or not self._may_jump:
+            return
+        self._ramp.judge((self.fetched - before) / MEASURE_SECONDS, len(self._running))
+        self._attention.set()
+        self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
+
     async def _back_off(self, error: BaseException) -> None:
-        """Wait before the next try, or raise `error` if there is none."""
+        """Wait before the next try, or raise `error` if there is none.
+
+        The mirror that broke is asked once more, then whoever failed longest ago.
+        """
         self._failures += 1
-        is_hopeless = (
-            not isinstance(error, UpstreamError) or self.length is None or not resume_validator(self.head.headers)
-        )
-        if is_hopeless or self._failures > self._settings.retries:
+        others = [url for url in self.urls if url != self._url]
+        if isinstance(error, UpstreamChanged) and self._url != self._first_url and others:
+            pass  # that mirror has something else; the first one may still have ours
+        elif not isinstance(error, UpstreamError) or isinstance(error, UpstreamChanged):
             raise error
-        delay = min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1))
-        log(events, WARNING, "fill.broken", key=self.target.key[:12], error=error, retry_in=delay)
+        if self._failures > self._settings.retries:
+            raise error
+        if self._failures > 1 or isinstance(error, UpstreamChanged):
+            self._health.failed(self._url, self._loop.time())
+            self._url = self._health.order(self.urls, self._loop.time())[0]
+        delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1)), error.retry_after or 0.0)
+        if delay > RETRY_AFTER_MAX:
+            raise error
+        log(events, WARNING, "fill.broken", key=self.target.key[:12], error=error, retry_in=delay, next=self._url)
+        await self._pause(delay)
+        self._last_error = None
+        self._attention.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not on once the fill is stopped."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay):
+            async with asyncio.timeout(seconds):
                 while not self.is_stopped:
                     await self._attention.wait()
                     self._attention.clear()
-        self._last_error = None
-        self._attention.set()
 
     async def _finish(self) -> None:
         """Every byte is there: verify and store."""
@@ -405,13 +538,18 @@ class Fill:
     async def _put_away(self) -> None:
         """Of a fill that failed, keep what the next one can go on with."""
         await self._end_transfers()
-        if not self._partial:
+        if not self._partial or not self._partial.is_ours:
             return
         try:
-            is_wrong = isinstance(self.error, DigestMismatch)
-            may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
-            if self.keep and may_go_on and not is_wrong:
-                await self._store.save(self._partial, self.target.url, self.target.mirror.name, self.head)
+            is_same = not isinstance(self.error, (UpstreamChanged, DigestMismatch))
+            if (
+                self.keep
+                and is_same
+                and self.length is not None
+                and self.received
+                and resume_validator(self.head.headers)
+            ):
+                await self._store.save(self._partial, self._record())
             else:
                 await self._store.discard(self._partial)
         except StoreError as error:
@@ -437,15 +575,39 @@ class Fill:
                 transfer.cut = other, other.stop
                 other.stop = transfer.offset
         self._running.append(transfer)
-        # The mirror that answered is asked twice, then the next one, and so on round.
-        url = self.urls[(self._mirror + self._failures // 2) % len(self.urls)]
-        question = partial(open_rest, self._upstream, url, self.head, transfer)
+        alone = len(self._running) == 1
+        known = self.head, self._first_url, transfer
+        question = partial(open_rest, self._upstream, self._url, *known, whole=alone and self._asks_whole, alone=alone)
         tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
         done = self._loop.run_in_executor(self._threads, transfer.run, self.partial, question, tell)
         done.add_done_callback(lambda done: self._ended(transfer, done.exception()))
 
+    def _checkpoint(self) -> None:
+        """Let what has come survive a power cut; one at a time, in a thread."""
+        if self._saving and not self._saving.done():
+            return
+        self._checkpointed = self.received
+        self._saving = self._loop.run_in_executor(self._threads, self.partial.save, self._record())
+        self._saving.add_done_callback(self._saved_or_not)
+
+    def _saved_or_not(self, saving: asyncio.Future[None]) -> None:
+        if error := saving.exception():
+            log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
+
+    def _record(self) -> PartialRecord:
+        return PartialRecord(
+            key=self.target.key,
+            url=self.target.url,
+            mirror=self.target.mirror.name,
+            source=self._first_url,
+            head=self.head,
+            extents=list(self.partial.extents),
+        )
+
     async def _end_transfers(self) -> None:
         """Stop what still runs, and wait until no thread writes any more."""
+        if self._saving:
+            await asyncio.wait([self._saving])
         for transfer in self._running:
             transfer.cancel()
         while self._running:
@@ -459,13 +621,18 @@ class Fill:
         if not count:
             return
         extents = self.partial.extents
+        before = extents.total
         extents.add(transfer.offset, transfer.offset + count)
         transfer.offset += count
         self.fetched += count
         self._stats.fetched_bytes += count
+        if extents.total == before:
+            return  # compared, not written
         self._failures = 0
         if not self.is_stopped:
             self.verifier.follow(extents.reach(0))
+        if extents.total - self._checkpointed >= CHECKPOINT_BYTES:
+            self._checkpoint()
         if self._woken_total == 0 or extents.total - self._woken_total >= WAKE_BYTES:
             self._publish()
         elif self._wake_timer is None:
@@ -483,6 +650,7 @@ class Fill:
                 transfer.cut[0].stop = transfer.cut[1]  # nothing came: the other one does it after all
             # Whatever the reason, upstream likes one connection better; what runs goes on, and readers wait for it.
             self._may_jump = False
+            self._asks_whole = self._asks_whole or isinstance(error, UpstreamRange)
             self._last_error = error
         self._publish()
         self._attention.set()
@@ -493,6 +661,8 @@ class Fill:
         if self._wake_timer:
             self._wake_timer.cancel()
             self._wake_timer = None
+        if self._partial and self._partial.is_ours and self.received != self._woken_total:
+            self._partial.tell(self._partial.extents)
         self._woken_total = self.received
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()

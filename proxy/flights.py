@@ -5,7 +5,6 @@ never to a request: a client that goes away cancels nothing.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +14,7 @@ from .errors import DigestMismatch, UpstreamError
 from .fill import Fill
 from .log import events, log
 from .rules.entry import Entry, Headers
+from .rules.health import Health
 from .rules.mirrors import Target
 from .stats import Stats
 from .store import Store
@@ -22,8 +22,6 @@ from .upstream import Exchange, Upstream
 
 THREADS = 256
 """Transfers at once. Each blocks on its socket; more fills than this wait for a thread."""
-ELSEWHERE_SECONDS = 0.05
-"""How often a key that another process fills is looked at again."""
 STOP_SECONDS = 3.0
 """How long stopped fills may take to put away what they have."""
 DISTRUST_SECONDS = 600.0
@@ -34,6 +32,7 @@ class Flights:
     def __init__(self, store: Store, settings: Settings, stats: Stats, clock: Callable[[], float]) -> None:
         self._store, self._stats, self._clock = store, stats, clock
         self._threads = ThreadPoolExecutor(THREADS, "transfer")
+        self._health = Health()
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
@@ -78,13 +77,14 @@ class Flights:
             settings=self.settings.file.fill,
             threads=self._threads,
             stats=self._stats,
+            health=self._health,
             clock=self._clock,
             ask_checksums=self._checksums.expected,
             avoid=self._avoided(target.key),
         )
         fill.is_wanted = keep
         self._fills[target.key] = fill
-        self._tasks[target.key] = task = asyncio.create_task(self._fly(fill), name=f"fill {target.key[:12]}")
+        self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
 
@@ -93,15 +93,6 @@ class Flights:
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: self.upstream.open(url, method=method)
         )
-
-    async def _fly(self, fill: Fill) -> None:
-        # The kernel tells nobody that a flock is free: it must be looked at.
-        while (right := self._store.lock(fill.target.key)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(ELSEWHERE_SECONDS)
-        try:
-            await fill.run()
-        finally:
-            os.close(right)
 
     def _avoided(self, key: str) -> frozenset[str]:
         until, urls = self._distrusted.get(key, (0.0, frozenset()))

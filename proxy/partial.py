@@ -1,13 +1,19 @@
 """A body that is still growing: one file, written at offsets, read by everybody meanwhile.
 
-Files in `partial/`: KEY.GENERATION.part (bytes) and .json (what they are bytes of, and which of them are on disk). The
-extents in the .json are written after an fdatasync of the bytes they speak of, so they are true after a power cut too;
-a .part without one is an orphan. Nothing is preallocated and holes are never guessed from the file system.
+Files in `partial/`, all named KEY.GENERATION:
+.part    the bytes. Nothing is preallocated, and holes are never guessed from the file system
+.json    the durable page: what they are bytes of, and which of them an fdatasync has covered. True after a power cut
+.state   the live page: which of them are written. True after the death of the process, as long as the machine lives
+A .part without a .json is an orphan.
 """
 
 import contextlib
 import errno
+import itertools
 import os
+import struct
+import subprocess
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -16,6 +22,11 @@ from .errors import OutOfSpace, StoreError
 from .rules.entry import Head
 from .rules.extents import Extents
 
+SUFFIXES = (".json", ".state", ".part")  # in the order of removal: a .part alone is an orphan, a .json alone a lie
+LIVE = struct.Struct("<II")
+"""CRC-32 and length of what follows in a live page: 36 bytes of boot id, and start and end of each extent."""
+NO_BOOT = b" " * 36
+
 
 class PartialRecord(msgspec.Struct, frozen=True):
     """The .json beside a .part."""
@@ -23,6 +34,8 @@ class PartialRecord(msgspec.Struct, frozen=True):
     key: str
     url: str
     mirror: str
+    source: str
+    """The mirror's URL that gave the head: only its validators can be compared."""
     head: Head
     extents: list[tuple[int, int]]
 
@@ -30,12 +43,18 @@ class PartialRecord(msgspec.Struct, frozen=True):
 class Partial:
     """An open .part. `write` may be called from several threads for disjoint ranges."""
 
-    def __init__(self, directory: Path, key: str, generation: str, *, extents: Extents | None = None) -> None:
-        self.key, self.generation = key, generation
+    def __init__(
+        self, directory: Path, key: str, generation: str, *, extents: Extents | None = None, is_ours: bool = True
+    ) -> None:
+        """`is_ours`: with the right to fill; else only to read along. Raises StoreError."""
+        self.key, self.generation, self.is_ours = key, generation, is_ours
         self.path = directory / f"{key}.{generation}.part"
         self.extents = extents if extents is not None else Extents()
+        self.fd = self._state_fd = -1
         try:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
+            if is_ours:
+                self._state_fd = os.open(self.path.with_suffix(".state"), os.O_WRONLY | os.O_CREAT, 0o600)
         except OSError as error:
             raise store_error(f"{self.path} cannot be created", error) from error
 
@@ -51,25 +70,39 @@ class Partial:
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self.fd, count, offset)
 
-    def save(self, url: str, mirror: str, head: Head) -> None:
-        """Make what is written so far survive a restart. Blocks on the disk."""
-        pairs = list(self.extents)
+    def save(self, record: PartialRecord) -> None:
+        """Write the durable page: the bytes of `record.extents` survive a power cut. Blocks on the disk."""
         try:
             sync_data(self.fd)
-            replace(
-                self.path.with_suffix(".json"), msgspec.json.encode(PartialRecord(self.key, url, mirror, head, pairs))
-            )
+            replace(self.path.with_suffix(".json"), msgspec.json.encode(record))
         except OSError as error:
             raise store_error(f"{self.path} cannot be saved", error) from error
 
+    def tell(self, extents: Extents) -> None:
+        """Write the live page. One small write, so that a reader sees the old or the new one, or that it is neither."""
+        page = struct.pack(f"<{2 * len(pairs)}Q", *itertools.chain(*pairs)) if (pairs := list(extents)) else b""
+        page = BOOT + page
+        try:
+            os.pwrite(self._state_fd, LIVE.pack(zlib.crc32(page), len(page)) + page, 0)
+        except OSError as error:
+            raise store_error(f"{self.path.with_suffix('.state')} cannot be written", error) from error
+
+    def catch_up(self) -> bool:
+        """Take in what another process has written since; whether that is anything."""
+        before = self.extents.total
+        for start, end in live_extents(self.path.with_suffix(".state")):
+            self.extents.add(start, end)
+        return self.extents.total > before
+
     def __del__(self) -> None:
         # Whoever still reads holds this object; the last one closes the file.
-        if (fd := getattr(self, "fd", -1)) >= 0:
-            os.close(fd)
+        for fd in (self.fd, self._state_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def unlink(self) -> None:
         """Remove the files; readers that hold the descriptor read on."""
-        for suffix in (".json", ".part"):
+        for suffix in SUFFIXES:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
 
 
@@ -78,12 +111,18 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
 
     Call it with the right to fill `key` only: another process's running partial looks like an orphan.
     """
+    for half_written in directory.glob(f".{key}.*"):
+        half_written.unlink(missing_ok=True)
+    for page in (*directory.glob(f"{key}.*.json"), *directory.glob(f"{key}.*.state")):
+        if not page.with_suffix(".part").exists():
+            page.unlink(missing_ok=True)
     found: tuple[PartialRecord, Partial] | None = None
     for path in sorted(directory.glob(f"{key}.*.part")):
         generation = path.name.split(".")[1]
+        extents = Extents()
         try:
             record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=PartialRecord)
-            extents = Extents.from_pairs(record.extents)
+            extents = Extents.from_pairs([*record.extents, *live_extents(path.with_suffix(".state"))])
             usable = record.head.generation == generation and path.stat().st_size >= max(
                 (end for _, end in extents), default=0
             )
@@ -92,9 +131,46 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
         if usable and found is None:
             found = record, Partial(directory, key, generation, extents=extents)
         else:
-            path.with_suffix(".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            for suffix in SUFFIXES:
+                path.with_suffix(suffix).unlink(missing_ok=True)
     return found
+
+
+def peek(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
+    """The partial of `key` that another process is filling, to read along; None if it has not told of it (yet)."""
+    for path in directory.glob(f"{key}.*.json"):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=PartialRecord)
+            found = Partial(directory, key, record.head.generation, is_ours=False)
+        except (OSError, StoreError, ValueError, msgspec.MsgspecError):
+            continue  # it is being committed or removed this moment
+        found.catch_up()
+        return record, found
+    return None
+
+
+def live_extents(path: Path) -> list[tuple[int, int]]:
+    """What a live page says is written; nothing if it is of another life of the machine, torn or not there."""
+    try:
+        data = path.read_bytes()
+        checksum, length = LIVE.unpack_from(data)
+    except (OSError, struct.error):
+        return []
+    page = data[LIVE.size : LIVE.size + length]
+    if len(page) != length or zlib.crc32(page) != checksum or not page.startswith(BOOT) or BOOT == NO_BOOT:
+        return []
+    numbers = struct.unpack(f"<{(length - len(BOOT)) // 8}Q", page[len(BOOT) :])
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _boot() -> bytes:
+    """Which life of the machine this is, 36 bytes; NO_BOOT where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()[:36].ljust(36)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # macOS
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(command, capture_output=True, timeout=5, check=True).stdout.strip()[:36].ljust(36)
+    return NO_BOOT
 
 
 def store_error(what: str, error: OSError) -> StoreError:
@@ -132,3 +208,6 @@ def sync_directory(path: Path) -> None:
 def sync_data(fd: int) -> None:
     # macOS has no fdatasync; its fsync leaves the drive's own cache alone, which only a power cut could tell.
     getattr(os, "fdatasync", os.fsync)(fd)
+
+
+BOOT = _boot()

@@ -33,7 +33,7 @@ from .index import Index, Usage
 from .log import events, log
 from .partial import Partial, PartialRecord, store_error
 from .rules.digests import Digest
-from .rules.entry import Entry, Head
+from .rules.entry import Entry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -170,6 +170,8 @@ class Store:
             self._reconcile_now()
 
     def _reconcile_now(self) -> None:
+        for half_written in self.blobs.glob("??/.*"):
+            half_written.unlink(missing_ok=True)
         keys = set(self._index.keys())
         found: dict[str, list[Path]] = {}
         for path in self._sidecars():
@@ -193,7 +195,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what a process that was killed left of its fills and nobody can go on with."""
-        for key in {path.name.split(".")[0] for path in self.partial.glob("*.part")}:
+        for key in {path.name.lstrip(".").split(".")[0] for path in self.partial.iterdir()}:
             right = self.lock(key)
             if right is not None:
                 partials.load(self.partial, key)
@@ -343,8 +345,12 @@ class Store:
         """The partial of `key` to go on with. Needs the lock of `key`."""
         return await self._do(partials.load, self.partial, key)
 
-    async def save(self, partial: Partial, url: str, mirror: str, head: Head) -> None:
-        await self._do(partial.save, url, mirror, head)
+    async def peek(self, key: str) -> tuple[PartialRecord, Partial] | None:
+        """The partial of `key` that another process is filling, to read along."""
+        return await self._do(partials.peek, self.partial, key)
+
+    async def save(self, partial: Partial, record: PartialRecord) -> None:
+        await self._do(partial.save, record)
 
     async def discard(self, partial: Partial) -> None:
         await self._do(partial.unlink)

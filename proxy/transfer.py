@@ -5,10 +5,12 @@ A transfer knows its segment of the body, the file, and nothing of the fill but 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from .errors import UpstreamError
+from .errors import UpstreamChanged, UpstreamError, UpstreamRange
 from .partial import Partial
 from .rules.entry import Head, Headers, field
+from .rules.extents import Extents
 from .rules.headers import delta_seconds, http_date, stored_headers
 from .rules.segments import Segment
 from .rules.validators import resume_validator
@@ -34,11 +36,15 @@ class Transfer(Segment):
     def run(self, partial: Partial, open_rest: Callable[[], Exchange], tell: Callable[[], object]) -> None:
         """In a thread: fetch the segment to its end. Raises UpstreamError or StoreError.
 
-        `open_rest` asks for the segment where no exchange is there yet; `tell` is called when bytes have come, and not
+        `open_rest` asks for the segment where no exchange is there yet; an answer from byte 0 makes it a transfer from
+        byte 0, which compares what is on disk and writes what is not. `tell` is called when bytes have come, and not
         again before `is_told` is taken back.
         """
         if self.exchange is None:
             self.exchange = open_rest()
+            if self.exchange.status == 200:
+                self.offset, self.written, self.stop = 0, 0, self.exchange.length
+        known = Extents.from_pairs(partial.extents) if self.exchange.status == 200 else Extents()
         with self.exchange as exchange:
             room = BUFFER_BYTES if exchange.length is None else min(BUFFER_BYTES, exchange.length)
             buffer = memoryview(bytearray(max(1, room)))
@@ -47,8 +53,10 @@ class Transfer(Segment):
                 rest = len(buffer) if self.stop is None else self.stop - self.written
                 count = exchange.read_into(buffer[:rest])
                 if not count:
+                    if (known_end := max((end for _, end in known), default=0)) > self.written:
+                        raise UpstreamChanged(f"{exchange.url} has {self.written} bytes now, we have {known_end} of it")
                     return
-                partial.write(self.written, buffer[:count])
+                put(partial, known, self.written, buffer[:count], exchange.url)
                 self.written += count
                 if not self.is_told:
                     self.is_told = True
@@ -61,15 +69,66 @@ class Transfer(Segment):
             self.exchange.abort()
 
 
-def open_rest(upstream: Upstream, url: str, head: Head, segment: Segment) -> Exchange:
-    """In a thread: ask for a segment of the body that `head` tells of. Raises UpstreamError if it is not that."""
-    exchange = upstream.open(url, headers=rest_condition(head, segment.offset, segment.stop))
-    if exchange.status == 206 and is_rest(exchange, head, segment.offset):
-        return exchange
-    exchange.close()
-    if exchange.status not in (200, 206):
+def put(partial: Partial, known: Extents, start: int, data: memoryview, url: str) -> None:
+    """Write `data` at `start`, but for what is `known`: that must be equal, or UpstreamChanged is raised."""
+    end = start + len(data)
+    for gap_start, gap_end in known.gaps(end, start):
+        partial.write(gap_start, data[gap_start - start : gap_end - start])
+    at = start
+    while at < end:
+        stop = min(known.reach(at), end)
+        if stop > at and partial.read(at, stop - at) != data[at - start : stop - start]:
+            raise UpstreamChanged(f"{url} differs from what came of it before, between byte {at} and {stop}")
+        at = stop if stop > at else known.next_start(at) or end
+
+
+def open_rest(
+    upstream: Upstream, url: str, head: Head, source: str, segment: Segment, *, whole: bool, alone: bool
+) -> Exchange:
+    """In a thread: ask for a segment of the body that `head`, given by `source`, tells of; or for all of it (`whole`).
+
+    The answer is exactly that segment (206) or, where no other transfer runs (`alone`), a whole body (200) that is not
+    known to be another one: its bytes must be compared. Raises UpstreamChanged if it is another one for sure,
+    UpstreamRange if ranges are of no use here, UpstreamError for all else.
+    """
+    whole = whole or resume_validator(head.headers) is None
+    exchange = upstream.open(url, headers=() if whole else rest_condition(head, segment.offset, segment.stop))
+    try:
+        if exchange.status == 206 and is_rest(exchange, head, segment.offset) and not whole:
+            return exchange
+        if exchange.status == 200:
+            if is_other(exchange, head, source):
+                raise UpstreamChanged(f"{url} changed while it was fetched")
+            if head.length is not None and exchange.length not in (None, head.length):
+                raise UpstreamChanged(f"{url} has {exchange.length} bytes now instead of {head.length}")
+            if alone:
+                return exchange
+        if exchange.status in (200, 206):
+            raise UpstreamRange(f"{url} does not go on at byte {segment.offset}, as it was asked to")
         raise status_error(exchange)
-    raise UpstreamError(f"{url} does not go on at byte {segment.offset}: it changed, or ignores ranges")
+    except UpstreamError:
+        exchange.close()
+        raise
+
+
+def is_other(exchange: Exchange, head: Head, source: str) -> bool:
+    """Whether the validators of an answer say for sure that it is another body: of one kind, and different.
+
+    Only between answers of one server: another mirror may call the same bytes by another tag.
+    """
+    if urlsplit(exchange.url).netloc != urlsplit(source).netloc:
+        return False
+    for name in ("etag", "last-modified"):
+        now, before = field(exchange.headers, name), field(head.headers, name)
+        if now is not None and before is not None:
+            return now.removeprefix("W/") != before.removeprefix("W/")
+    return False
+
+
+def confirming(head: Head) -> Headers:
+    """Fields that ask whether the body that `head` tells of is still the one (RFC 9110 §13.1.2)."""
+    etag, changed = field(head.headers, "etag"), field(head.headers, "last-modified")
+    return (("if-none-match", etag),) if etag else (("if-modified-since", changed or ""),)
 
 
 def rest_condition(head: Head, start: int, stop: int | None = None) -> Headers:
@@ -80,12 +139,11 @@ def rest_condition(head: Head, start: int, stop: int | None = None) -> Headers:
 
 def is_rest(exchange: Exchange, head: Head, offset: int) -> bool:
     """Whether a 206 carries our body's bytes from `offset` on: same validator, same length, exact Content-Range."""
-    etag, ours = field(exchange.headers, "etag"), field(head.headers, "etag")
     wanted = f"bytes {offset}-"
     given = field(exchange.headers, "content-range") or ""
     span, _, total = given.removeprefix(wanted).partition("/")
     return (
-        (etag is None or etag == ours)
+        all(field(exchange.headers, name) in (None, field(head.headers, name)) for name in ("etag", "last-modified"))
         and given.startswith(wanted)
         and total == str(head.length)
         and span.isdecimal()

@@ -21,6 +21,7 @@ import truststore
 from .config import Settings
 from .errors import ConfigError, UpstreamError, UpstreamStatus, UpstreamTimeout
 from .rules.entry import Headers, field
+from .rules.headers import delta_seconds, parse_http_date
 from .version import VERSION
 
 MAX_REDIRECTS = 10
@@ -197,11 +198,14 @@ def status_error(exchange: Exchange) -> UpstreamStatus:
         429: "it limits requests; wait a while",
         503: "it is overloaded or down; try again later",
     }.get(exchange.status, "")
-    return UpstreamStatus(
-        f"{exchange.url} answered {exchange.status}{': ' + hint if hint else ''}",
-        exchange.status,
-        retry_after=field(exchange.headers, "retry-after"),
+    given = field(exchange.headers, "retry-after")
+    error = UpstreamStatus(
+        f"{exchange.url} answered {exchange.status}{': ' + hint if hint else ''}", exchange.status, retry_after=given
     )
+    seconds, at = delta_seconds(given), parse_http_date(given)
+    since = parse_http_date(field(exchange.headers, "date"))
+    error.retry_after = float(seconds) if seconds is not None else max(0.0, at - since) if at and since else None
+    return error
 
 
 def _content_length(headers: Headers) -> int | None:
@@ -239,7 +243,9 @@ def _translated(error: httpx.HTTPError, here: str, url: str) -> UpstreamError:
                 f"TLS with {host} failed: {_cause(cause)}, asked for {where}. "
                 "behind a company proxy, name its certificate in upstream.ca_bundle"
             )
-    return UpstreamError(f"{where} cannot be fetched: {_cause(error)}")
+    broken = UpstreamError(f"{where} cannot be fetched: {_cause(error)}")
+    broken.may_pass = True
+    return broken
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:

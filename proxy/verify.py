@@ -16,6 +16,7 @@ from .hashing import TrailingHash
 from .log import events, log
 from .partial import Partial
 from .rules.digests import Digest, Expected, is_worth_a_look
+from .rules.entry import Entry
 from .rules.mirrors import Target
 
 CHECKSUM_SECONDS = 5.0
@@ -46,17 +47,26 @@ class Verifier:
         self._hashes: dict[str, TrailingHash] = {}
         self._lookup: asyncio.Task[Expected | None] | None = None
 
+    def expect(self, length: int | None) -> None:
+        """Withhold the last byte if the body must be verified. `length` is None while nobody knows it."""
+        self.is_withheld = self.expected is not None or (
+            self._target.mirror.verify == "strict" and self._has_checksums(length)
+        )
+
     def begin(self, partial: Partial, length: int | None) -> None:
-        """Begin to hash, and to look for the digest. `length` is None while nobody knows it."""
+        """Begin to hash, and to look for the digest."""
+        self.expect(length)
         self._partial = partial
+        self._hashes.clear()
         self._hash("sha256")
-        mirror = self._target.mirror
         if self.expected:
             self._hash(self.expected.digest.algorithm)
-            self.is_withheld = True
-        elif mirror.verify != "off" and self._target.checksum_paths and is_worth_a_look(self._target.name, length):
-            self.is_withheld = mirror.verify == "strict"
+        elif self._has_checksums(length):
             self._lookup = asyncio.create_task(self._look_up(), name=f"checksums {self._target.key[:12]}")
+
+    def _has_checksums(self, length: int | None) -> bool:
+        target = self._target
+        return bool(target.mirror.verify != "off" and target.checksum_paths and is_worth_a_look(target.name, length))
 
     async def _look_up(self) -> Expected | None:
         # With a new generation of what moves its checksum files have moved too, be they fresh by the clock or not.
@@ -91,6 +101,19 @@ class Verifier:
         self.digests = digests
         self._release()
         return verified
+
+    async def confirm(self, partial: Partial, entry: Entry, source: str) -> None:
+        """Another process has verified the body and stored it as `entry`; only what our client asked for is left.
+
+        Raises DigestMismatch, StoreError.
+        """
+        if self.expected and not entry.has(self.expected.digest):
+            self._partial = partial
+            got = await self._digest(self.expected, entry.size)
+            if got != self.expected.digest:
+                raise mismatch(self.expected, got, source)
+        self.digests = {"sha256": entry.digest} | ({"sha512": entry.sha512} if entry.sha512 else {})
+        self._release()
 
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
         if self._lookup:

@@ -367,7 +367,13 @@ class Proxy:
         self._process = subprocess.Popen(
             self._command,
             cwd=REPOSITORY,
-            env={**environment, "FETCHONCE_CONFIG": str(self.config), "PYTHONUNBUFFERED": "1"},
+            env={
+                # Patience with a broken upstream is for people; a test says what is to be waited for.
+                "FETCHONCE_FILL_RETRIES": "2",
+                **environment,
+                "FETCHONCE_CONFIG": str(self.config),
+                "PYTHONUNBUFFERED": "1",
+            },
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -16,6 +16,7 @@ import pytest
 
 from proxy.errors import ConfigError, StoreError
 from proxy.index import Index
+from proxy.partial import PartialRecord
 from proxy.rules.entry import Entry, Head
 from proxy.store import Store
 
@@ -58,6 +59,11 @@ async def content(store, name):
         return None
     body = store.body(entry)
     return os.pread(body.fd, body.length + 1, 0)
+
+
+def record(name, partial, head):
+    url = f"http://a/{name}"
+    return PartialRecord(key(name), url, "a", url, head, list(partial.extents))
 
 
 def files(tmp_path):
@@ -213,14 +219,15 @@ async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened,
         partial = await store.create(key("x"), "g1")
         partial.write(100, memoryview(b"a" * 50))
         partial.extents.add(100, 150)
-        await store.save(partial, "http://a/x", "a", head)
+        await store.save(partial, record("x", partial, head))
         await store.create(key("x"), "orphan")
-        record, again = await store.resume(key("x"))
-        assert (record.head, list(again.extents)) == (head, [(100, 150)])
+        saved, again = await store.resume(key("x"))
+        assert (saved.head, list(again.extents)) == (head, [(100, 150)])
         assert again.read(100, 50) == b"a" * 50
     assert [name for name in files(tmp_path) if name.startswith("partial")] == [
         f"partial/{key('x')}.g1.json",
         f"partial/{key('x')}.g1.part",
+        f"partial/{key('x')}.g1.state",
     ]
 
 
@@ -229,7 +236,7 @@ async def test_a_start_sweeps_what_killed_processes_left_but_not_what_runs(opene
         for name in ("dead", "running"):
             await one.create(key(name), "g1")
         saved = await one.create(key("saved"), "g1")
-        await one.save(saved, "http://a/saved", "a", Head((), 1000, "g1"))
+        await one.save(saved, record("saved", saved, Head((), 1000, "g1")))
         right = one.lock(key("running"))
         async with opened():
             left = {path.name for path in (tmp_path / "cache" / "partial").glob("*.part")}
@@ -242,7 +249,7 @@ async def test_a_partial_shorter_than_it_says_is_not_trusted(opened):
         partial = await store.create(key("x"), "g1")
         partial.write(0, memoryview(b"a" * 50))
         partial.extents.add(0, 50)
-        await store.save(partial, "http://a/x", "a", Head((), 1000, "g1"))
+        await store.save(partial, record("x", partial, Head((), 1000, "g1")))
         os.truncate(partial.path, 49)
         assert await store.resume(key("x")) is None
 

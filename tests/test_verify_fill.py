@@ -14,6 +14,7 @@ from tests.origin import Origin, pattern_bytes
 
 BODY = os.urandom(1_500_000)
 OTHER = os.urandom(1_500_000)
+BIG = os.urandom(6_000_000)  # enough for another process to see it, and to be gone on with
 SHA256, SHA512 = hashlib.sha256(BODY).hexdigest(), hashlib.sha512(BODY).hexdigest()
 WRONG = "0" * 64
 FRESH = "max-age=600"
@@ -223,6 +224,65 @@ async def test_off_fetches_no_checksum_file(origin, proxy_factory):
     assert (await proxy.get("/m/noble.img")).body == BODY
     assert (await stored(proxy))["verified"] is None
     assert origin.count("/SHA256SUMS") == 0
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+async def told(proxy):
+    return list((proxy.cache_dir / "partial").glob("*.json"))
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+async def test_who_follows_another_process_waits_for_its_verdict(origin, proxy_factory, is_right):
+    config = mirror(origin)
+    leader = proxy_factory(mirrors={}, config_text=config)
+    other = proxy_factory(mirrors={}, config_text=config, cache_dir=leader.cache_dir)
+    image = origin.body("/noble.img", BIG).stall_at(900_000)
+    if not is_right:
+        image.corrupt_at(1_000_000)
+    origin.body("/SHA256SUMS", sums(BIG))
+    first = await leader.stream("/m/noble.img")
+    await first.read(900_000)
+    await until(lambda: told(leader))
+    second = await other.stream("/m/noble.img")
+    assert await second.read(900_000) == BIG[:900_000]
+    origin.release()
+    if is_right:
+        assert await first.rest() == await second.rest() == BIG[900_000:]
+    else:
+        for stream in (first, second):
+            assert len(await all_but_the_last_byte(stream)) < len(BIG) - 900_000
+    assert origin.count("/noble.img") == 1
+    assert (await stored(other) is not None) is is_right
+
+
+async def test_who_follows_another_process_asks_for_its_own_digest(origin, proxy, proxy_factory):
+    other = proxy_factory(cache_dir=proxy.cache_dir)
+    origin.body("/noble.img", BIG).stall_at(900_000).headers(cache_control=FRESH)
+    first = await proxy.stream("/u/noble.img")
+    await first.read(900_000)
+    await until(lambda: told(proxy))
+    second = await other.stream(f"/sha512:{WRONG * 2}/u/noble.img")
+    await second.read(900_000)
+    origin.release()
+    assert await first.rest() == BIG[900_000:]
+    assert await all_but_the_last_byte(second) == BIG[900_000:-1]
+    assert (await other.get(f"/sha512:{hashlib.sha512(BIG).hexdigest()}/u/noble.img")).body == BIG
+    assert origin.count("/noble.img") == 1
+
+
+async def test_a_body_that_was_whole_when_its_process_died_is_verified_by_the_next(origin, proxy_factory):
+    proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
+    origin.body("/noble.img", BIG).corrupt_at(10)
+    origin.body("/SHA256SUMS", sums(BIG)).delay_headers_until_released()
+    reader = await proxy.stream("/m/noble.img")
+    await reader.read(len(BIG) - 1)
+    proxy.kill()
+    origin.release()
+    proxy.start()
+    assert len(await all_but_the_last_byte(await proxy.stream("/m/noble.img"))) == len(BIG) - 1
+    assert await stored(proxy) is None
 
 
 # Several mirrors ------------------------------------------------------------------------------------------------------

@@ -54,3 +54,44 @@ def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Ite
     if not start and len(running) == len(cancel) and (gaps := extents.gaps(length)):
         start.append(gaps[0])
     return Plan(tuple(start), tuple(cancel))
+
+
+BIG_BYTES = 64 * 1024**2
+"""From here on a body is worth several connections."""
+SPLIT_BYTES = 8 * 1024**2
+"""What a part must have left to be worth a connection for its second half."""
+FAST_RATE = 100e6
+"""Bytes a second from which nobody waits for another connection, and a mirror need not bear it."""
+GAIN = 1.2
+"""By so much twice the connections must be faster to be kept up."""
+
+
+@dataclass(slots=True)
+class Ramp:
+    """How many connections a fill may have: one, then twice as many as long as that makes it faster."""
+
+    limit: int
+    allowed: int = 1
+    _rate: float = 0.0
+
+    def judge(self, rate: float, running: int) -> None:
+        """Take note of `rate` bytes a second over `running` connections, measured since the last call."""
+        if running < self.allowed:
+            return  # the connections allowed last time were not all there: nothing can be said of them
+        if rate >= FAST_RATE or rate < self._rate * GAIN:
+            self.limit = self.allowed
+        self._rate = rate
+        self.allowed = min(self.limit, 2 * self.allowed)
+
+
+def split(running: Sequence[Segment], allowed: int) -> tuple[int, int] | None:
+    """(offset, stop) of one more segment, the second half of what has most left; None if none is allowed or worth it.
+
+    A reader in front of the first half finds the second one there when it comes to it.
+    """
+    if not running or len(running) >= allowed:
+        return None
+    longest = max(running, key=lambda segment: (segment.stop or segment.offset) - segment.offset)
+    if longest.stop is None or longest.stop - longest.offset < 2 * SPLIT_BYTES:
+        return None
+    return (longest.offset + longest.stop) // 2, longest.stop

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.rules.extents import Extents
-from proxy.rules.segments import NEAR_BYTES, Plan, Segment, plan
+from proxy.rules.segments import FAST_RATE, NEAR_BYTES, SPLIT_BYTES, Plan, Ramp, Segment, plan, split
 
 MB = 1024**2
 SIZE = 100 * MB
@@ -80,3 +80,39 @@ def test_a_plan_keeps_to_its_limit_starts_in_gaps_only_and_never_stands_still(st
         assert left or result.start
     for segment in result.cancel:
         assert not any(segment.serves(offset) for offset in waiting if extents.reach(offset) == offset)
+
+
+def test_connections_are_doubled_as_long_as_that_makes_it_faster():
+    ramp = Ramp(limit=8)
+    seen = []
+    for rate in (10e6, 20e6, 40e6, 44e6, 44e6):
+        ramp.judge(rate, ramp.allowed)
+        seen.append(ramp.allowed)
+    assert seen == [2, 4, 8, 8, 8]
+    ramp = Ramp(limit=8)
+    for rate in (10e6, 11e6, 30e6):
+        ramp.judge(rate, ramp.allowed)
+    assert ramp.allowed == 2
+
+
+def test_a_fast_mirror_keeps_its_one_connection():
+    ramp = Ramp(limit=8)
+    ramp.judge(FAST_RATE, 1)
+    ramp.judge(FAST_RATE / 100, 1)
+    assert ramp.allowed == 1
+
+
+def test_connections_that_are_not_there_yet_are_not_judged():
+    ramp = Ramp(limit=8)
+    ramp.judge(10e6, 1)
+    ramp.judge(10e6, 1)
+    assert ramp.allowed == 2
+
+
+def test_the_longest_part_is_halved():
+    running = [Segment(0, 20 * MB), Segment(40 * MB, 100 * MB)]
+    assert split(running, 4) == (70 * MB, 100 * MB)
+    assert split(running, 2) is None
+    assert split([Segment(0, 2 * SPLIT_BYTES - 1)], 4) is None
+    assert split([Segment(0, None)], 4) is None
+    assert split([], 4) is None

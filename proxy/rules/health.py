@@ -1,0 +1,34 @@
+"""Which upstream servers failed lately: they are asked last for a while."""
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+SHUN_SECONDS = 60.0
+"""How long a server that failed comes last. Short: the others may be far away, and one request finds out."""
+
+
+class Health:
+    """Memory of failures by server (scheme, host, port). `now` is any clock that only goes forward."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, float] = {}
+
+    def failed(self, url: str, now: float) -> None:
+        self._failed[_server(url)] = now
+
+    def answered(self, url: str) -> None:
+        self._failed.pop(_server(url), None)
+
+    def order(self, urls: Iterable[str], now: float) -> list[str]:
+        """The URLs as configured, but those whose server failed lately last, the longest ago first."""
+
+        def shunned(url: str) -> float:
+            at = self._failed.get(_server(url))
+            return 0.0 if at is None or now - at >= SHUN_SECONDS else 1.0 + at
+
+        return sorted(urls, key=shunned)
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
