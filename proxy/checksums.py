@@ -36,14 +36,13 @@ class Checksums:
 
         `anew`: upstream is asked even for a file that is still fresh here.
         """
-        for sibling in target.checksums:
+        for template, sibling in zip(target.mirror.checksums, target.checksums, strict=False):
             try:
                 text, fetched_at = await self._read(sibling, anew)
             except ProxyError as error:
                 log(events, DEBUG, "checksums.none", key=target.key[:12], file=sibling.url, error=error)
                 continue
-            is_sidecar = target.name in sibling.name
-            found = digests.find(text, target.name, path=target.path, is_sidecar=is_sidecar)
+            found = digests.find(text, target.name, path=target.path, is_sidecar="{file}" in template)
             if found:
                 return Expected(found, sibling.name, fetched_at)
             log(events, DEBUG, "checksums.silent", key=target.key[:12], file=sibling.url)
