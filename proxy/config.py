@@ -110,6 +110,7 @@ class MirrorSection(Section, frozen=True):
     moving: tuple[str, ...] = ()
     ttl: Duration = Duration(300)
     checksums: tuple[str, ...] = ()
+    verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
 
 
@@ -325,6 +326,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         moving=section.moving,
         ttl=float(section.ttl),
         checksums=section.checksums,
+        verify=section.verify,
         ignore_query=section.ignore_query,
     )
 

@@ -10,6 +10,7 @@ ProxyError                    500
 ├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
+│   ├── DigestMismatch        502   the body is whole, and another than it must be
 │   ├── UpstreamRange         502   these two only within a fill, which deals with them
 │   ├── UpstreamChanged       502
 │   └── UpstreamStatus        its own status for 4xx and 503; 502 for all else
@@ -91,6 +92,14 @@ class UpstreamChanged(UpstreamError):
 
 class UpstreamTimeout(UpstreamError):
     status = 504
+
+
+class DigestMismatch(UpstreamError):
+    """`next_url` is the mirror that has not been tried yet; None: there is none."""
+
+    def __init__(self, message: str, next_url: str | None = None) -> None:
+        super().__init__(message)
+        self.next_url = next_url
 
 
 class UpstreamStatus(UpstreamError):

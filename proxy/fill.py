@@ -2,6 +2,7 @@
 
 A Fill belongs to the cache, not to the client who caused it; clients only read. States only go forward:
 ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | FAILED. Nothing here knows HTTP to the client.
+While a digest is expected, or may yet turn out to be, nobody gets the last byte.
 
 The coordinator (`run`) lives on the event loop and owns every field. Transfers run in threads: they read a socket into
 a buffer and write the buffer to the file, and tell the loop how far they are. A gap is a gap: the first bytes, a reader
@@ -11,7 +12,6 @@ far ahead, a broken transfer and a fill taken up after a restart are all "start 
 import asyncio
 import contextlib
 import enum
-import hashlib
 import itertools
 import os
 import secrets
@@ -24,7 +24,15 @@ from logging import INFO, WARNING
 from urllib.parse import urlsplit
 
 from .config import FillSection
-from .errors import OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError, UpstreamRange
+from .errors import (
+    DigestMismatch,
+    OutOfSpace,
+    ProxyError,
+    StoreError,
+    UpstreamChanged,
+    UpstreamError,
+    UpstreamRange,
+)
 from .janitor import Janitor
 from .log import events, log
 from .partial import Partial, PartialRecord
@@ -38,15 +46,12 @@ from .stats import Stats
 from .store import Store
 from .transfer import Transfer, confirming, head_of, is_rest, open_rest, rest_condition
 from .upstream import Exchange, Upstream, first_error, status_error
+from .verify import AskChecksums, Verifier
 
 WAKE_BYTES = 4 * 1024**2
 """Readers are woken for this much at once: each wake costs every reader a call. 1 MiB made eight readers 8 % slower."""
 WAKE_SECONDS = 0.005
 """... or after this long, so that a slow upstream's bytes do not lie about."""
-HASH_BYTES = 8 * 1024**2
-"""One step of the hash that trails the watermark; a thread hop each."""
-READ_BYTES = 1024**2
-"""... of which this much is in memory at once."""
 CHECKPOINT_BYTES = 128 * 1024**2
 """So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
 FOLLOW_SECONDS = 0.02
@@ -93,8 +98,13 @@ class Fill:
         stats: Stats,
         health: Health,
         clock: Callable[[], float],
+        ask_checksums: AskChecksums,
+        avoid: frozenset[str] = frozenset(),
     ) -> None:
         self.target = target
+        self.urls = tuple(url for url in target.urls if url not in avoid) or target.urls
+        """Where bytes may come from, in the order to try."""
+        self.verifier = Verifier(target, ask_checksums, threads, self._publish)
         self.state = FillState.ASKING
         self.head: Head
         self.length: int | None = None
@@ -168,6 +178,16 @@ class Fill:
         return self.length is not None and self.received == self.length
 
     @property
+    def began_at(self) -> str:
+        """The URL that gave the head."""
+        return self._first_url
+
+    @property
+    def is_withheld(self) -> bool:
+        """The body is not verified yet, or is the wrong one: its last byte is kept back."""
+        return self.verifier.is_withheld
+
+    @property
     def is_over(self) -> bool:
         return self.state in (FillState.COMPLETE, FillState.UNCHANGED, FillState.FAILED)
 
@@ -178,13 +198,18 @@ class Fill:
 
     def readable(self, offset: int) -> int:
         """Offset up to which a reader standing at `offset` may read now."""
-        return self.partial.extents.reach(offset)
+        reach = self.partial.extents.reach(offset)
+        if not self.is_withheld:
+            return reach
+        end = reach if self.length is None else self.length
+        return min(reach, max(offset, end - 1))
 
     async def wait_head(self) -> None:
         """Wait until upstream has answered; raises the fill's error if it FAILED without."""
-        while self.state is FillState.ASKING:
+        # Of an empty body the head says all: where one must be verified, that is what is kept back.
+        while self.state is FillState.ASKING or (self.length == 0 and self.is_withheld and not self.error):
             await self._changed.wait()
-        if self.error and not self._partial:
+        if self.error and (not self._partial or (self.length == 0 and self.is_withheld)):
             raise self.error
 
     async def wait_readable(self, offset: int) -> int:
@@ -198,7 +223,7 @@ class Fill:
         try:
             if self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
                 self._attention.set()
-            while (stop := self.readable(offset)) <= offset and offset != self.length:
+            while (stop := self.readable(offset)) <= offset and (offset != self.length or self.is_withheld):
                 if self.error:
                     raise self.error
                 await self._changed.wait()
@@ -215,6 +240,14 @@ class Fill:
                 raise self.error
             await self._changed.wait()
         return self.length
+
+    async def wait_verified(self) -> dict[str, str]:
+        """Wait until the whole body may be read, and return its digests by algorithm; raises as wait_readable does."""
+        while not (digests := self.verifier.digests) or self.is_withheld:
+            if self.error:
+                raise self.error
+            await self._changed.wait()
+        return digests
 
     async def wait_over(self) -> None:
         """Wait until the fill has ended, well or not."""
@@ -255,7 +288,10 @@ class Fill:
             elif found := await self._store.peek(self.target.key):
                 record, self._partial = found
                 self.head, self.length = record.head, record.head.length
+                self._first_url = record.source
                 self.source, self.is_following = f"another process, from {record.source}", True
+                # That process verifies, and what comes of it is seen in what it stores.
+                self.verifier.expect(self.length)
                 self.state = FillState.STREAMING
                 self._publish()
                 log(events, INFO, "fill.follows", key=self.target.key[:12], have=self.received)
@@ -285,6 +321,7 @@ class Fill:
         finally:
             if self._partial:
                 self._janitor.release(self._partial)
+            self.verifier.close()
             if right >= 0:
                 os.close(right)
 
@@ -293,6 +330,7 @@ class Fill:
         entry = await self._store.lookup(self.target.key)
         if self.is_following and entry and entry.head.generation == self.head.generation:
             self.partial.extents.add(0, entry.size)
+            await self.verifier.confirm(self.partial, entry, self.began_at)
             self.entry, self.state = entry, FillState.COMPLETE
             self._publish()
             return None
@@ -309,7 +347,7 @@ class Fill:
             log(events, INFO, "fill.taken_over", key=self.target.key[:12], have=self.received)
         for tries in itertools.count(1):
             errors: list[UpstreamError] = []
-            for url in self._health.order(self.target.urls, self._loop.time()):
+            for url in self._health.order(self.urls, self._loop.time()):
                 try:
                     return await self._ask_one(url)
                 except UpstreamError as error:
@@ -399,6 +437,7 @@ class Fill:
         self.answered_at = self._clock()
         if head.length and head.length >= RESUMABLE_BYTES and resume_validator(head.headers):
             self._checkpoint()
+        self.verifier.begin(partial, head.length)
         self.state = FillState.STREAMING
         self._publish()
 
@@ -452,7 +491,7 @@ class Fill:
         The mirror that broke is asked once more, then whoever failed longest ago.
         """
         self._failures += 1
-        others = [url for url in self.target.urls if url != self._url]
+        others = [url for url in self.urls if url != self._url]
         if isinstance(error, UpstreamChanged) and self._url != self._first_url and others:
             pass  # that mirror has something else; the first one may still have ours
         elif not isinstance(error, UpstreamError) or isinstance(error, UpstreamChanged):
@@ -461,7 +500,7 @@ class Fill:
             raise error
         if self._failures > 1 or isinstance(error, UpstreamChanged):
             self._health.failed(self._url, self._loop.time())
-            self._url = self._health.order(self.target.urls, self._loop.time())[0]
+            self._url = self._health.order(self.urls, self._loop.time())[0]
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1)), error.retry_after or 0.0)
         if delay > RETRY_AFTER_MAX:
             raise error
@@ -479,10 +518,12 @@ class Fill:
                     self._attention.clear()
 
     async def _finish(self) -> None:
-        """Every byte is there: hash what is not hashed yet, and store."""
+        """Every byte is there: verify and store."""
         assert self.length is not None
         await self._end_transfers()
-        digest = await self._hash(self.length)
+        others = [url for url in self.urls if url != self.began_at]
+        verified = await self.verifier.verify(self.length, self.began_at, others)
+        digest = self.verifier.digests["sha256"]
         if not self.keep:
             await self._store.discard(self.partial)
         else:
@@ -496,28 +537,14 @@ class Fill:
                 stored_at=self._clock(),
                 validated_at=self.answered_at,
                 pinned=bool(self._stale and self._stale.pinned),
+                sha512=self.verifier.digests.get("sha512"),
+                verified=verified,
             )
             self.entry = await self._janitor.commit(self.partial, entry)
         self.state = FillState.COMPLETE
         self._publish()
         seconds = round(self._clock() - self.started_at, 3)
         log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
-
-    async def _hash(self, length: int) -> str:
-        """SHA-256 of the file, off the loop."""
-        state = hashlib.sha256()
-
-        def step(start: int, end: int) -> None:
-            while start < end:
-                data = self.partial.read(start, min(READ_BYTES, end - start))
-                if not data:
-                    raise StoreError(f"{self.partial.path} lost its end")
-                state.update(data)
-                start += len(data)
-
-        for start in range(0, length, HASH_BYTES):
-            await self._loop.run_in_executor(self._threads, step, start, min(start + HASH_BYTES, length))
-        return state.hexdigest()
 
     def _fail(self, error: ProxyError) -> None:
         self.error = error
@@ -533,7 +560,7 @@ class Fill:
             return
         keep = self.keep and not isinstance(self.error, OutOfSpace)
         try:
-            is_same = not isinstance(self.error, UpstreamChanged)
+            is_same = not isinstance(self.error, (UpstreamChanged, DigestMismatch))
             may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
             if keep and is_same and may_go_on:
                 await self._store.save(self._partial, self._record())
@@ -618,6 +645,8 @@ class Fill:
         if extents.total == before:
             return  # compared, not written
         self._failures = 0
+        if not self.is_stopped:
+            self.verifier.follow(extents.reach(0))
         if extents.total - self._checkpointed >= CHECKPOINT_BYTES:
             self._checkpoint()
         if self._woken_total == 0 or extents.total - self._woken_total >= WAKE_BYTES:

@@ -8,7 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from .checksums import Checksums
 from .config import Settings
+from .errors import DigestMismatch, UpstreamError
 from .fill import Fill
 from .janitor import Janitor
 from .log import events, log
@@ -23,6 +25,8 @@ THREADS = 256
 """Transfers at once. Each blocks on its socket; more fills than this wait for a thread."""
 STOP_SECONDS = 3.0
 """How long stopped fills may take to put away what they have."""
+DISTRUST_SECONDS = 600.0
+"""How long a mirror whose body of a key had not the expected digest is passed over for it, while there are others."""
 
 
 class Flights:
@@ -34,6 +38,10 @@ class Flights:
         self._health = Health()
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
+        """By key: until when, and which URLs."""
+        self._is_closing = False
+        self._checksums = Checksums(store, self.join, clock)
         self.settings = settings
         self.upstream = Upstream(settings)
 
@@ -61,6 +69,8 @@ class Flights:
                 break
             # Its outcome is settled, its files are being put away: wait, and look again.
             await asyncio.wait([ending])
+        if self._is_closing:
+            raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         fill = Fill(
             target,
             stale,
@@ -73,6 +83,8 @@ class Flights:
             stats=self._stats,
             health=self._health,
             clock=self._clock,
+            ask_checksums=self._checksums.expected,
+            avoid=self._avoided(target.key),
         )
         fill.is_wanted = keep
         self._fills[target.key] = fill
@@ -86,8 +98,17 @@ class Flights:
             self._threads, lambda: self.upstream.open(url, method=method)
         )
 
+    def _avoided(self, key: str) -> frozenset[str]:
+        until, urls = self._distrusted.get(key, (0.0, frozenset()))
+        return urls if self._clock() < until else frozenset()
+
     def _landed(self, key: str) -> None:
-        del self._fills[key]
+        fill = self._fills.pop(key)
+        if isinstance(fill.error, DigestMismatch) and fill.error.next_url:
+            self._distrusted[key] = self._clock() + DISTRUST_SECONDS, self._avoided(key) | {fill.began_at}
+        else:
+            # It came well, or every mirror has had its turn: the next time they are asked from the first on.
+            self._distrusted.pop(key, None)
         task = self._tasks.pop(key)
         if not task.cancelled() and (error := task.exception()):
             log(events, 40, "fill.bug", key=key[:12], error=repr(error))
@@ -95,6 +116,7 @@ class Flights:
 
     async def close(self) -> None:
         """Stop every fill where it is, and keep what can be gone on with."""
+        self._is_closing = True
         for fill in self.running():
             fill.stop()
         tasks = list(self._tasks.values())

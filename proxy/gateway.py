@@ -10,16 +10,17 @@ deliver    delivery        body → status, headers, ranges, bytes
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody, Watch
-from .errors import NotInCache, UpstreamError, UpstreamStatus
+from .errors import NotInCache, RequestError, UpstreamError, UpstreamStatus
 from .fill import Fill, FillState
 from .flights import Flights
 from .janitor import Janitor
 from .rules import policy
-from .rules.entry import Entry, Headers
+from .rules.digests import Digest, Expected
+from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
@@ -27,6 +28,7 @@ from .stats import Stats
 from .store import Store
 from .transfer import head_of
 from .upstream import first_error, status_error
+from .verify import mismatch
 
 REFUSES_HEAD = frozenset({400, 403, 405, 501})
 """Answers to HEAD that say nothing of GET: not allowed, not implemented, or a URL signed for GET alone."""
@@ -42,6 +44,47 @@ class Request:
     headers: Headers
     gone: Callable[[], Awaitable[None]]
     """Waits until the client has left."""
+
+
+class DemandingBody:
+    """A fill that others began, for a client who says which digest it must have.
+
+    Were the client wrong, that would be no reason to break off the others: it alone waits with the last byte for it.
+    """
+
+    def __init__(self, fill: Fill, digest: Digest) -> None:
+        self._fill, self._digest = fill, digest
+        fill.verifier.want(digest.algorithm)
+
+    @property
+    def head(self) -> Head:
+        return self._fill.head
+
+    @property
+    def length(self) -> int | None:
+        return self._fill.length
+
+    @property
+    def fd(self) -> int:
+        return self._fill.fd
+
+    async def wait_readable(self, offset: int) -> int:
+        stop = await self._fill.wait_readable(offset)
+        last = (stop if self.length is None else self.length) - 1
+        if offset < last:
+            return min(stop, last)
+        digests = await self._fill.wait_verified()
+        got = digests.get(self._digest.algorithm)
+        if got != self._digest.hex:
+            told = f"{self._digest.algorithm}:{got}" if got else f"sha256:{digests['sha256']}"
+            raise mismatch(Expected(self._digest), told, self._fill.began_at)
+        return self._fill.readable(offset)
+
+    async def wait_length(self) -> int:
+        return await self._fill.wait_length()
+
+    def attach(self) -> contextlib.AbstractContextManager[None]:
+        return self._fill.attach()
 
 
 class Gateway:
@@ -74,7 +117,13 @@ class Gateway:
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
         """A GET or HEAD, ready to be sent within the context. Raises ProxyError; app.py turns it into a response."""
         target = self.mirrors.resolve(request.target)
-        entry = await self.store.lookup(target.key)
+        if target.digest and (found := await self.store.find(target.digest, target.key)):
+            # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
+            yield self._stored(request, target, found, "HIT", "hit", self.clock())
+            return
+        stored = await self.store.lookup(target.key)
+        # With a digest that is not in the store, what is stored of the URL answers nothing.
+        entry = None if target.digest else stored
         now = self.clock()
         match policy.decide(request.headers, target, entry, now=now, offline=self.offline):
             case Serve():
@@ -91,19 +140,27 @@ class Gateway:
                         yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
-                    fill, is_first = await self.flights.join(target, entry, condition, keep=keep)
+                    fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
                     with fill.attach():
                         yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
 
     @contextlib.asynccontextmanager
-    async def fetch(self, url: str) -> AsyncIterator[Fill | Entry]:
+    async def fetch(self, url: str, digest: Digest | None = None) -> AsyncIterator[Fill | Entry]:
         """Bring `url` (any spelling) into the cache for nobody in particular: the stored entry, or the fill on its way.
 
-        The fill has its head. Raises ProxyError.
+        The fill has its head. With a digest, here or in the URL, only a body that has it will do, and whoever gets a
+        fill asks `check` at its end. Raises ProxyError.
         """
-        target = self.mirrors.resolve(url.encode())
+        target = self._wanted(url, digest)
         entry = await self.store.lookup(target.key)
-        match policy.decide((), target, entry, now=self.clock(), offline=self.offline):
+        if target.digest:
+            found = await self.store.find(target.digest, target.key)
+            # The same body under another URL answers requests with its digest, but this URL is what is to be in.
+            decision = Serve() if found and found.key == target.key else Refuse() if self.offline else Ask()
+            entry = found if isinstance(decision, Serve) else entry
+        else:
+            decision = policy.decide((), target, entry, now=self.clock(), offline=self.offline)
+        match decision:
             case Serve():
                 assert entry
                 yield entry
@@ -114,6 +171,20 @@ class Gateway:
                 with fill.attach():
                     await fill.wait_head()
                     yield fill
+
+    async def check(self, url: str, digest: Digest | None, entry: Entry) -> None:
+        """Raises DigestMismatch if `entry`, which a fill of `url` has brought, is not what `fetch` was asked for."""
+        target = self._wanted(url, digest)
+        if target.digest and not entry.has(target.digest):
+            found = await self.store.find(target.digest, target.key)
+            if not found or found.key != target.key:
+                raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
+
+    def _wanted(self, url: str, digest: Digest | None) -> Target:
+        target = self.mirrors.resolve(url.encode())
+        if digest and target.digest and digest != target.digest:
+            raise RequestError(f"two digests for {target.url}: {target.digest} in the URL, and {digest}")
+        return replace(target, digest=digest or target.digest)
 
     async def _from_fill(
         self,
@@ -136,17 +207,22 @@ class Gateway:
             return self._stored(request, target, entry, "STALE", told, self.clock())
         if fill.state is FillState.UNCHANGED:
             assert fill.entry
+            if target.digest and not fill.entry.has(target.digest):
+                raise mismatch(Expected(target.digest), f"sha256:{fill.entry.digest}", target.url)
             if entry is None:
                 return self._stored(request, target, fill.entry, "HIT", "hit", self.clock())
             told = f"fwd={why}; fwd-status=304"
             return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
+        body: Body = fill
+        if target.digest and (fill.verifier.expected is None or fill.verifier.expected.digest != target.digest):
+            body = DemandingBody(fill, target.digest)
         if fill.is_whole and fill.keep and not is_first:
             self.store.touch(target.key, self.clock())
-            return Delivery(request.method, request.headers, target, fill, "HIT", "hit", fill.age, watch)
+            return Delivery(request.method, request.headers, target, body, "HIT", "hit", fill.age, watch)
         told = f"fwd={why}" if entry is None else f"fwd={why}; fwd-status=200"
         told += "; collapsed" if not is_first else "; stored" if fill.keep else "; stored=?0"
         word = "MISS" if is_first else "FOLLOW"
-        return Delivery(request.method, request.headers, target, fill, word, told, fill.age, watch)
+        return Delivery(request.method, request.headers, target, body, word, told, fill.age, watch)
 
     def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
         self.store.touch(entry.key, now)

@@ -87,6 +87,16 @@ class Index:
 
     def set(self, entry: Entry) -> None:
         self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
+        if entry.sha512:
+            self._rows.set(f"sha512:{entry.sha512}", entry.digest.encode())
+
+    def blob_of(self, sha512: str) -> str | None:
+        """SHA-256 (hex) of the body with that SHA-512; the body may be gone."""
+        row = self._rows.get(f"sha512:{sha512}")
+        return None if row is None else bytes(row).decode()
+
+    def forget_blob_of(self, sha512: str) -> None:
+        self._rows.delete(f"sha512:{sha512}")
 
     def remove(self, key: str) -> None:
         self._rows.delete(f"entry:{key}")

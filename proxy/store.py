@@ -14,6 +14,7 @@ or renamed meanwhile is read to its end. Between processes, what changes blobs a
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -33,6 +34,7 @@ from .errors import ConfigError, OutOfSpace, StoreError
 from .index import Index, Usage
 from .log import events, log
 from .partial import Partial, PartialRecord, store_error
+from .rules.digests import Digest
 from .rules.entry import Entry
 from .rules.eviction import Candidate
 
@@ -43,6 +45,10 @@ HOT_ENTRIES = 256
 """Open blobs kept at hand; one descriptor each."""
 FLUSH_SECONDS = 30.0
 """Uses are written in batches this far apart: a write for each hit would cost more than the hit."""
+
+
+READ_BYTES = 1024**2
+"""In memory at once where a stored body is hashed."""
 
 
 class Damaged(Exception):
@@ -145,6 +151,7 @@ class Store:
         self._thread = ThreadPoolExecutor(1, "store")
         self._index: Index
         self._flusher: asyncio.Task[None] | None = None
+        self._hashing = asyncio.Lock()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -271,6 +278,57 @@ class Store:
         """Let go of bodies that another process has removed: as long as they are open they take space."""
         for key in [key for key, hot in self._hot.items() if not hot.is_current()]:
             del self._hot[key]
+
+    def read(self, entry: Entry) -> bytes:
+        """The whole of a small body. Raises StoreError as `body` does."""
+        body = self.body(entry)  # held: it closes its file when it goes
+        try:
+            return os.pread(body.fd, entry.size, 0)
+        except OSError as error:
+            raise store_error(f"the stored body of {entry.url} cannot be read", error) from error
+
+    async def find(self, digest: Digest, key: str) -> Entry | None:
+        """An entry whose body has `digest`, that of `key` before all others; None if no body is known to have it."""
+        entry = await self.lookup(key)
+        if entry and digest.algorithm == "sha512" and entry.sha512 is None:
+            entry = await self._with_sha512(entry)
+        if entry and entry.has(digest):
+            return entry
+        return await self._do(self._find_digest, digest)
+
+    def _find_digest(self, digest: Digest) -> Entry | None:
+        name = digest.hex if digest.algorithm == "sha256" else self._index.blob_of(digest.hex)
+        if name is None:
+            return None
+        for path in sorted(self._blob(name).parent.glob(f"{name}.*.json")):
+            entry = self._read_sidecar(path)
+            # Only a length is looked at, as everywhere: bodies were hashed when they came.
+            if entry and self._blob(name).stat().st_size == entry.size:
+                return entry
+        return None
+
+    async def _with_sha512(self, entry: Entry) -> Entry:
+        """The entry with its SHA-512, computed now and kept."""
+        body = self.body(entry)
+
+        def compute() -> str:
+            state = hashlib.sha512()
+            offset = 0
+            while data := os.pread(body.fd, READ_BYTES, offset):
+                state.update(data)
+                offset += len(data)
+            return state.hexdigest()
+
+        async with self._hashing:  # one at a time: the next one who asks finds it done
+            current = await self.lookup(entry.key)
+            if current and current.digest == entry.digest and current.sha512:
+                return current
+            # Not in the store's own thread, where everybody would wait for it.
+            digest = await asyncio.to_thread(compute)
+            current = await self.lookup(entry.key)
+            if current and current.digest == entry.digest:
+                return await self.refresh(replace(current, sha512=digest))
+            return replace(entry, sha512=digest)  # removed or replaced meanwhile: for this one answer
 
     def _find(self, key: str) -> Hot | None:
         row = self._index.get(key)
@@ -501,6 +559,8 @@ class Store:
         blob = self._blob(entry.digest)
         if not any(blob.parent.glob(f"{entry.digest}.*.json")):
             blob.unlink(missing_ok=True)
+            if entry.sha512:
+                self._index.forget_blob_of(entry.sha512)
 
     # -- space --------------------------------------------------------------------------------------------------------
 

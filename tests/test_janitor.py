@@ -84,13 +84,13 @@ async def test_pinned_and_read_bodies_stay(opened):
         janitor.release(growing)
 
 
-async def test_a_hot_body_that_nobody_reads_may_go_and_its_descriptor_with_it(opened):
+async def test_a_hot_body_that_nobody_reads_may_go_and_its_descriptor_with_it(opened, tmp_path):
     async with opened(SIZE) as (store, janitor):
         await fill(janitor, "a")
         assert await content(store, "a") == body("a")
         await begin(janitor, "b")
         assert await content(store, "a") is None
-        assert not [name for name in deleted_files() if "blobs" in name]
+        assert not deleted_blobs(tmp_path)
 
 
 async def test_what_cannot_be_fitted_in_costs_nobody_his_place(opened):
@@ -199,14 +199,14 @@ async def is_stored(store, names):
     return await stored(store) == names
 
 
-async def test_what_another_process_removed_is_let_go(opened):
+async def test_what_another_process_removed_is_let_go(opened, tmp_path):
     async with opened() as (one, janitor), opened() as (other, _):
         await put(one, "a", body("a"))
         await one.lookup(key("a"))
         await other.remove(key("a"))
-        assert [name for name in deleted_files() if "blobs" in name]
+        assert deleted_blobs(tmp_path)
         await janitor.tidy()
-        assert not [name for name in deleted_files() if "blobs" in name]
+        assert not deleted_blobs(tmp_path)
 
 
 async def test_damaged_bodies_go_before_any_whole_one(opened):
@@ -299,11 +299,12 @@ def test_sizes_for_people(count, text):
     assert size_text(count) == text
 
 
-def deleted_files():
+def deleted_blobs(tmp_path):
+    """Bodies under tmp_path that are gone and still open in this process."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             name = os.readlink(f"/proc/self/fd/{fd}")
-            if name.endswith("(deleted)"):
+            if name.endswith("(deleted)") and name.startswith(f"{tmp_path}/") and "blobs" in name:
                 found.append(name)
     return found

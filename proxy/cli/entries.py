@@ -110,6 +110,7 @@ def url(settings: Settings, url: str, as_json: bool) -> None:
     own = addresses(settings)
     target, upstream = resolved(settings, url), bare(url, own)
     path = proxied_path(upstream if urlsplit(upstream).scheme in ("http", "https") else target.url)
+    path = f"/{target.digest}{path}" if target.digest else path
     proxied = f"http://{own[0] if own else '127.0.0.1:8642'}{path}"
     if as_json:
         print_json({"url": target.url, "mirror": target.mirror.name, "proxied": proxied})
@@ -171,6 +172,7 @@ def _entry(record: Record) -> dict[str, Any]:
         "mirror": entry.mirror,
         "size": entry.size,
         "digest": f"sha256:{entry.digest}",
+        "verified": entry.verified,
         "state": "complete",
         "hits": record.usage.hits,
         "pinned": entry.pinned,
@@ -188,6 +190,7 @@ def _partial(record: PartialRecord) -> dict[str, Any]:
         "mirror": record.mirror,
         "size": sum(end - start for start, end in record.extents),
         "digest": None,
+        "verified": None,
         "state": "partial",
         "hits": 0,
         "pinned": False,

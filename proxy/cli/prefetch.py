@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
+from typing import NamedTuple
 
 import click
 import httpx
@@ -25,6 +26,7 @@ from rich.progress import (
 from ..config import Settings
 from ..errors import ProxyError
 from ..gateway import Gateway
+from ..rules.digests import Digest
 from ..web.prefetch import Progress
 from ..web.prefetch import prefetch as fetch
 from .common import (
@@ -45,21 +47,37 @@ from .common import (
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
 
+class Wanted(NamedTuple):
+    """What is asked for besides the URLs."""
+
+    digest: Digest | None
+    pin: bool
+
+
 @click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
 @click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
+@click.option("--digest", "digest_text", metavar="ALG:HEX", help="What the one URL must have: sha256:... or sha512:...")
 @click.option("--pin", is_flag=True, help="Keep them from being evicted; fetchonce unpin undoes it.")
 @json_option
 @settings_options
-def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, pin: bool, as_json: bool) -> None:
+def prefetch(
+    settings: Settings, urls: tuple[str, ...], jobs: int, digest_text: str | None, pin: bool, as_json: bool
+) -> None:
     """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
 
     What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
     that its clients share it.
     """
+    digest = Digest.parse(digest_text) if digest_text is not None else None
+    if digest_text is not None and digest is None:
+        raise click.UsageError(f'--digest "{digest_text}": expected sha256: and 64 hex digits, or sha512: and 128')
+    if digest and len(urls) > 1:
+        raise click.UsageError("--digest is for one URL; of several, each can be given as /sha256:HEX/HOST/PATH")
     servers = running_servers(settings.cache_dir)
     try:
-        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, pin=pin, quiet=as_json))
+        wanted = Wanted(digest, pin)
+        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, wanted, quiet=as_json))
     except KeyboardInterrupt:
         kept = "the server goes on fetching" if servers else "what came is kept, and the next prefetch goes on with it"
         click.echo(f"stopped; {kept}", err=True)
@@ -71,7 +89,7 @@ def prefetch(settings: Settings, urls: tuple[str, ...], jobs: int, pin: bool, as
 
 
 async def run(
-    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, *, pin: bool, quiet: bool
+    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     own = addresses(settings)
@@ -112,34 +130,35 @@ async def run(
             say(_told(step, time.monotonic() - started))
             return step
 
-    async with _steps(settings, servers, pin=pin) as steps:
+    async with _steps(settings, servers, wanted) as steps:
         with bars:
             return await asyncio.gather(*(one(url, steps) for url in urls))
 
 
 @asynccontextmanager
-async def _steps(settings: Settings, servers: list[list[str]], *, pin: bool) -> AsyncIterator[Steps]:
+async def _steps(settings: Settings, servers: list[list[str]], wanted: Wanted) -> AsyncIterator[Steps]:
     """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
         async with client_of(servers[0], httpx.AsyncClient) as client:
-            yield partial(_through_server, client, servers[0][0], pin)
+            yield partial(_through_server, client, servers[0][0], wanted)
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()
     try:
-        yield partial(fetch, gateway, pin=pin)
+        yield partial(fetch, gateway, digest=wanted.digest, pin=wanted.pin)
     finally:
         await gateway.close()
 
 
-async def _through_server(client: httpx.AsyncClient, address: str, pin: bool, url: str) -> AsyncGenerator[Progress]:
+async def _through_server(
+    client: httpx.AsyncClient, address: str, wanted: Wanted, url: str
+) -> AsyncGenerator[Progress]:
     # Until an upstream answers nothing comes; how long that may take is the server's to judge.
     patience = httpx.Timeout(10, read=None)
+    asked = {"url": url, "digest": str(wanted.digest) if wanted.digest else None, "pin": wanted.pin}
     try:
         with as_proxy_errors(address):
-            async with client.stream(
-                "POST", "/-/api/prefetch", json={"url": url, "pin": pin}, timeout=patience
-            ) as response:
+            async with client.stream("POST", "/-/api/prefetch", json=asked, timeout=patience) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise ProxyError(f"the server on {address} answered {response.status_code}: {response.text}")

@@ -6,6 +6,8 @@ is whole on disk. Both are frozen: a new answer makes a new value, a new body a 
 
 from dataclasses import dataclass, replace
 
+from .digests import Digest
+
 Headers = tuple[tuple[str, str], ...]
 """Field lines in upstream's order; names lower-case, values as received (latin-1)."""
 
@@ -69,11 +71,19 @@ class Entry:
     validated_at: float
     """Unix time at which upstream last confirmed it."""
     pinned: bool = False
+    sha512: str | None = None
+    """SHA-512 of the body, hex, where it was asked for."""
+    verified: str | None = None
+    """The digest the body was found to have, and who told it: "sha256:HEX (SHA256SUMS)"; None: nobody told."""
 
     @property
     def size(self) -> int:
         assert self.head.length is not None
         return self.head.length
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the body is known to have that digest."""
+        return digest.hex == (self.digest if digest.algorithm == "sha256" else self.sha512)
 
 
 def refreshed(entry: Entry, head: Head, now: float) -> Entry:

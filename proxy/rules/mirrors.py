@@ -11,12 +11,14 @@ import hashlib
 import re
 import urllib.parse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigError, RequestError, UnknownMirror
+from .digests import Digest
 
 RESERVED = frozenset({"-", "http", "https", "HTTPS", "v2"})
-"""First segments that are no mirror's name; so is whatever holds `sha256:` or `sha512:`."""
+"""First segments that are no mirror's name; so is whatever holds one of DIGESTS."""
+DIGESTS = ("sha256:", "sha512:")
 
 MAX_TARGET_BYTES = 16 * 1024  # a signed URL has 2 KB; nginx takes 8 KB, Varnish and Apache less
 MAX_ENCODINGS = 8  # of percent-encoding on top of each other; each round of decoding costs time, nobody needs two
@@ -49,6 +51,8 @@ class Mirror:
     """Seconds a moving object stays fresh."""
     checksums: tuple[str, ...] = ()
     """Names of sibling files, the likeliest first; `{file}` stands for the object's file name."""
+    verify: str = "strict"
+    """What a digest from a checksum file does that does not match: strict (nothing is stored), warn, or off."""
     ignore_query: bool = False
     any_scheme: bool = False
     """Upstream is asked by the scheme the client named: an allowed host."""
@@ -82,6 +86,8 @@ class Target:
     """Without "?"; "" if there is none or it is ignored."""
     scheme: str
     """Of upstream, where the mirror takes any."""
+    digest: Digest | None = None
+    """What the client says the body must have: no part of the key."""
 
     @property
     def key(self) -> str:
@@ -115,6 +121,11 @@ class Target:
         directory = self.path.removesuffix(name)
         return tuple(directory + template.replace("{file}", name) for template in self.mirror.checksums)
 
+    @property
+    def checksums(self) -> tuple["Target", ...]:
+        """The objects at `checksum_paths`."""
+        return tuple(replace(self, path=path, query="", digest=None) for path in self.checksum_paths)
+
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
@@ -129,6 +140,8 @@ class Parsed:
     path: str
     """From the slash after host or name on, verbatim; may be ""."""
     query: str
+    digest: Digest | None = None
+    """Of the digest form."""
 
 
 class MirrorTable:
@@ -192,7 +205,7 @@ class MirrorTable:
     def _target(self, found: tuple[Mirror, str], parsed: Parsed) -> Target:
         mirror, path = found
         scheme = parsed.scheme if mirror.any_scheme else mirror.upstreams[0].partition("://")[0]
-        return Target(mirror, path, "" if mirror.ignore_query else parsed.query, scheme)
+        return Target(mirror, path, "" if mirror.ignore_query else parsed.query, scheme, parsed.digest)
 
     def _unknown_name(self, name: str) -> str:
         similar = ", ".join(difflib.get_close_matches(name, self._names, 3))
@@ -238,7 +251,16 @@ def parse_target(raw: bytes | str) -> Parsed:
     first, slash, rest = whole[1:].partition("/")
     if not first:
         raise RequestError("the request names no host: ask for /HOST/PATH or /MIRROR/PATH")
-    if first.lower() in RESERVED or "sha256:" in first or "sha512:" in first:
+    if first.startswith(DIGESTS):
+        digest = Digest.parse(first)
+        if digest is None or rest.startswith(DIGESTS):
+            wrong = first if digest is None else rest.partition("/")[0]
+            raise RequestError(
+                f'"{_shown(wrong)}" is not one digest: expected /sha256: and 64 hexadecimal digits, '
+                "or /sha512: and 128, and then /HOST/PATH or /MIRROR/PATH"
+            )
+        return replace(parse_target(f"/{rest}?{query}" if query else f"/{rest}"), digest=digest)
+    if first.lower() in RESERVED or any(each in first for each in DIGESTS):
         raise RequestError(f'"{_shown(first)}" is neither a host nor a mirror: ask for /HOST/PATH or /MIRROR/PATH')
     if "." in first or ":" in first or "@" in first or first.lower() == "localhost":
         scheme = "http" if first.endswith(":80") else "https"

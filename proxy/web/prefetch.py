@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TypedDict
 
-from ..errors import ProxyError
+from ..errors import DigestMismatch, ProxyError
 from ..fill import Fill, FillState
 from ..gateway import Gateway
+from ..rules.digests import Digest
 from ..rules.entry import Entry
 
 STEP_SECONDS = 0.2
@@ -24,30 +25,41 @@ class Progress(TypedDict):
     """Why it failed."""
 
 
-async def prefetch(gateway: Gateway, url: str, *, pin: bool = False) -> AsyncGenerator[Progress]:
+async def prefetch(
+    gateway: Gateway, url: str, digest: Digest | None = None, *, pin: bool = False
+) -> AsyncGenerator[Progress]:
     """Fetch `url` (any spelling) and report until it is in or has failed; the last step says which. No ProxyError.
 
-    `pin`: and keep it from eviction. A caller who stops listening does not stop the fill.
+    What has not the digest it must have is fetched from the next mirror, as long as there is one. `pin`: and keep it
+    from eviction. A caller who stops listening does not stop the fill.
     """
     try:
-        async with gateway.fetch(url) as got:
-            if isinstance(got, Fill):
-                while not got.is_over:
+        while True:
+            try:
+                async with gateway.fetch(url, digest) as got:
+                    if isinstance(got, Entry):
+                        if pin:
+                            await gateway.store.pin(got.key)
+                        yield _stored(url, "cached", got)
+                        return
+                    while not got.is_over:
+                        yield _step(url, got)
+                        try:
+                            async with asyncio.timeout(STEP_SECONDS):
+                                await got.wait_over()
+                        except TimeoutError:
+                            continue
+                    if got.error:
+                        raise got.error
+                    if got.entry:
+                        await gateway.check(url, digest, got.entry)
+                        if pin:
+                            await gateway.store.pin(got.entry.key)
                     yield _step(url, got)
-                    try:
-                        async with asyncio.timeout(STEP_SECONDS):
-                            await got.wait_over()
-                    except TimeoutError:
-                        continue
-                if got.error:
-                    raise got.error
-                if pin and got.entry:
-                    await gateway.store.pin(got.entry.key)
-                yield _step(url, got)
-            else:
-                if pin:
-                    await gateway.store.pin(got.key)
-                yield _stored(url, "cached", got)
+                    return
+            except DigestMismatch as error:
+                if error.next_url is None:
+                    raise
     except ProxyError as error:
         yield {"url": url, "state": "failed", "bytes": 0, "length": None, "digest": None, "message": error.message}
 

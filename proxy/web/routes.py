@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from ..errors import Forbidden, ProxyError, RequestError
 from ..gateway import Gateway
+from ..rules.digests import Digest
 from .prefetch import prefetch
 from .status import status
 
@@ -28,16 +29,19 @@ def own_endpoints(gateway: Gateway) -> Starlette:
         judge_change(request)
         try:
             asked = json.loads(await request.body())
-            url, pin = asked["url"], asked.get("pin", False)
+            url, wanted, pin = asked["url"], asked.get("digest"), asked.get("pin", False)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
         if not isinstance(url, str):
             raise RequestError("url: expected a string")
         if not isinstance(pin, bool):
             raise RequestError("pin: expected true or false")
+        digest = Digest.parse(wanted) if isinstance(wanted, str) else None
+        if wanted is not None and digest is None:
+            raise RequestError("digest: expected sha256:HEX or sha512:HEX")
 
         async def lines() -> AsyncIterator[bytes]:
-            async with aclosing(prefetch(gateway, url, pin=pin)) as steps:
+            async with aclosing(prefetch(gateway, url, digest, pin=pin)) as steps:
                 async for step in steps:
                     yield json.dumps(step).encode() + b"\n"
 

@@ -212,8 +212,12 @@ BAD = {
     "own": b"/-/status",
     "registry": b"/v2/library/x",
     "registry-capital": b"/V2/library/x",
-    "digest": b"/sha256:" + b"0" * 64 + b"/ubuntu/x",
+    "digest-short": b"/sha256:" + b"0" * 63 + b"/ubuntu/x",
     "digest-512": b"/sha512:00/ubuntu/x",
+    "digest-twice": b"/sha256:" + b"0" * 64 + b"/sha256:" + b"0" * 64 + b"/ubuntu/x",
+    "digest-alone": b"/sha256:" + b"0" * 64,
+    "digest-dots": b"/sha256:" + b"0" * 64 + b"/ubuntu/../x",
+    "digest-own": b"/sha256:" + b"0" * 64 + b"/-/status",
     "digest-inside": b"/xsha256:00/ubuntu/x",
     "userinfo": b"/user@github.com/x",
     "userinfo-dotless": b"/user@nas/x",
@@ -271,6 +275,17 @@ def test_bad_target_is_refused(target: bytes) -> None:
     assert refused.value.status == 400
     assert refused.value.message.isprintable()
     assert len(refused.value.message) < 300
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "aB" * 32, "sha512:" + "aB" * 64])
+@pytest.mark.parametrize(
+    "rest", ["ubuntu/x%20y?q", "https/cloud-images.ubuntu.com/x%20y?q", "https://cloud-images.ubuntu.com/x%20y?q"]
+)
+def test_digest_form_is_the_same_object(digest: str, rest: str) -> None:
+    plain, demanding = TABLE.resolve(f"/{rest}"), TABLE.resolve(f"/{digest}/{rest}")
+    assert plain.digest is None
+    assert str(demanding.digest) == digest.lower()
+    assert (demanding.key, demanding.urls) == (plain.key, plain.urls)
 
 
 def test_longest_target_is_taken() -> None:

@@ -1,0 +1,77 @@
+"""What a mirror's checksum files say of its objects.
+
+They are objects like any other: fetched by fills of their own, stored, and shared with the clients who ask for them.
+"""
+
+from collections.abc import Awaitable, Callable
+from logging import DEBUG
+from typing import Protocol
+
+from .errors import ProxyError, UpstreamError
+from .fill import Fill
+from .log import events, log
+from .rules import digests, policy
+from .rules.digests import Expected
+from .rules.entry import Entry, Headers
+from .rules.mirrors import Target
+from .rules.policy import Ask
+from .store import Store
+
+ANEW = (("cache-control", "no-cache"),)
+"""Past our own copy, and past those of the caches between us and the mirror."""
+
+
+class Join(Protocol):
+    def __call__(
+        self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool
+    ) -> Awaitable[tuple[Fill, bool]]: ...
+
+
+class Checksums:
+    def __init__(self, store: Store, join: Join, clock: Callable[[], float]) -> None:
+        self._store, self._join, self._clock = store, join, clock
+
+    async def expected(self, target: Target, anew: bool) -> Expected | None:
+        """The digest of `target` by the first of its checksum files that names it; None if none does or can be had.
+
+        `anew`: upstream is asked even for a file that is still fresh here.
+        """
+        for template, sibling in zip(target.mirror.checksums, target.checksums, strict=False):
+            try:
+                text, fetched_at = await self._read(sibling, anew)
+            except ProxyError as error:
+                log(events, DEBUG, "checksums.none", key=target.key[:12], file=sibling.url, error=error)
+                continue
+            found = digests.find(text, target.name, path=target.path, is_sidecar="{file}" in template)
+            if found:
+                return Expected(found, sibling.name, fetched_at)
+            log(events, DEBUG, "checksums.silent", key=target.key[:12], file=sibling.url)
+        return None
+
+    async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
+        """The text, and the Unix time at which upstream last vouched for it."""
+        entry = await self._store.lookup(target.key)
+        decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
+        if isinstance(decision, Ask):
+            fill, _ = await self._join(target, entry, decision.condition + (ANEW if anew else ()), keep=True)
+            with fill.attach():
+                try:
+                    await fill.wait_head()
+                    if (fill.length or 0) > digests.MAX_TEXT_BYTES:
+                        if fill.readers == 1:
+                            fill.stop()
+                        raise UpstreamError(f"{target.url} is too long for a checksum file")
+                    await fill.wait_over()
+                    if fill.error:
+                        raise fill.error
+                except UpstreamError:
+                    if anew or entry is None:
+                        raise
+                else:
+                    entry = fill.entry
+                    if entry is None:  # fetched, but not to be stored
+                        return fill.partial.read(0, digests.MAX_TEXT_BYTES + 1), fill.answered_at
+        assert entry
+        if entry.size > digests.MAX_TEXT_BYTES:
+            raise UpstreamError(f"{target.url} is too long for a checksum file")
+        return self._store.read(entry), entry.validated_at

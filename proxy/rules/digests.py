@@ -1,0 +1,149 @@
+"""Digests of bodies, and the checksum files that tell them.
+
+Reading is lenient and never raises: what a file does not say clearly, it does not say (None). SHA-256 and SHA-512 only:
+an MD5 or SHA-1 can be made to fit. Formats: GNU coreutils (`HEX  NAME`), BSD and OpenSSL (`SHA256 (NAME) = HEX`), a
+digest alone, each with comments and PGP armour around it, and mixed. Time is linear in the length of the text.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+Algorithm = Literal["sha256", "sha512"]
+
+MAX_TEXT_BYTES = 4 * 1024**2  # Debian's longest SHA512SUMS has 0.3 MB
+MAX_LINE_CHARACTERS = 8 * 1024  # PATH_MAX and the longest digest, twice
+MIN_BODY_BYTES = 1024**2
+"""Smaller bodies are not worth another request to upstream."""
+
+TEXTS = frozenset({"asc", "gpg", "htm", "html", "json", "list", "log", "manifest", "md", "sig", "txt", "xml", "yaml"})
+"""Suffixes of what is no image, archive or binary, whatever its size."""
+
+_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})", re.IGNORECASE)
+_HEX = r"(?P<hex>[0-9a-fA-F]{128}|[0-9a-fA-F]{64})"
+_GNU = re.compile(rf"(?P<escaped>\\?){_HEX}(?:[ \t]+\*?(?P<name>\S.*))?")
+_BSD = re.compile(rf"(?P<escaped>\\?)SHA2?-?(?P<bits>256|512)[ \t]?\((?P<name>.+)\)[ \t]?=[ \t]?{_HEX}", re.IGNORECASE)
+_ESCAPE = re.compile(r"\\([\\nr])")
+_SIGNED = "-----BEGIN PGP SIGNED MESSAGE-----"
+_SIGNATURE = "-----BEGIN PGP SIGNATURE-----"
+_ALGORITHMS: dict[int, Algorithm] = {64: "sha256", 128: "sha512"}
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    algorithm: Algorithm
+    hex: str
+    """In lower case."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Of "sha256:HEX" or "sha512:HEX" in any case; None if it is not exactly that."""
+        found = _DIGEST.fullmatch(text)
+        if not found:
+            return None
+        digits = (found[2] or found[4]).lower()
+        return cls(_ALGORITHMS[len(digits)], digits)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The digest a body must have, and who says so."""
+
+    digest: Digest
+    source: str | None = None
+    """Name of the checksum file; None: a client asked for it."""
+    fetched_at: float = 0.0
+    """Unix time at which upstream last said so."""
+
+    def __str__(self) -> str:
+        return f"{self.digest} ({self.source or 'as asked for'})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    digest: Digest
+    name: str | None
+    """As listed, unescaped; None of a digest alone."""
+
+
+def is_worth_a_look(name: str, length: int | None) -> bool:
+    """Whether a checksum file is to be asked about the body `name` of `length` bytes (None: not known).
+
+    Images and archives are too many to list, and kernels and kubectl have no suffix: so, whatever is no text.
+    """
+    return (length is None or length > MIN_BODY_BYTES) and name.rpartition(".")[2].lower() not in TEXTS
+
+
+def find(text: bytes | str, name: str, *, path: str = "", is_sidecar: bool = False) -> Digest | None:
+    """The digest that a checksum file tells of the object `name`; None if it tells none, or several different ones.
+
+    `name` and `path`, the object's whole path, may be percent-encoded. A file's listed name counts where it is the
+    object's, else where the object's path ends with it, else where its last segment is the name. Of a sidecar, a file
+    about this object alone, its only line counts whatever name it holds. SHA-256 goes before SHA-512.
+    """
+    lines = list(_lines(text))
+    names = {name, urllib.parse.unquote(name, errors="surrogateescape")}
+    paths = {f"/{path}", urllib.parse.unquote(f"/{path}", errors="surrogateescape")}
+    ranks: tuple[list[Digest], ...] = ([], [], [])
+    for line in lines:
+        if not line or not line.name:
+            continue
+        listed = line.name.removeprefix("./").lstrip("/")
+        if listed in names:
+            ranks[0].append(line.digest)
+        elif listed.rpartition("/")[2] in names:
+            ranks[1 if any(each.endswith("/" + listed) for each in paths) else 2].append(line.digest)
+    for found in ranks:
+        if found:
+            return _the_one(found)
+    if is_sidecar and len(lines) == 1 and lines[0]:
+        return lines[0].digest
+    return None
+
+
+def _the_one(found: list[Digest]) -> Digest | None:
+    for algorithm in ("sha256", "sha512"):
+        if of := {each for each in found if each.algorithm == algorithm}:
+            return of.pop() if len(of) == 1 else None
+    return None
+
+
+def _lines(text: bytes | str) -> Iterator[_Line | None]:
+    """What each line says that is no comment and no armour; None of one that is no digest we take."""
+    if len(text) > MAX_TEXT_BYTES:
+        return
+    if isinstance(text, bytes):
+        if b"\0" in text:
+            return
+        text = text.decode("utf-8", "surrogateescape")
+    elif "\0" in text:
+        return
+    # Not splitlines(): it breaks at characters that a name may hold.
+    lines = iter(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"))
+    for raw in lines:
+        line = raw.strip(" \t\r")
+        if line == _SIGNATURE:
+            return
+        if line == _SIGNED:
+            while next(lines, "").strip():
+                pass  # "Hash: SHA256" and the like, up to an empty line
+        elif line and not line.startswith(("#", ";")):
+            yield None if len(line) > MAX_LINE_CHARACTERS else _line(line.removeprefix("- "))
+
+
+def _line(line: str) -> _Line | None:
+    found = _GNU.fullmatch(line) or _BSD.fullmatch(line)
+    if not found:
+        return None
+    digits, name = found["hex"].lower(), found["name"]
+    algorithm = _ALGORITHMS[len(digits)]
+    if (bits := found.groupdict().get("bits")) and not algorithm.endswith(bits):
+        return None
+    if name and found["escaped"]:
+        name = _ESCAPE.sub(lambda escape: {"n": "\n", "r": "\r"}.get(escape[1], "\\"), name)
+    return _Line(Digest(algorithm, digits), name)
