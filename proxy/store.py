@@ -366,6 +366,17 @@ class Store:
             raise Damaged(f"its body has {size} bytes instead of {entry.size}")
         return Hot(body, str(sidecar), (stat.st_ino, stat.st_mtime_ns))
 
+    def _current(self, key: str) -> Entry | None:
+        """The entry as its sidecar has it: after a crash the row may be of the generation before, with equal bytes."""
+        row = self._index.get(key)
+        if row is None:
+            return None
+        sidecar = self._sidecar(row)
+        try:
+            return self._decoded(sidecar, sidecar.read_bytes())
+        except (FileNotFoundError, Damaged):
+            return row
+
     def _decoded(self, path: Path, text: bytes) -> Entry:
         """A sidecar's entry. Raises Damaged if it is none, or another one's."""
         try:
@@ -484,7 +495,7 @@ class Store:
             raise StoreError(f"{partial.path} has {actual} bytes instead of {entry.size}. nothing was stored")
         blob = self._blob(entry.digest)
         with self._exclusively():
-            old = self._index.get(entry.key)
+            old = self._current(entry.key)
             if old:
                 entry = replace(entry, pinned=old.pinned)
             blob.parent.mkdir(mode=0o700, exist_ok=True)
@@ -519,7 +530,7 @@ class Store:
     def _refresh(self, entry: Entry) -> Entry:
         with self._exclusively():
             if self._sidecar(entry).exists():  # else it was removed meanwhile, and stays so
-                now = self._index.get(entry.key)
+                now = self._current(entry.key)
                 entry = replace(entry, pinned=now.pinned) if now else entry
                 partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
                 self._index.set(entry)
@@ -533,7 +544,7 @@ class Store:
 
     def _pin(self, key: str, pinned: bool) -> Entry | None:
         with self._exclusively():
-            entry = self._index.get(key)
+            entry = self._current(key)
             if entry and entry.pinned != pinned and self._sidecar(entry).exists():
                 entry = replace(entry, pinned=pinned)
                 partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
@@ -547,7 +558,7 @@ class Store:
 
     def _remove(self, key: str) -> Entry | None:
         with self._exclusively():
-            entry = self._index.get(key)
+            entry = self._current(key)
             if entry:
                 # The row first: a body without a row is found again at the next start; a row without a body is a lie.
                 self._index.remove(key)
