@@ -89,13 +89,14 @@ class Partial:
             raise store_error(f"{self.path} cannot be saved", error) from error
 
     def tell(self, extents: Extents) -> None:
-        """Write the live page. One small write, so that a reader sees the old or the new one, or that it is neither."""
+        """Write the live page. One small write, so that a reader sees the old or the new one, or that it is neither.
+
+        On a full disk it stays as it is: what it does not tell of would be fetched again after a kill.
+        """
         page = struct.pack(f"<{2 * len(pairs)}Q", *itertools.chain(*pairs)) if (pairs := list(extents)) else b""
         page = BOOT + page
-        try:
+        with contextlib.suppress(OSError):
             os.pwrite(self._state_fd, LIVE.pack(zlib.crc32(page), len(page)) + page, 0)
-        except OSError as error:
-            raise store_error(f"{self.path.with_suffix('.state')} cannot be written", error) from error
 
     def catch_up(self) -> bool:
         """Take in what another process has written since; whether that is anything."""

@@ -155,8 +155,11 @@ class Verifier:
         return Digest(algorithm, await self._hash(algorithm).finish(length))
 
     def close(self) -> None:
+        """Let go of everything: a fill that refers to itself keeps its file open, and so its bytes on the disk."""
         if self._lookup:
             self._lookup.cancel()
+        self._hashes.clear()
+        self._settled = _nothing
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:
@@ -166,6 +169,9 @@ class Verifier:
     def _release(self) -> None:
         self.is_withheld = False
         self._settled()
+
+
+def _nothing() -> None: ...
 
 
 def mismatch(expected: Expected, got: Digest | str, url: str, next_url: str | None = None) -> DigestMismatch:
