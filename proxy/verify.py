@@ -78,9 +78,13 @@ class Verifier:
         return self.expected
 
     def follow(self, end: int) -> None:
-        """Every byte before `end` is in the file."""
-        for each in self._hashes.values():
-            each.follow(end)
+        """Every byte before `end` is in the file.
+
+        Where nobody waits for the digest it is left for the end: readers need the processor more.
+        """
+        if self.is_withheld:
+            for each in self._hashes.values():
+                each.follow(end)
 
     def want(self, algorithm: str) -> None:
         """Let `digests` have this algorithm too, if it is not too late for that."""
