@@ -12,7 +12,16 @@ from typing import Any, NoReturn
 
 import click
 import httpx
+from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ..app import own_path
 from ..config import Settings, load
@@ -79,6 +88,20 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
             for index, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         click.echo("  ".join([*cells, row[-1]]))
+
+
+def progress_bars(quiet: bool) -> Progress:
+    """Bars of bytes on standard error; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
 
 
 def leave(code: int) -> NoReturn:

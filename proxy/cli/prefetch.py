@@ -10,18 +10,7 @@ from typing import NamedTuple
 
 import click
 import httpx
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
+from rich.progress import TaskID
 
 from ..config import Settings
 from ..errors import ProxyError
@@ -38,6 +27,7 @@ from .common import (
     json_option,
     leave,
     print_json,
+    progress_bars,
     running_servers,
     settings_options,
     size_text,
@@ -94,19 +84,10 @@ async def run(
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     own = addresses(settings)
     places = asyncio.Semaphore(jobs)
-    console = Console(stderr=True)
-    bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    )
+    bars = progress_bars(quiet)
 
     def say(text: str) -> None:
-        if console.is_terminal and not quiet:
+        if not bars.disable:
             bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif not quiet:
             click.echo(text, err=True)

@@ -9,15 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..config import Settings, duration, size
 from ..janitor import right_to_evict
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate, choose, total, unused_since
 from ..store import Store
-from .common import age_text, json_option, opened_store, print_json, settings_options, size_text, table, url_text
+from .common import (
+    age_text,
+    json_option,
+    opened_store,
+    print_json,
+    progress_bars,
+    settings_options,
+    size_text,
+    table,
+    url_text,
+)
 from .entries import listed, meant
 
 READ_BYTES = 4 * 1024**2
@@ -180,16 +188,7 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
         blobs: dict[str, list[Entry]] = {}
         for entry in sorted(entries, key=lambda entry: entry.url):
             blobs.setdefault(entry.digest, []).append(entry)
-        console = Console(stderr=True)
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
+        bar = progress_bars(quiet)
 
         def say(text: str) -> None:
             if not bar.disable:
