@@ -350,6 +350,8 @@ class Fill:
             for url in self._health.order(self.urls, self._loop.time()):
                 try:
                     return await self._ask_one(url)
+                except UpstreamChanged:
+                    raise  # readers follow the old body: another mirror's new one is not for them
                 except UpstreamError as error:
                     errors.append(error)
                     if error.status >= 500:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.harness import until
-from tests.origin import pattern_bytes, pattern_sha256
+from tests.harness import Truncated, until
+from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 
 SIZE = 48 << 20
 SEED = 9
@@ -89,3 +89,21 @@ async def test_a_small_object_is_fetched_once_too(origin, processes):
     origin.release()
     assert {answer.body for answer in await asyncio.gather(*asked)} == {pattern_bytes(10_000, SEED)}
     assert origin.count("/x.json") == 1
+
+
+async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(origin, proxy_factory, tmp_path):
+    with Origin() as other:
+        mirrors = {"u": f"{origin.url()},{other.url()}"}
+        leader, follower = (proxy_factory(cache_dir=tmp_path / "cache", mirrors=mirrors) for _ in range(2))
+        first = origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
+        other.pattern("/x.img", SIZE, SEED + 1)
+        async with await leader.stream("/u/x.img") as stream:
+            await stream.read(HALF)
+            await until(lambda: told(leader))
+            async with await follower.stream("/u/x.img") as second:
+                assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
+                first.generation(Pattern(SIZE, SEED + 1))
+                leader.kill()
+                with pytest.raises(Truncated) as broken:
+                    await second.rest()
+        assert broken.value.partial == b""
