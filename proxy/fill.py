@@ -12,18 +12,14 @@ far ahead, a broken transfer and a fill taken up after a restart are all "start 
 import asyncio
 import contextlib
 import enum
-import itertools
 import os
-import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
-from urllib.parse import urlsplit
 
-from .config import FillSection
+from .asking import BACKOFF_SECONDS, Asking, Begun, NotModified, Rooms
 from .errors import (
     DigestMismatch,
     OutOfSpace,
@@ -33,19 +29,14 @@ from .errors import (
     UpstreamError,
     UpstreamRange,
 )
-from .janitor import Janitor
 from .log import events, log
 from .partial import Partial, PartialRecord
 from .rules.entry import Entry, Head, Headers, field, refreshed
 from .rules.freshness import is_storable
-from .rules.health import Health
 from .rules.mirrors import Target
 from .rules.segments import BIG_BYTES, Ramp, plan, split
 from .rules.validators import resume_validator
-from .stats import Stats
-from .store import Store
-from .transfer import Transfer, confirming, head_of, is_rest, open_rest, rest_condition
-from .upstream import Exchange, Upstream, first_error, status_error
+from .transfer import Transfer, open_rest
 from .verify import AskChecksums, Verifier
 
 WAKE_BYTES = 4 * 1024**2
@@ -58,16 +49,12 @@ FOLLOW_SECONDS = 0.02
 """How often another process's fill is looked at: as long as its bytes are late here."""
 MEASURE_SECONDS = 0.1
 """Over this long a fill's rate is taken, once its new connections flow: short beside a big fill."""
-BACKOFF_SECONDS = 0.2
-"""Before the first retry; doubled for each one that brought no byte, up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
+"""Retries are BACKOFF_SECONDS apart, doubled for each one that brought no byte, up to this."""
 RESUMABLE_BYTES = 4 * 1024**2
 """From here on a killed process's fill is taken up; less is fetched anew in no time, and costs no sync."""
 RETRY_AFTER_MAX = 120.0
 """Seconds upstream may ask us to wait in the middle of a body, with clients waiting for the rest."""
-ASK_TRIES = 3
-ASK_PATIENCE = 5.0
-"""... and before it: some clients give up after 10 s without a head."""
 
 
 class FillState(enum.Enum):
@@ -89,22 +76,14 @@ class Fill:
         target: Target,
         stale: Entry | None,
         condition: Headers,
-        *,
-        store: Store,
-        janitor: Janitor,
-        upstream: Upstream,
-        settings: FillSection,
-        threads: Executor,
-        stats: Stats,
-        health: Health,
-        clock: Callable[[], float],
+        rooms: Rooms,
         ask_checksums: AskChecksums,
         avoid: frozenset[str] = frozenset(),
     ) -> None:
         self.target = target
         self.urls = tuple(url for url in target.urls if url not in avoid) or target.urls
         """Where bytes may come from, in the order to try."""
-        self.verifier = Verifier(target, ask_checksums, threads, self._publish)
+        self.verifier = Verifier(target, ask_checksums, rooms.threads, self._publish)
         self.state = FillState.ASKING
         self.head: Head
         self.length: int | None = None
@@ -118,10 +97,9 @@ class Fill:
         self.fetched = 0
         """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
         self.readers = 0
-        self.started_at = self.answered_at = clock()
+        self.started_at = self.answered_at = rooms.clock()
         self._stale, self._condition = stale, condition
-        self._store, self._janitor, self._upstream, self._settings = store, janitor, upstream, settings
-        self._threads, self._stats, self._health, self._clock = threads, stats, health, clock
+        self._rooms = rooms
         self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
         self._former: Partial | None = None
@@ -131,10 +109,9 @@ class Fill:
         self._attention = asyncio.Event()
         self._woken_total = 0
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._ramp = Ramp(settings.connections)
+        self._ramp = Ramp(rooms.settings.connections)
         self._may_jump = False
         """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
-        self._saved: tuple[str, Head, Partial] | None = None
         self._first_url = self._url = target.url
         """Which of the target's URLs gave the head, and which is asked now."""
         self._asks_whole = False
@@ -194,7 +171,7 @@ class Fill:
     @property
     def age(self) -> float:
         """Seconds since the origin made the answer (RFC 9111 §4.2.3)."""
-        return self.head.age + max(0.0, self._clock() - self.answered_at)
+        return self.head.age + max(0.0, self._rooms.clock() - self.answered_at)
 
     def readable(self, offset: int) -> int:
         """Offset up to which a reader standing at `offset` may read now."""
@@ -262,7 +239,7 @@ class Fill:
             yield
         finally:
             self.readers -= 1
-            if not self.readers and self._settings.on_abandon == "pause":
+            if not self.readers and self._rooms.settings.on_abandon == "pause":
                 self.stop()
 
     def stop(self) -> None:
@@ -279,13 +256,12 @@ class Fill:
 
         The kernel gives the right free when that process ends, however it ends, and tells nobody: it must be looked at.
         """
-        while (right := self._store.lock(self.target.key)) is None:
-            if self.is_stopped:
-                raise UpstreamError(f"following the fetch of {self.target.url} was stopped")
+        while (right := self._rooms.store.lock(self.target.key)) is None:
+            self._check_stopped()
             if self._partial:
                 if self._partial.catch_up():
                     self._publish()
-            elif found := await self._store.peek(self.target.key):
+            elif found := await self._rooms.store.peek(self.target.key):
                 record, self._partial = found
                 self.head, self.length = record.head, record.head.length
                 self._first_url = record.source
@@ -307,7 +283,7 @@ class Fill:
             if self.state is FillState.STREAMING:
                 await self._stream(first)
                 await self._finish()
-            self._stats.count_fill(self.state.value)
+            self._rooms.stats.count_fill(self.state.value)
         except ProxyError as error:
             self._fail(error)
             await self._put_away()
@@ -320,14 +296,14 @@ class Fill:
             raise
         finally:
             if self._partial:
-                self._janitor.release(self._partial)
+                self._rooms.janitor.release(self._partial)
             self.verifier.close()
             if right >= 0:
                 os.close(right)
 
     async def _ask(self) -> Transfer | None:
-        """Ask the mirrors in turn, on condition or at a gap: the first transfer, or None if nothing is to fetch."""
-        entry = await self._store.lookup(self.target.key)
+        """Ask what is to be fetched: the first transfer, or None if nothing is."""
+        entry = await self._rooms.store.lookup(self.target.key)
         if self.is_following and entry and entry.head.generation == self.head.generation:
             self.partial.extents.add(0, entry.size)
             await self.verifier.confirm(self.partial, entry, self.began_at)
@@ -339,118 +315,39 @@ class Fill:
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
-        self._saved = await self._load_saved()
-        if self.is_following:
-            # Its process is dead, or has given up; our readers want the rest of that very body.
-            if self._saved is None or self._saved[1].generation != self.head.generation:
-                raise UpstreamError(f"the process that fetched {self.target.url} gave up. ask again")
-            log(events, INFO, "fill.taken_over", key=self.target.key[:12], have=self.received)
-        for tries in itertools.count(1):
-            errors: list[UpstreamError] = []
-            for url in self._health.order(self.urls, self._loop.time()):
-                try:
-                    return await self._ask_one(url)
-                except UpstreamChanged:
-                    raise  # readers follow the old body: another mirror's new one is not for them
-                except UpstreamError as error:
-                    errors.append(error)
-                    if error.status >= 500:
-                        self._health.failed(url, self._loop.time())
-            told = first_error(errors)
-            delay = max(BACKOFF_SECONDS * 2**tries, told.retry_after or 0.0)
-            # With something to serve nobody is made to wait.
-            if tries == ASK_TRIES or self._stale or not told.may_pass or delay > ASK_PATIENCE or self.is_stopped:
-                raise told
-            log(events, WARNING, "fill.asks_again", key=self.target.key[:12], error=told, retry_in=delay)
-            await self._pause(delay)
-        raise AssertionError("unreachable")
-
-    async def _ask_one(self, url: str) -> Transfer | None:
-        """Ask one mirror. Raises UpstreamError for any answer that is neither a body nor "not changed"."""
-        if self._saved:
-            source, head, saved = self._saved
-            gaps = saved.extents.gaps(head.length or 0)
-            if gaps:
-                fields = rest_condition(head, gaps[0][0])
-            else:  # a process that died had every byte, and had not stored it yet
-                fields = confirming(head) if urlsplit(url).netloc == urlsplit(source).netloc else ()
-            exchange = await self._open(url, fields)
-            if (exchange.status == 304 and not gaps) or (
-                exchange.status == 206 and gaps and is_rest(exchange, head, gaps[0][0])
-            ):
-                try:
-                    await self._janitor.take_up(saved, self.target.url, head.length or 0)
-                except StoreError:
-                    exchange.close()
-                    raise
-                self._begin(exchange, source, head, saved)
-                log(events, INFO, "fill.resumed", key=self.target.key[:12], url=url, have=self.received)
-                if not gaps:
-                    exchange.close()
-                    return None
-                return Transfer(*gaps[0], written=gaps[0][0], exchange=exchange)
-            if exchange.status >= 500 or exchange.status in (401, 403, 429):
-                exchange.close()
-                raise status_error(exchange)  # it says nothing of the object: what we have may still be of use
-            await self._store.discard(saved)
-            self._saved = None
-            if self.is_following:
-                exchange.close()
-                raise UpstreamChanged(f"{url} changed while it was fetched")
-            if exchange.status != 200:
-                exchange.close()
-                exchange = await self._open(url, self._condition)
-        else:
-            exchange = await self._open(url, self._condition)
-        if exchange.status == 304 and self._stale:
-            await self._unchanged(exchange)
+        asking = Asking(self.target, self.urls, self._stale, self._condition, self._rooms, self._pause)
+        # Of a body that is followed the process is dead, or has given up; our readers want the rest of that very one.
+        answer = await asking.ask(self.head if self.is_following else None)
+        if isinstance(answer, NotModified):
+            await self._unchanged(answer)
             return None
-        if exchange.status != 200:
-            exchange.close()
-            raise status_error(exchange)
-        head = head_of(exchange, self._clock(), secrets.token_hex(8))
-        try:
-            self._begin(exchange, url, head, await self._janitor.create(self.target.key, self.target.url, head))
-        except StoreError:
-            exchange.close()
-            raise
-        log(events, INFO, "fill.started", key=self.target.key[:12], url=url, bytes=head.length)
-        return Transfer(0, head.length, exchange=exchange)
+        self._begin(answer)
+        return answer.first
 
-    async def _load_saved(self) -> tuple[str, Head, Partial] | None:
-        """What an earlier fill left, with where it came from, if upstream can tell whether it is still the same."""
-        saved = await self._store.resume(self.target.key)
-        if saved is None:
-            return None
-        record, partial = saved
-        if record.head.length is not None and resume_validator(record.head.headers):
-            return record.source, record.head, partial
-        await self._store.discard(partial)
-        return None
-
-    def _begin(self, exchange: Exchange, url: str, head: Head, partial: Partial) -> None:
+    def _begin(self, answer: Begun) -> None:
         # A send that is on its way holds the descriptor of what we followed, by its number.
-        self._former, self._partial = self._partial, partial
-        self.head, self.length = head, head.length
-        self._first_url, self._url, self.source = url, exchange.url, exchange.final_url
-        self._health.answered(exchange.url)
-        has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
-        self._may_jump = has_ranges and head.length is not None and resume_validator(head.headers) is not None
-        self.answered_at = self._clock()
-        if head.length and head.length >= RESUMABLE_BYTES and resume_validator(head.headers):
+        self._former, self._partial = self._partial, answer.partial
+        self.head, self.length = answer.head, answer.head.length
+        self._first_url, self._url, self.source = answer.source, answer.exchange.url, answer.exchange.final_url
+        self._rooms.health.answered(answer.exchange.url)
+        has_ranges = answer.exchange.status == 206 or field(answer.exchange.headers, "accept-ranges") == "bytes"
+        is_told_apart = resume_validator(self.head.headers) is not None
+        self._may_jump = has_ranges and self.length is not None and is_told_apart
+        self.answered_at = self._rooms.clock()
+        if self.length and self.length >= RESUMABLE_BYTES and is_told_apart:
             self._checkpoint()
-        self.verifier.begin(partial, head.length)
+        self.verifier.begin(self.partial, self.length)
         self.state = FillState.STREAMING
         self._publish()
+        kind = "fill.resumed" if self.received else "fill.started"
+        log(events, INFO, kind, key=self.target.key[:12], url=self._url, have=self.received, bytes=self.length)
 
-    async def _unchanged(self, exchange: Exchange) -> None:
+    async def _unchanged(self, answer: NotModified) -> None:
         assert self._stale
-        head = head_of(exchange, self._clock(), "")
-        exchange.close()
-        self.entry = await self._store.refresh(refreshed(self._stale, head, self._clock()))
+        self.entry = await self._rooms.store.refresh(refreshed(self._stale, answer.head, self._rooms.clock()))
         self.state = FillState.UNCHANGED
         self._publish()
-        log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=exchange.url)
+        log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=answer.url)
 
     async def _stream(self, first: Transfer | None) -> None:
         """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
@@ -459,13 +356,12 @@ class Fill:
         if self._may_jump and self.length is not None and self.length >= BIG_BYTES:
             self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
         while not self.is_whole:
-            if self.is_stopped:
-                raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
+            self._check_stopped()
             if not self._running and self._last_error:
                 await self._back_off(self._last_error)
             if self.length is not None and (self._may_jump or not self._running):
                 waiting = self._waiting if self._may_jump else ()
-                todo = plan(self.partial.extents, self.length, self._running, waiting, self._settings.connections)
+                todo = plan(self.partial.extents, self.length, self._running, waiting, self._rooms.settings.connections)
                 for transfer in todo.cancel:
                     assert isinstance(transfer, Transfer)
                     transfer.cancel()
@@ -498,11 +394,11 @@ class Fill:
             pass  # that mirror has something else; the first one may still have ours
         elif not isinstance(error, UpstreamError) or isinstance(error, UpstreamChanged):
             raise error
-        if self._failures > self._settings.retries:
+        if self._failures > self._rooms.settings.retries:
             raise error
         if self._failures > 1 or isinstance(error, UpstreamChanged):
-            self._health.failed(self._url, self._loop.time())
-            self._url = self._health.order(self.urls, self._loop.time())[0]
+            self._rooms.health.failed(self._url, self._loop.time())
+            self._url = self._rooms.health.order(self.urls, self._loop.time())[0]
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1)), error.retry_after or 0.0)
         if delay > RETRY_AFTER_MAX:
             raise error
@@ -512,12 +408,17 @@ class Fill:
         self._attention.set()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not on once the fill is stopped."""
+        """Wait; raises UpstreamError once the fill is stopped."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self.is_stopped:
                     await self._attention.wait()
                     self._attention.clear()
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
+        if self.is_stopped:
+            raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
 
     async def _finish(self) -> None:
         """Every byte is there: verify and store."""
@@ -527,7 +428,7 @@ class Fill:
         verified = await self.verifier.verify(self.length, self.began_at, others)
         digest = self.verifier.digests["sha256"]
         if not self.keep:
-            await self._store.discard(self.partial)
+            await self._rooms.store.discard(self.partial)
         else:
             self.head = replace(self.head, length=self.length)
             entry = Entry(
@@ -536,23 +437,23 @@ class Fill:
                 mirror=self.target.mirror.name,
                 head=self.head,
                 digest=digest,
-                stored_at=self._clock(),
+                stored_at=self._rooms.clock(),
                 validated_at=self.answered_at,
                 pinned=bool(self._stale and self._stale.pinned),
                 sha512=self.verifier.digests.get("sha512"),
                 verified=verified,
             )
-            self.entry = await self._janitor.commit(self.partial, entry)
+            self.entry = await self._rooms.janitor.commit(self.partial, entry)
         self.state = FillState.COMPLETE
         self._publish()
-        seconds = round(self._clock() - self.started_at, 3)
+        seconds = round(self._rooms.clock() - self.started_at, 3)
         log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
 
     def _fail(self, error: ProxyError) -> None:
         self.error = error
         self.state = FillState.FAILED
         self._publish()
-        self._stats.count_fill("failed")
+        self._rooms.stats.count_fill("failed")
         log(events, INFO if self.is_stopped else WARNING, "fill.failed", key=self.target.key[:12], error=error)
 
     async def _put_away(self) -> None:
@@ -565,26 +466,14 @@ class Fill:
             is_same = not isinstance(self.error, (UpstreamChanged, DigestMismatch))
             may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
             if keep and is_same and may_go_on:
-                await self._store.save(self._partial, self._record())
+                await self._rooms.store.save(self._partial, self._record())
             else:
                 is_short = isinstance(self.error, OutOfSpace) and not self.is_whole
-                await self._store.discard(self._partial, at_once=is_short)
+                await self._rooms.store.discard(self._partial, at_once=is_short)
         except StoreError as error:
             log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
 
     # -- transfers ----------------------------------------------------------------------------------------------------
-
-    async def _open(self, url: str, fields: Headers) -> Exchange:
-        def forget(opening: asyncio.Future[Exchange]) -> None:
-            if not opening.exception():
-                opening.result().close()
-
-        opening = self._loop.run_in_executor(self._threads, lambda: self._upstream.open(url, headers=fields))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(forget)  # the thread cannot be stopped; what it brings is not wanted
-            raise
 
     def _start(self, transfer: Transfer) -> None:
         for other in self._running:
@@ -594,9 +483,11 @@ class Fill:
         self._running.append(transfer)
         alone = len(self._running) == 1
         known = self.head, self._first_url, transfer
-        question = partial(open_rest, self._upstream, self._url, *known, whole=alone and self._asks_whole, alone=alone)
+        question = partial(
+            open_rest, self._rooms.upstream, self._url, *known, whole=alone and self._asks_whole, alone=alone
+        )
         tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
-        done = self._loop.run_in_executor(self._threads, transfer.run, self.partial, question, tell)
+        done = self._loop.run_in_executor(self._rooms.threads, transfer.run, self.partial, question, tell)
         done.add_done_callback(lambda done: self._ended(transfer, done.exception()))
 
     def _checkpoint(self) -> None:
@@ -604,7 +495,7 @@ class Fill:
         if self._saving and not self._saving.done():
             return
         self._checkpointed = self.received
-        self._saving = self._loop.run_in_executor(self._threads, self.partial.save, self._record())
+        self._saving = self._loop.run_in_executor(self._rooms.threads, self.partial.save, self._record())
         self._saving.add_done_callback(self._saved_or_not)
 
     def _saved_or_not(self, saving: asyncio.Future[None]) -> None:
@@ -643,7 +534,7 @@ class Fill:
         transfer.offset += count
         transfer.is_flowing = True
         self.fetched += count
-        self._stats.fetched_bytes += count
+        self._rooms.stats.fetched_bytes += count
         if extents.total == before:
             return  # compared, not written
         self._failures = 0

@@ -7,7 +7,9 @@ never to a request: a client that goes away cancels nothing.
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+from .asking import Rooms
 from .checksums import Checksums
 from .config import Settings
 from .errors import DigestMismatch, UpstreamError
@@ -33,22 +35,19 @@ class Flights:
     def __init__(
         self, store: Store, janitor: Janitor, settings: Settings, stats: Stats, clock: Callable[[], float]
     ) -> None:
-        self._store, self._janitor, self._stats, self._clock = store, janitor, stats, clock
         self._threads = ThreadPoolExecutor(THREADS, "transfer")
-        self._health = Health()
+        upstream = Upstream(settings)
+        self._rooms = Rooms(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
         """By key: until when, and which URLs."""
         self._is_closing = False
         self._checksums = Checksums(store, self.join, clock)
-        self.settings = settings
-        self.upstream = Upstream(settings)
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
-        self.upstream = Upstream(settings)
-        self.settings = settings
+        self._rooms = replace(self._rooms, upstream=Upstream(settings), settings=settings.file.fill)
 
     def running(self) -> Iterable[Fill]:
         return tuple(self._fills.values())
@@ -71,21 +70,8 @@ class Flights:
             await asyncio.wait([ending])
         if self._is_closing:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
-        fill = Fill(
-            target,
-            stale,
-            condition,
-            store=self._store,
-            janitor=self._janitor,
-            upstream=self.upstream,
-            settings=self.settings.file.fill,
-            threads=self._threads,
-            stats=self._stats,
-            health=self._health,
-            clock=self._clock,
-            ask_checksums=self._checksums.expected,
-            avoid=self._avoided(target.key),
-        )
+        avoid = self._avoided(target.key)
+        fill = Fill(target, stale, condition, self._rooms, self._checksums.expected, avoid)
         fill.is_wanted = keep
         self._fills[target.key] = fill
         self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
@@ -94,18 +80,19 @@ class Flights:
 
     async def ask(self, url: str, method: str) -> Exchange:
         """One request of no fill's; its body is not wanted. Close the result."""
+        upstream = self._rooms.upstream
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: self.upstream.open(url, method=method)
+            self._threads, lambda: upstream.open(url, method=method)
         )
 
     def _avoided(self, key: str) -> frozenset[str]:
         until, urls = self._distrusted.get(key, (0.0, frozenset()))
-        return urls if self._clock() < until else frozenset()
+        return urls if self._rooms.clock() < until else frozenset()
 
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
         if isinstance(fill.error, DigestMismatch) and fill.error.next_url:
-            self._distrusted[key] = self._clock() + DISTRUST_SECONDS, self._avoided(key) | {fill.began_at}
+            self._distrusted[key] = self._rooms.clock() + DISTRUST_SECONDS, self._avoided(key) | {fill.began_at}
         else:
             # It came well, or every mirror has had its turn: the next time they are asked from the first on.
             self._distrusted.pop(key, None)
@@ -125,6 +112,6 @@ class Flights:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self.upstream.close()
+        self._rooms.upstream.close()
         # A thread in a connect cannot be woken; it ends by its own timeout and touches nothing of ours.
         self._threads.shutdown(wait=False, cancel_futures=True)

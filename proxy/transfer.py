@@ -96,7 +96,7 @@ def open_rest(
     whole = whole or resume_validator(head.headers) is None
     exchange = upstream.open(url, headers=() if whole else rest_condition(head, segment.offset, segment.stop))
     try:
-        if exchange.status == 206 and is_rest(exchange, head, segment.offset) and not whole:
+        if is_rest(exchange, head, segment.offset) and not whole:
             return exchange
         if exchange.status == 200:
             if is_other(exchange, head, source):
@@ -140,12 +140,15 @@ def rest_condition(head: Head, start: int, stop: int | None = None) -> Headers:
 
 
 def is_rest(exchange: Exchange, head: Head, offset: int) -> bool:
-    """Whether a 206 carries our body's bytes from `offset` on: same validator, same length, exact Content-Range."""
+    """Whether it is a 206 with our body's bytes from `offset` on: same validator, same length, exact Content-Range."""
     wanted = f"bytes {offset}-"
     given = field(exchange.headers, "content-range") or ""
     span, _, total = given.removeprefix(wanted).partition("/")
     return (
-        all(field(exchange.headers, name) in (None, field(head.headers, name)) for name in ("etag", "last-modified"))
+        exchange.status == 206
+        and all(
+            field(exchange.headers, name) in (None, field(head.headers, name)) for name in ("etag", "last-modified")
+        )
         and given.startswith(wanted)
         and total == str(head.length)
         and span.isdecimal()

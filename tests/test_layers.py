@@ -15,6 +15,7 @@ FLOORS = [
     {"flights", "delivery", "cycle"},
     {"checksums", "outlet"},
     {"fill"},
+    {"asking"},
     {"janitor"},
     {"store", "transfer", "verify"},
     {"index", "hashing", "upstream"},
