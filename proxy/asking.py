@@ -7,18 +7,20 @@ about the object (404) or about the mirror (503), and whether there is something
 import asyncio
 import itertools
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from logging import INFO, WARNING
 from urllib.parse import urlsplit
 
 from .config import FillSection
-from .errors import StoreError, UpstreamChanged, UpstreamError
+from .errors import OutOfSpace, StoreError, UpstreamChanged, UpstreamError
 from .janitor import Janitor
 from .log import events, log
 from .partial import Partial
 from .rules.entry import Entry, Head, Headers
+from .rules.freshness import is_storable
 from .rules.health import Health
 from .rules.mirrors import Target
 from .rules.validators import resume_validator
@@ -65,6 +67,15 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Passing:
+    """There is a body, and it is not to be kept: it may not be shared, or there is no room for it."""
+
+    head: Head
+    exchange: Exchange
+    error: OutOfSpace | None
+
+
+@dataclass(frozen=True, slots=True)
 class NotModified:
     """What we have is still the object (RFC 9110 §15.4.5)."""
 
@@ -79,18 +90,22 @@ class Asking:
         urls: tuple[str, ...],
         stale: Entry | None,
         condition: Headers,
+        fields: Headers,
         rooms: Rooms,
         pause: Callable[[float], Awaitable[None]],
     ) -> None:
-        """`stale` is what `condition` is about. `pause` waits for some seconds, and raises once the fill is stopped."""
+        """`stale` is what `condition` is about; `fields` go with every request.
+
+        `pause` waits for some seconds, and raises once the fill is stopped.
+        """
         self._target, self._urls, self._stale, self._condition = target, urls, stale, condition
-        self._rooms, self._pause = rooms, pause
+        self._fields, self._rooms, self._pause = fields, rooms, pause
         self._loop = asyncio.get_running_loop()
         self._saved: tuple[str, Head, Partial] | None = None
         """What an earlier fill left, and where it came from."""
         self._is_followed = False
 
-    async def ask(self, followed: Head | None) -> Begun | NotModified:
+    async def ask(self, followed: Head | None) -> Begun | Passing | NotModified:
         """Raises UpstreamError for any answer that is neither a body nor "not modified"; StoreError.
 
         `followed`: there are readers of this very body already, and no other one is for them.
@@ -121,11 +136,11 @@ class Asking:
             await self._pause(delay)
         raise AssertionError("unreachable")
 
-    async def _ask_one(self, url: str) -> Begun | NotModified:
+    async def _ask_one(self, url: str) -> Begun | Passing | NotModified:
         answer = await self._ask_rest(url, *self._saved) if self._saved else None
         if isinstance(answer, Begun):
             return answer
-        exchange = answer or await self._open(url, self._condition)
+        exchange = answer or await open_exchange(self._rooms, url, (*self._fields, *self._condition))
         if exchange.status == 304 and self._stale:
             exchange.close()
             return NotModified(url, head_of(exchange, self._rooms.clock(), ""))
@@ -133,12 +148,16 @@ class Asking:
             exchange.close()
             raise status_error(exchange)
         head = head_of(exchange, self._rooms.clock(), secrets.token_hex(8))
+        if not is_storable(head, self._fields):
+            return Passing(head, exchange, None)
         try:
-            partial = await self._rooms.janitor.create(self._target.key, self._target.url, head)
+            growing = await self._rooms.janitor.create(self._target.key, self._target.url, head)
+        except OutOfSpace as error:
+            return Passing(head, exchange, error)
         except StoreError:
             exchange.close()
             raise
-        return Begun(head, url, partial, exchange, Transfer(0, head.length, exchange=exchange))
+        return Begun(head, url, growing, exchange, Transfer(0, head.length, exchange=exchange))
 
     async def _ask_rest(self, url: str, source: str, head: Head, saved: Partial) -> Begun | Exchange | None:
         """Ask for what is missing of `saved`; where upstream has another body now `saved` goes, and is answered by that
@@ -148,13 +167,16 @@ class Asking:
             fields = rest_condition(head, gaps[0][0])
         else:  # a process that died had every byte, and had not stored it yet
             fields = confirming(head) if urlsplit(url).netloc == urlsplit(source).netloc else ()
-        exchange = await self._open(url, fields)
+        exchange = await open_exchange(self._rooms, url, (*self._fields, *fields))
         if is_rest(exchange, head, gaps[0][0]) if gaps else exchange.status == 304:
             try:
                 await self._rooms.janitor.take_up(saved, self._target.url, head.length or 0)
             except StoreError:
                 exchange.close()
-                raise
+                if self._is_followed:
+                    raise
+                await self._forget(saved)  # its own bytes may be what is missing
+                return None
             first = None
             if gaps:
                 first = Transfer(*gaps[0], written=gaps[0][0], exchange=exchange)
@@ -164,14 +186,17 @@ class Asking:
         if exchange.status >= 500 or exchange.status in SAYS_NOTHING:
             exchange.close()
             raise status_error(exchange)
-        await self._rooms.store.discard(saved)
-        self._saved = None
+        await self._forget(saved)
         if exchange.status == 200 and not self._is_followed:
             return exchange
         exchange.close()
         if self._is_followed:
             raise UpstreamChanged(f"{url} changed while it was fetched")
         return None
+
+    async def _forget(self, saved: Partial) -> None:
+        await self._rooms.store.discard(saved)
+        self._saved = None
 
     async def _load_saved(self) -> tuple[str, Head, Partial] | None:
         """What an earlier fill left, if upstream can tell whether it is still the same."""
@@ -184,15 +209,36 @@ class Asking:
         await self._rooms.store.discard(partial)
         return None
 
-    async def _open(self, url: str, fields: Headers) -> Exchange:
-        def forget(opening: asyncio.Future[Exchange]) -> None:
-            if not opening.exception():
-                opening.result().close()
 
-        upstream = self._rooms.upstream
-        opening = self._loop.run_in_executor(self._rooms.threads, lambda: upstream.open(url, headers=fields))
+async def open_exchange(rooms: Rooms, url: str, fields: Headers, method: str = "GET") -> Exchange:
+    """As Upstream.open, in a thread."""
+
+    def forget(opening: asyncio.Future[Exchange]) -> None:
+        if not opening.exception():
+            opening.result().close()
+
+    job = partial(rooms.upstream.open, url, method=method, headers=fields)
+    opening = asyncio.get_running_loop().run_in_executor(rooms.threads, job)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(forget)  # the thread cannot be stopped; what it brings is not wanted
+        raise
+
+
+async def first_answer(
+    rooms: Rooms, urls: Sequence[str], fields: Headers, *, method: str = "GET", wanted: Container[int] = (200,)
+) -> Exchange:
+    """The first mirror's answer with a status that is wanted. Close the result. Raises UpstreamError."""
+    errors: list[UpstreamError] = []
+    for url in urls:
         try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(forget)  # the thread cannot be stopped; what it brings is not wanted
-            raise
+            exchange = await open_exchange(rooms, url, fields, method)
+        except UpstreamError as error:
+            errors.append(error)
+            continue
+        if exchange.status in wanted:
+            return exchange
+        exchange.close()
+        errors.append(status_error(exchange))
+    raise first_error(errors)

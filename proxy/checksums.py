@@ -10,6 +10,7 @@ from typing import Protocol
 from .errors import ProxyError, UpstreamError
 from .fill import Fill
 from .log import events, log
+from .passage import Passage
 from .rules import digests, policy
 from .rules.digests import Expected
 from .rules.entry import Entry, Headers
@@ -28,8 +29,14 @@ class Join(Protocol):
 
 
 class Checksums:
-    def __init__(self, store: Store, join: Join, clock: Callable[[], float]) -> None:
-        self._store, self._join, self._clock = store, join, clock
+    def __init__(
+        self,
+        store: Store,
+        join: Join,
+        open_passage: Callable[[Target, Headers], Awaitable[Passage]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store, self._join, self._open_passage, self._clock = store, join, open_passage, clock
 
     async def expected(self, target: Target, anew: bool) -> Expected | None:
         """The digest of `target` by the first of its checksum files that names it; None if none does or can be had.
@@ -53,7 +60,7 @@ class Checksums:
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):
-            fill, _ = await self._join(target, entry, decision.condition + (ANEW if anew else ()), keep=True)
+            fill, is_first = await self._join(target, entry, decision.condition + (ANEW if anew else ()), keep=True)
             with fill.attach():
                 try:
                     await fill.wait_head()
@@ -62,6 +69,9 @@ class Checksums:
                             fill.stop()
                         raise UpstreamError(f"{target.url} is too long for a checksum file")
                     await fill.wait_over()
+                    if fill.passage:
+                        passage = fill.passage if is_first else await self._open_passage(target, ())
+                        return await _all(passage), fill.answered_at
                     if fill.error:
                         raise fill.error
                 except UpstreamError:
@@ -75,3 +85,16 @@ class Checksums:
         if entry.size > digests.MAX_TEXT_BYTES:
             raise UpstreamError(f"{target.url} is too long for a checksum file")
         return self._store.read(entry), entry.validated_at
+
+
+async def _all(passage: Passage) -> bytes:
+    """The text of a file that is not kept, or so much of it that it is too long."""
+    text = b""
+    try:
+        async for piece in passage.read(0, None):
+            text += piece
+            if len(text) > digests.MAX_TEXT_BYTES:
+                break
+        return text
+    finally:
+        passage.close()

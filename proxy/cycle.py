@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from .errors import ClientGone
+from .errors import ClientGone, FileEnded
 from .log import events, quoted
 from .outlet import SMALL_BYTES, UNSUPPORTED, CopyOutlet, KernelOutlet, read_now
 from .rules.headers import http_date
@@ -240,6 +240,11 @@ class Cycle(RequestResponseCycle):
             await self._send_slices(file, offset, count)
             if self.framing is Framing.CHUNKED:
                 self._write(b"\r\n")
+        except FileEnded as error:
+            if self.framing is not Framing.LENGTH:
+                self.break_off()
+            self.expected_content_length += count - error.sent
+            raise
         except BaseException:
             # Also when cancelled: nobody knows how much went, so nothing may follow on this connection.
             self.break_off()
@@ -248,6 +253,7 @@ class Cycle(RequestResponseCycle):
     async def _send_slices(self, file: int, offset: int, count: int) -> None:
         await self._ready()
         outlet = self._connection.outlet()
+        start = offset
         while count:
             try:
                 sent = await outlet.send(file, offset, count)
@@ -257,7 +263,7 @@ class Cycle(RequestResponseCycle):
                 outlet = self._connection.outlet(copying=True)
                 continue
             if not sent:
-                raise EOFError(f"the file ends at {offset}, {count} bytes before what was to be sent")
+                raise FileEnded(f"the file ends {count} bytes before what was to be sent", offset - start)
             offset += sent
             count -= sent
             if count:

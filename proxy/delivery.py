@@ -5,12 +5,13 @@ at an offset may read now. Bytes leave by zero-copy sends of the body's descript
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .errors import ClientGone, PreconditionFailed, RangeNotSatisfiable, StoreError
+from .errors import ClientGone, FileEnded, OutOfSpace, PreconditionFailed, RangeNotSatisfiable, StoreError
+from .passage import Passage
 from .rules import ranges, validators
 from .rules.entry import Head, Headers, field
 from .rules.mirrors import Target
@@ -22,8 +23,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ABOUT_THE_BODY = frozenset({"content-encoding", "content-language", "content-length", "content-type"})
 
 
-class Body(Protocol):
-    """Bytes of one generation; implemented by StoredBody (whole), Fill (growing) and HeadBody (none)."""
+class FileBody(Protocol):
+    """Bytes of one generation in a file; implemented by StoredBody (whole), Fill (growing) and HeadBody (none)."""
 
     @property
     def head(self) -> Head: ...
@@ -37,7 +38,11 @@ class Body(Protocol):
         """Wait until bytes from `offset` may be read, and return up to where; `offset` at the end of the body."""
 
     async def wait_length(self) -> int: ...
-    def attach(self) -> AbstractContextManager[None]: ...
+    def detour(self) -> Passage | None:
+        """Another way to the bytes of a file that has no room for them; None if there is none."""
+
+
+Body = FileBody | Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class HeadBody:
     async def wait_length(self) -> int:
         return self.head.length or 0
 
-    def attach(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def detour(self) -> Passage | None:
+        return None
 
 
 class Watch:
@@ -120,6 +125,13 @@ class Delivery:
 
     async def send(self, send: Send) -> None:
         """Answer in full. Raises the body's error if it cannot be completed: the caller then breaks the connection."""
+        try:
+            await self._answer(send)
+        finally:
+            if isinstance(self.body, Passage):
+                self.body.close()
+
+    async def _answer(self, send: Send) -> None:
         head = self.body.head
         verdict = validators.evaluate(self.method, self.headers, head.validator)
         if verdict == 304:
@@ -136,11 +148,14 @@ class Delivery:
         if asked is None or not validators.if_range(field(self.headers, "if-range"), head.validator):
             await self._whole(send)
             return
-        if ranges.parse(asked) is None:
+        if ranges.parse(asked) is None or (isinstance(self.body, Passage) and self.body.length is None):
             await self._whole(send)
             return
         # Without a length there is no telling what a range means: it waits until upstream has said it.
-        length = await self._wait(self.body.wait_length())
+        length = self.body.length
+        if not isinstance(self.body, Passage):
+            length = await self._wait(self.body.wait_length())
+        assert length is not None
         chosen = ranges.select(asked, length)
         if chosen is None:
             await self._whole(send)
@@ -179,22 +194,40 @@ class Delivery:
 
     async def _bytes(self, send: Send, offset: int, end: int | None) -> None:
         """Bytes from `offset` to `end` (None: to wherever the body ends), as they come."""
+        if not isinstance(self.body, Passage):
+            before = self.sent
+            try:
+                await self._file_bytes(self.body, send, offset, end)
+                return
+            except (OutOfSpace, FileEnded) as error:
+                passage = self.body.detour()
+                if passage is None:
+                    raise _gone(self.target, error) from error
+            offset += self.sent - before
+            self.body = passage
+        async with aclosing(self.body.read(offset, end)) as pieces:
+            while data := await self._wait(_next(pieces)):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                self.sent += len(data)
+
+    async def _file_bytes(self, body: FileBody, send: Send, offset: int, end: int | None) -> None:
         while end is None or offset < end:
-            stop = await self._wait(self.body.wait_readable(offset))
+            stop = await self._wait(body.wait_readable(offset))
             if stop == offset:
                 return
             count = (stop if end is None else min(stop, end)) - offset
             message = {
                 "type": "http.response.zerocopysend",
-                "file": self.body.fd,
+                "file": body.fd,
                 "offset": offset,
                 "count": count,
                 "more_body": True,
             }
             try:
                 await send(message)
-            except EOFError as error:  # a fill that fails for want of space gives its bytes back at once
-                raise StoreError(f"the body of {self.target.url} is gone: {error}") from error
+            except FileEnded as error:
+                self.sent += error.sent
+                raise
             offset += count
             self.sent += count
 
@@ -221,3 +254,11 @@ class Delivery:
 
     def told_fields(self) -> tuple[tuple[str, str], ...]:
         return ("age", str(int(self.age))), ("cache-status", f"fetchonce; {self.told}")
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    return await anext(pieces, b"")
+
+
+def _gone(target: Target, error: Exception) -> StoreError:
+    return error if isinstance(error, StoreError) else StoreError(f"the body of {target.url} is gone: {error}")

@@ -18,6 +18,7 @@ ProxyError                    500
 │   └── OutOfSpace            507
 └── ConfigError               (exit 2; never reaches a client)
 ClientGone                    (no ProxyError: there is nobody to answer)
+FileEnded                     (nor this: whoever sends the file may have its bytes from elsewhere)
 
 A message says what happened, which URL, what is kept and what to do; it is shown to people word for word.
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
@@ -124,6 +125,14 @@ class OutOfSpace(StoreError):
 
 class ConfigError(ProxyError):
     pass
+
+
+class FileEnded(EOFError):
+    """A file that is being sent has no more bytes, `sent` bytes on; nothing but these has gone."""
+
+    def __init__(self, message: str, sent: int) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class ClientGone(OSError):

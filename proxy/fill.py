@@ -1,7 +1,7 @@
 """One upstream transfer into one file.
 
 A Fill belongs to the cache, not to the client who caused it; clients only read. States only go forward:
-ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | FAILED. Nothing here knows HTTP to the client.
+ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | PASSED | FAILED. Nothing here knows HTTP to the client.
 While a digest is expected, or may yet turn out to be, nobody gets the last byte.
 
 The coordinator (`run`) lives on the event loop and owns every field. Transfers run in threads: they read a socket into
@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
 
-from .asking import BACKOFF_SECONDS, Asking, Begun, NotModified, Rooms
+from .asking import BACKOFF_SECONDS, Asking, Begun, NotModified, Passing, Rooms
 from .errors import (
     DigestMismatch,
     OutOfSpace,
@@ -31,12 +31,13 @@ from .errors import (
 )
 from .log import events, log
 from .partial import Partial, PartialRecord
+from .passage import Passage
 from .rules.entry import Entry, Head, Headers, field, refreshed
-from .rules.freshness import is_storable
 from .rules.mirrors import Target
 from .rules.segments import BIG_BYTES, Ramp, plan, split
 from .rules.validators import resume_validator
 from .transfer import Transfer, open_rest
+from .upstream import Exchange
 from .verify import AskChecksums, Verifier
 
 WAKE_BYTES = 4 * 1024**2
@@ -63,11 +64,13 @@ class FillState(enum.Enum):
     STREAMING = "streaming"
     """`head` and `fd` may be used; bytes come."""
     COMPLETE = "complete"
-    """Every byte is there; `entry` is what was stored (None if the answer may not be stored)."""
+    """Every byte is there; `entry` is what was stored (None if no client wanted that)."""
+    PASSED = "passed"
+    """There is an answer, and it is not kept: `passage` is for who began this, others need one of their own."""
     UNCHANGED = "unchanged"
     """Nothing was to be fetched: `entry` is what we have, confirmed by upstream."""
     FAILED = "failed"
-    """`error` says why; bytes that came can still be read."""
+    """`error` says why; bytes that came can still be read, but where there is no room for them."""
 
 
 class Fill:
@@ -76,12 +79,13 @@ class Fill:
         target: Target,
         stale: Entry | None,
         condition: Headers,
+        fields: Headers,
         rooms: Rooms,
         ask_checksums: AskChecksums,
         avoid: frozenset[str] = frozenset(),
     ) -> None:
         self.target = target
-        self.urls = tuple(url for url in target.urls if url not in avoid) or target.urls
+        self.urls = tuple(url for url in target.urls_for(fields) if url not in avoid) or target.urls_for(fields)
         """Where bytes may come from, in the order to try."""
         self.verifier = Verifier(target, ask_checksums, rooms.threads, self._publish)
         self.state = FillState.ASKING
@@ -98,7 +102,9 @@ class Fill:
         """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
         self.readers = 0
         self.started_at = self.answered_at = rooms.clock()
-        self._stale, self._condition = stale, condition
+        self.passage: Passage | None = None
+        self._stale, self._condition, self._fields = stale, condition, fields
+        self._ask_checksums = ask_checksums
         self._rooms = rooms
         self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
@@ -145,11 +151,6 @@ class Fill:
         return self._partial.extents.total if self._partial else 0
 
     @property
-    def keep(self) -> bool:
-        """Whether the body is stored at the end."""
-        return self.is_wanted and is_storable(self.head)
-
-    @property
     def is_whole(self) -> bool:
         """Every byte is on disk, be it stored already or on its way there."""
         return self.length is not None and self.received == self.length
@@ -166,7 +167,7 @@ class Fill:
 
     @property
     def is_over(self) -> bool:
-        return self.state in (FillState.COMPLETE, FillState.UNCHANGED, FillState.FAILED)
+        return self.state not in (FillState.ASKING, FillState.STREAMING)
 
     @property
     def age(self) -> float:
@@ -186,7 +187,11 @@ class Fill:
         # Of an empty body the head says all: where one must be verified, that is what is kept back.
         while self.state is FillState.ASKING or (self.length == 0 and self.is_withheld and not self.error):
             await self._changed.wait()
-        if self.error and (not self._partial or (self.length == 0 and self.is_withheld)):
+        if (
+            self.error
+            and self.state is FillState.FAILED
+            and (not self._partial or (self.length == 0 and self.is_withheld))
+        ):
             raise self.error
 
     async def wait_readable(self, offset: int) -> int:
@@ -226,6 +231,12 @@ class Fill:
             await self._changed.wait()
         return digests
 
+    def detour(self) -> Passage | None:
+        """Another way to the bytes where there is no room for them here; None where upstream gives no parts."""
+        if not isinstance(self.error, OutOfSpace) or self.length is None or not resume_validator(self.head.headers):
+            return None
+        return self._passage()
+
     async def wait_over(self) -> None:
         """Wait until the fill has ended, well or not."""
         while not self.is_over:
@@ -239,6 +250,8 @@ class Fill:
             yield
         finally:
             self.readers -= 1
+            if self.passage and not self.readers:
+                self.passage.close()
             if not self.readers and self._rooms.settings.on_abandon == "pause":
                 self.stop()
 
@@ -315,11 +328,14 @@ class Fill:
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
-        asking = Asking(self.target, self.urls, self._stale, self._condition, self._rooms, self._pause)
+        asking = Asking(self.target, self.urls, self._stale, self._condition, self._fields, self._rooms, self._pause)
         # Of a body that is followed the process is dead, or has given up; our readers want the rest of that very one.
         answer = await asking.ask(self.head if self.is_following else None)
         if isinstance(answer, NotModified):
             await self._unchanged(answer)
+            return None
+        if isinstance(answer, Passing):
+            self._pass(answer)
             return None
         self._begin(answer)
         return answer.first
@@ -341,6 +357,24 @@ class Fill:
         self._publish()
         kind = "fill.resumed" if self.received else "fill.started"
         log(events, INFO, kind, key=self.target.key[:12], url=self._url, have=self.received, bytes=self.length)
+
+    def _pass(self, answer: Passing) -> None:
+        self.head, self.length = answer.head, answer.head.length
+        self.source, self._first_url = answer.exchange.final_url, answer.exchange.url
+        forbidden = f"{self._first_url} is not to be kept: its Cache-Control or Vary forbids it"
+        self.error = answer.error or UpstreamError(forbidden)
+        self.answered_at = self._rooms.clock()
+        self.passage = self._passage(answer.exchange)
+        if not self.readers:
+            self.passage.close()
+        self.state = FillState.PASSED
+        self._publish()
+        level = WARNING if answer.error else INFO
+        log(events, level, "fill.not_kept", key=self.target.key[:12], reason=self.error)
+
+    def _passage(self, exchange: Exchange | None = None) -> Passage:
+        known = self.head, self._first_url, self._fields
+        return Passage(self.target, self._rooms, self._ask_checksums, *known, exchange)
 
     async def _unchanged(self, answer: NotModified) -> None:
         assert self._stale
@@ -427,7 +461,7 @@ class Fill:
         others = [url for url in self.urls if url != self.began_at]
         verified = await self.verifier.verify(self.length, self.began_at, others)
         digest = self.verifier.digests["sha256"]
-        if not self.keep:
+        if not self.is_wanted:
             await self._rooms.store.discard(self.partial)
         else:
             self.head = replace(self.head, length=self.length)
@@ -461,7 +495,7 @@ class Fill:
         await self._end_transfers()
         if not self._partial or not self._partial.is_ours:
             return
-        keep = self.keep and not isinstance(self.error, OutOfSpace)
+        keep = self.is_wanted and not isinstance(self.error, OutOfSpace)
         try:
             is_same = not isinstance(self.error, (UpstreamChanged, DigestMismatch))
             may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
@@ -484,7 +518,13 @@ class Fill:
         alone = len(self._running) == 1
         known = self.head, self._first_url, transfer
         question = partial(
-            open_rest, self._rooms.upstream, self._url, *known, whole=alone and self._asks_whole, alone=alone
+            open_rest,
+            self._rooms.upstream,
+            self._url,
+            *known,
+            whole=alone and self._asks_whole,
+            alone=alone,
+            fields=self._fields,
         )
         tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
         done = self._loop.run_in_executor(self._rooms.threads, transfer.run, self.partial, question, tell)

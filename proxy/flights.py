@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from .asking import Rooms
+from .asking import Rooms, first_answer
 from .checksums import Checksums
 from .config import Settings
 from .errors import DigestMismatch, UpstreamError
 from .fill import Fill
 from .janitor import Janitor
 from .log import events, log
+from .passage import Passage, open_passage
 from .rules.entry import Entry, Headers
 from .rules.health import Health
 from .rules.mirrors import Target
@@ -23,6 +24,8 @@ from .stats import Stats
 from .store import Store
 from .upstream import Exchange, Upstream
 
+REFUSES_HEAD = frozenset({400, 403, 405, 501})
+"""Answers to HEAD that say nothing of GET: not allowed, not implemented, or a URL signed for GET alone."""
 THREADS = 256
 """Transfers at once. Each blocks on its socket; more fills than this wait for a thread."""
 STOP_SECONDS = 3.0
@@ -43,7 +46,7 @@ class Flights:
         self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
         """By key: until when, and which URLs."""
         self._is_closing = False
-        self._checksums = Checksums(store, self.join, clock)
+        self._checksums = Checksums(store, self.join, self.open_passage, clock)
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
@@ -57,8 +60,13 @@ class Flights:
         fill = self._fills.get(key)
         return None if fill is None or fill.is_over or fill.is_stopped else fill
 
-    async def join(self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
-        """The fill of the target's key, and whether this call began it. `keep`: this client lets the body be stored."""
+    async def join(
+        self, target: Target, stale: Entry | None, condition: Headers, fields: Headers = (), *, keep: bool
+    ) -> tuple[Fill, bool]:
+        """The fill of the target's key, and whether this call began it.
+
+        `fields` of the client's request go upstream with it; `keep`: this client lets the body be stored.
+        """
         while True:
             fill = self.get(target.key)
             if fill:
@@ -71,19 +79,22 @@ class Flights:
         if self._is_closing:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._avoided(target.key)
-        fill = Fill(target, stale, condition, self._rooms, self._checksums.expected, avoid)
+        fill = Fill(target, stale, condition, fields, self._rooms, self._checksums.expected, avoid)
         fill.is_wanted = keep
         self._fills[target.key] = fill
         self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
 
-    async def ask(self, url: str, method: str) -> Exchange:
-        """One request of no fill's; its body is not wanted. Close the result."""
-        upstream = self._rooms.upstream
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: upstream.open(url, method=method)
+    async def ask_head(self, target: Target, fields: Headers) -> Exchange:
+        """What the first mirror that has something to say answers to HEAD, 200 or one of REFUSES_HEAD. Close it."""
+        return await first_answer(
+            self._rooms, target.urls_for(fields), fields, method="HEAD", wanted={200, *REFUSES_HEAD}
         )
+
+    async def open_passage(self, target: Target, fields: Headers) -> Passage:
+        """The body of `target` for one client alone."""
+        return await open_passage(target, self._rooms, self._checksums.expected, fields)
 
     def _avoided(self, key: str) -> frozenset[str]:
         until, urls = self._distrusted.get(key, (0.0, frozenset()))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody, Watch
-from .errors import NotInCache, RequestError, UpstreamError, UpstreamStatus
+from .errors import NotInCache, OutOfSpace, RequestError, UpstreamError, UpstreamStatus
 from .fill import Fill, FillState
 from .flights import Flights
 from .janitor import Janitor
@@ -27,11 +27,10 @@ from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
 from .store import Store
 from .transfer import head_of
-from .upstream import first_error, status_error
 from .verify import mismatch
 
-REFUSES_HEAD = frozenset({400, 403, 405, 501})
-"""Answers to HEAD that say nothing of GET: not allowed, not implemented, or a URL signed for GET alone."""
+FORWARDED = frozenset({"accept", "accept-language", "authorization"})
+"""Fields of a client's request that choose what upstream answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,10 @@ class Request:
     headers: Headers
     gone: Callable[[], Awaitable[None]]
     """Waits until the client has left."""
+
+    @property
+    def forwarded(self) -> Headers:
+        return tuple(line for line in self.headers if line[0] in FORWARDED)
 
 
 class DemandingBody:
@@ -83,8 +86,8 @@ class DemandingBody:
     async def wait_length(self) -> int:
         return await self._fill.wait_length()
 
-    def attach(self) -> contextlib.AbstractContextManager[None]:
-        return self._fill.attach()
+    def detour(self) -> None:
+        return None  # by another way nobody would look at the digest
 
 
 class Gateway:
@@ -135,12 +138,13 @@ class Gateway:
             case Ask(condition, why):
                 async with while_connected(request.gone) as watch:
                     is_new = entry is None and not self.flights.get(target.key)
-                    if request.method == "HEAD" and is_new and (body := await watch.wait(self._ask_head(target))):
+                    asks_head = request.method == "HEAD" and is_new
+                    if asks_head and (body := await watch.wait(self._ask_head(target, request.forwarded))):
                         told, age = "fwd=uri-miss", body.head.age
                         yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
-                    fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
+                    fill, is_first = await self.flights.join(target, stored, condition, request.forwarded, keep=keep)
                     with fill.attach():
                         yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
 
@@ -205,6 +209,13 @@ class Gateway:
                 raise error.with_header("cache-status", f"fetchonce; {told}") from None
             assert entry
             return self._stored(request, target, entry, "STALE", told, self.clock())
+        if fill.state is FillState.PASSED:
+            passage = fill.passage if is_first else fill.detour()
+            if passage is None:
+                passage = await watch.wait(self.flights.open_passage(target, request.forwarded))
+            told = f"fwd={why}; stored=?0" if entry is None else f"fwd={why}; fwd-status=200; stored=?0"
+            told += "; detail=no-space" if isinstance(fill.error, OutOfSpace) else ""
+            return Delivery(request.method, request.headers, target, passage, "BYPASS", told, passage.head.age, watch)
         if fill.state is FillState.UNCHANGED:
             assert fill.entry
             if target.digest and not fill.entry.has(target.digest):
@@ -216,11 +227,11 @@ class Gateway:
         body: Body = fill
         if target.digest and (fill.verifier.expected is None or fill.verifier.expected.digest != target.digest):
             body = DemandingBody(fill, target.digest)
-        if fill.is_whole and fill.keep and not is_first:
+        if fill.is_whole and fill.is_wanted and not is_first:
             self.store.touch(target.key, self.clock())
             return Delivery(request.method, request.headers, target, body, "HIT", "hit", fill.age, watch)
         told = f"fwd={why}" if entry is None else f"fwd={why}; fwd-status=200"
-        told += "; collapsed" if not is_first else "; stored" if fill.keep else "; stored=?0"
+        told += "; collapsed" if not is_first else "; stored" if fill.is_wanted else "; stored=?0"
         word = "MISS" if is_first else "FOLLOW"
         return Delivery(request.method, request.headers, target, body, word, told, fill.age, watch)
 
@@ -229,22 +240,11 @@ class Gateway:
         age = current_age(entry, now)
         return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
 
-    async def _ask_head(self, target: Target) -> Body | None:
+    async def _ask_head(self, target: Target, fields: Headers) -> Body | None:
         """What upstream answers to HEAD; None if only GET can tell. Nothing is stored."""
-        errors: list[UpstreamError] = []
-        for url in target.urls:
-            try:
-                exchange = await self.flights.ask(url, "HEAD")
-            except UpstreamError as error:
-                errors.append(error)
-                continue
-            exchange.close()
-            if exchange.status == 200:
-                return HeadBody(head_of(exchange, self.clock(), ""))
-            if exchange.status in REFUSES_HEAD:
-                return None
-            errors.append(status_error(exchange))
-        raise first_error(errors)
+        exchange = await self.flights.ask_head(target, fields)
+        exchange.close()
+        return HeadBody(head_of(exchange, self.clock(), "")) if exchange.status == 200 else None
 
 
 @contextlib.asynccontextmanager

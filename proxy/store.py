@@ -92,8 +92,8 @@ class StoredBody:
     async def wait_length(self) -> int:
         return self.length
 
-    def attach(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def detour(self) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

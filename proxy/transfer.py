@@ -85,7 +85,15 @@ def put(partial: Partial, known: Extents, start: int, data: memoryview, url: str
 
 
 def open_rest(
-    upstream: Upstream, url: str, head: Head, source: str, segment: Segment, *, whole: bool, alone: bool
+    upstream: Upstream,
+    url: str,
+    head: Head,
+    source: str,
+    segment: Segment,
+    *,
+    whole: bool,
+    alone: bool,
+    fields: Headers = (),
 ) -> Exchange:
     """In a thread: ask for a segment of the body that `head`, given by `source`, tells of; or for all of it (`whole`).
 
@@ -94,7 +102,8 @@ def open_rest(
     UpstreamRange if ranges are of no use here, UpstreamError for all else.
     """
     whole = whole or resume_validator(head.headers) is None
-    exchange = upstream.open(url, headers=() if whole else rest_condition(head, segment.offset, segment.stop))
+    asked = () if whole else rest_condition(head, segment.offset, segment.stop)
+    exchange = upstream.open(url, headers=(*fields, *asked))
     try:
         if is_rest(exchange, head, segment.offset) and not whole:
             return exchange

@@ -9,13 +9,14 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from logging import WARNING
 
 from .errors import DigestMismatch
 from .hashing import TrailingHash
 from .log import events, log
 from .partial import Partial
-from .rules.digests import Digest, Expected, is_worth_a_look
+from .rules.digests import Algorithm, Digest, Expected, is_worth_a_look
 from .rules.entry import Entry
 from .rules.mirrors import Target
 
@@ -49,9 +50,7 @@ class Verifier:
 
     def expect(self, length: int | None) -> None:
         """Withhold the last byte if the body must be verified. `length` is None while nobody knows it."""
-        self.is_withheld = self.expected is not None or (
-            self._target.mirror.verify == "strict" and self._has_checksums(length)
-        )
+        self.is_withheld = is_to_be_verified(self._target, length)
 
     def begin(self, partial: Partial, length: int | None) -> None:
         """Begin to hash, and to look for the digest."""
@@ -61,16 +60,11 @@ class Verifier:
         self._hash("sha256")
         if self.expected:
             self._hash(self.expected.digest.algorithm)
-        elif self._has_checksums(length):
+        elif has_checksums(self._target, length):
             self._lookup = asyncio.create_task(self._look_up(), name=f"checksums {self._target.key[:12]}")
 
-    def _has_checksums(self, length: int | None) -> bool:
-        target = self._target
-        return bool(target.mirror.verify != "off" and target.checksum_paths and is_worth_a_look(target.name, length))
-
     async def _look_up(self) -> Expected | None:
-        # With a new generation of what moves its checksum files have moved too, be they fresh by the clock or not.
-        self.expected = await self._ask(self._target, self._target.mirror.is_moving(self._target.path))
+        self.expected = await ask_for(self._target, self._ask)
         if self.expected:
             self._hash(self.expected.digest.algorithm)
         else:
@@ -113,7 +107,7 @@ class Verifier:
         """
         if self.expected and not entry.has(self.expected.digest):
             self._partial = partial
-            got = await self._digest(self.expected, entry.size)
+            got = await self._digest(self.expected.digest.algorithm, entry.size)
             if got != self.expected.digest:
                 raise mismatch(self.expected, got, source)
         self.digests = {"sha256": entry.digest} | ({"sha512": entry.sha512} if entry.sha512 else {})
@@ -126,36 +120,12 @@ class Verifier:
                     await self._lookup
             except TimeoutError:
                 log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")
-        expected = self.expected
-        if expected is None:
+        if self.expected is None:
             return None
-        if (got := await self._digest(expected, length)) == expected.digest:
-            return str(expected)
-        if expected.source:
-            # The file may be of another time than the body: only what upstream says now counts.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RECHECK_SECONDS):
-                    expected = await self._ask(self._target, True) or expected
-            if (got := await self._digest(expected, length)) == expected.digest:
-                return str(expected)
-        is_stored = bool(expected.source) and self._target.mirror.verify == "warn"
-        log(
-            events,
-            WARNING,
-            "fill.mismatch",
-            key=self._target.key[:12],
-            url=source,
-            expected=expected,
-            got=got,
-            stored="yes" if is_stored else "no",
-        )
-        if is_stored:
-            return None
-        raise mismatch(expected, got, source, others[0] if others else None)
+        digest = partial(self._digest, length=length)
+        return await judge(self._target, self.expected, digest, self._ask, source, others)
 
-    async def _digest(self, expected: Expected, length: int) -> Digest:
-        """What the body has of the expected kind."""
-        algorithm = expected.digest.algorithm
+    async def _digest(self, algorithm: Algorithm, length: int) -> Digest:
         return Digest(algorithm, await self._hash(algorithm).finish(length))
 
     def close(self) -> None:
@@ -176,6 +146,61 @@ class Verifier:
 
 
 def _nothing() -> None: ...
+
+
+def has_checksums(target: Target, length: int | None) -> bool:
+    """Whether a checksum file is to be asked about a body of `length` bytes (None: not known)."""
+    return bool(target.mirror.verify != "off" and target.checksum_paths and is_worth_a_look(target.name, length))
+
+
+def is_to_be_verified(target: Target, length: int | None) -> bool:
+    """Whether the last byte of a body must wait until its digest is known to be right."""
+    return target.digest is not None or (target.mirror.verify == "strict" and has_checksums(target, length))
+
+
+async def ask_for(target: Target, ask: AskChecksums) -> Expected | None:
+    """What a new body of `target` must have."""
+    if target.digest:
+        return Expected(target.digest)
+    # With a new generation of what moves its checksum files have moved too, be they fresh by the clock or not.
+    return await ask(target, target.mirror.is_moving(target.path))
+
+
+async def judge(
+    target: Target,
+    expected: Expected,
+    digest: Callable[[Algorithm], Awaitable[Digest]],
+    ask: AskChecksums,
+    source: str,
+    others: Sequence[str] = (),
+) -> str | None:
+    """By what the whole body is the right one, for people; None if it is not, and that is no matter here.
+
+    `digest` computes what it has of an algorithm. Raises DigestMismatch.
+    """
+    if (got := await digest(expected.digest.algorithm)) == expected.digest:
+        return str(expected)
+    if expected.source:
+        # The file may be of another time than the body: only what upstream says now counts.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_SECONDS):
+                expected = await ask(target, True) or expected
+        if (got := await digest(expected.digest.algorithm)) == expected.digest:
+            return str(expected)
+    may_pass = bool(expected.source) and target.mirror.verify == "warn"
+    log(
+        events,
+        WARNING,
+        "fill.mismatch",
+        key=target.key[:12],
+        url=source,
+        expected=expected,
+        got=got,
+        stored="yes" if may_pass else "no",
+    )
+    if may_pass:
+        return None
+    raise mismatch(expected, got, source, others[0] if others else None)
 
 
 def mismatch(expected: Expected, got: Digest | str, url: str, next_url: str | None = None) -> DigestMismatch:

@@ -266,14 +266,15 @@ async def test_the_server_keeps_max_size_and_says_what_went(origin, proxy_factor
     assert (await proxy.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504
 
 
-async def test_a_body_larger_than_the_cache_is_507_and_says_what_to_do(origin, proxy_factory):
+async def test_a_body_larger_than_the_cache_is_passed_on_and_the_log_says_what_to_do(origin, proxy_factory):
     proxy = proxy_factory("--max-size", "250KB")
     origin.body("/small", body("a")).headers(cache_control=FRESH)
-    origin.body("/large", b"x" * 300_000)
+    origin.body("/large", b"x" * 300_000).headers(cache_control=FRESH)
     assert (await proxy.get("/u/small")).status == 200
-    refused = await proxy.get("/u/large")
-    assert refused.status == 507
-    message = refused.json()["message"]
+    passed = await proxy.get("/u/large")
+    assert passed.body == b"x" * 300_000
+    assert passed.headers["cache-status"] == "fetchonce; fwd=uri-miss; stored=?0; detail=no-space"
+    message = await proxy.wait_log("fill.not_kept")
     assert origin.url("/large") in message
     assert "it needs 300.0 KB" in message
     assert "cache.max_size is 250.0 KB" in message
@@ -284,11 +285,11 @@ async def test_a_body_larger_than_the_cache_is_507_and_says_what_to_do(origin, p
 async def test_a_reload_changes_the_limit(origin, proxy_factory):
     proxy = proxy_factory(config_text='[cache]\nmax_size = "100KB"\n')
     origin.body("/large", b"x" * 300_000)
-    assert (await proxy.get("/u/large")).status == 507
+    assert "stored=?0" in (await proxy.get("/u/large")).headers["cache-status"]
     proxy.config.write_text('[cache]\nmax_size = "0"\n')
     proxy.send_signal(1)
     await proxy.wait_log("config.reloaded")
-    assert (await proxy.get("/u/large")).body == b"x" * 300_000
+    assert (await proxy.get("/u/large")).headers["cache-status"] == "fetchonce; fwd=uri-miss; stored"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ FLOORS = [
     {"flights", "delivery", "cycle"},
     {"checksums", "outlet"},
     {"fill"},
+    {"passage"},
     {"asking"},
     {"janitor"},
     {"store", "transfer", "verify"},

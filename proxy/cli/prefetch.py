@@ -74,8 +74,7 @@ def prefetch(
         leave(130)
     if as_json:
         print_json(results)
-    # What may not be stored is fetched, and yet not in.
-    leave(any(result["digest"] is None for result in results))
+    leave(any(result["state"] == "failed" for result in results))
 
 
 async def run(
@@ -160,8 +159,6 @@ def _told(step: Progress, seconds: float) -> str:
         return f"failed   {step['url']}: {step['message']}"
     if step["state"] == "cached":
         return f"cached   {step['url']} ({size_text(step['bytes'])})"
-    if step["digest"] is None:
-        return f"fetched  {step['url']} ({size_text(step['bytes'])}), but the answer may not be stored"
     return f"stored   {step['url']} ({size_text(step['bytes'])} in {age_text(seconds)}, {step['digest']})"
 
 

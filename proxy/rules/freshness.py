@@ -1,6 +1,6 @@
 """How long a stored answer may be used without asking, and how old it is (RFC 9111 §4.2)."""
 
-from .entry import Entry, Head, field
+from .entry import Entry, Head, Headers, field
 from .headers import cache_control, delta_seconds, parse_http_date
 
 HEURISTIC_FRACTION = 0.1  # of the time since Last-Modified, the value RFC 9111 §4.2.2 names as typical
@@ -38,7 +38,10 @@ def current_age(entry: Entry, now: float) -> float:
     return max(0.0, entry.head.age) + max(0.0, now - entry.validated_at)
 
 
-def is_storable(head: Head) -> bool:
-    """Whether a shared cache may keep the answer (RFC 9111 §3)."""
-    directives = cache_control(field(head.headers, "cache-control"))
-    return not {"no-store", "private"} & directives.keys() and field(head.headers, "vary") != "*"
+def is_storable(head: Head, fields: Headers = ()) -> bool:
+    """Whether a shared cache may keep the answer to a request with `fields` (RFC 9111 §3)."""
+    directives = cache_control(field(head.headers, "cache-control")).keys()
+    if {"no-store", "private"} & directives or field(head.headers, "vary") == "*":
+        return False
+    # §3.5: what came for somebody's credentials is his, unless it says that it is everybody's.
+    return field(fields, "authorization") is None or bool({"public", "s-maxage", "must-revalidate"} & directives)

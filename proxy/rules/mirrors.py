@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import ConfigError, RequestError, UnknownMirror
 from .digests import Digest
+from .entry import Headers, field
 
 RESERVED = frozenset({"-", "http", "https", "HTTPS", "v2"})
 """First segments that are no mirror's name; so is whatever holds one of DIGESTS."""
@@ -102,6 +103,10 @@ class Target:
         if self.mirror.any_scheme:
             return tuple(f"{self.scheme}://{base.partition('://')[2]}{rest}" for base in self.mirror.upstreams)
         return tuple(base + rest for base in self.mirror.upstreams)
+
+    def urls_for(self, fields: Headers) -> tuple[str, ...]:
+        """Where `fields` of a client's request may go: its credentials are for the mirror it asked, and no other."""
+        return self.urls[:1] if field(fields, "authorization") is not None else self.urls
 
     @property
     def url(self) -> str:
