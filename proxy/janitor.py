@@ -185,11 +185,11 @@ class Janitor:
         blobs = await asyncio.to_thread(
             lambda: total(each for each in survey.bodies if not each.blob.startswith(PARTIAL))
         )
-        self._surveyed = blobs + survey.damaged, self._store.committed_bytes
+        self._surveyed = blobs + survey.damaged, self._store.blobs.committed_bytes
         space = await self._space()
         if survey.damaged and space.lacking():
             await self._store.clear_damaged()
-            self._surveyed = blobs, self._store.committed_bytes
+            self._surveyed = blobs, self._store.blobs.committed_bytes
             space = await self._space()
         return list(survey.bodies), space
 
@@ -198,7 +198,7 @@ class Janitor:
         if self._surveyed is None:
             await self._look()
         assert self._surveyed
-        blobs = self._surveyed[0] + self._store.committed_bytes - self._surveyed[1]
+        blobs = self._surveyed[0] + self._store.blobs.committed_bytes - self._surveyed[1]
         own = dict(self._promised)
         growing = await self._store.growing_bytes([partial.path for partial in own])
         growing += sum(max(length, partial.extents.total) for partial, length in own.items())

@@ -157,7 +157,7 @@ async def test_equal_bodies_count_once_and_go_with_their_last_url(opened):
         await begin(janitor, "d")
         janitor.release(growing)
         assert await stored(store) == ""
-        assert not [path for path in store.blobs.rglob("*") if path.is_file()]
+        assert not [path for path in store.blobs.directory.rglob("*") if path.is_file()]
 
 
 async def test_min_free_is_kept_but_never_more_than_a_tenth(opened):
@@ -214,10 +214,10 @@ async def test_damaged_bodies_go_before_any_whole_one(opened):
         await fill(janitor, "a")
         entry = await fill(janitor, "b")
         await store.set_aside(entry, "for a test")
-        assert len(list(store.damaged.iterdir())) == 2
+        assert len(list(store.blobs.damaged.iterdir())) == 2
         await begin(janitor, "c")
         assert await stored(store) == "a"
-        assert not list(store.damaged.iterdir())
+        assert not list(store.blobs.damaged.iterdir())
 
 
 async def test_one_process_evicts_at_a_time(opened):

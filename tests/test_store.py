@@ -190,8 +190,8 @@ async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_pat
     async with opened() as store:
         entry = await put(store, "x", BODY)
         other = await put(store, "y", b"y")
-        blob, sidecar = store.path(entry), store.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
-        foreign = store.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
+        blob, sidecar = store.blobs.path(entry), store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        foreign = store.blobs.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
     if index == "without":
         shutil.rmtree(tmp_path / "cache" / "index")
     match damage:
@@ -206,10 +206,10 @@ async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_pat
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
-        assert {path.name for path in store.damaged.iterdir()} == {sidecar.name} | (
+        assert {path.name for path in store.blobs.damaged.iterdir()} == {sidecar.name} | (
             {blob.name} if damage != "blob gone" else set()
         )
-        assert len(store.was_damaged) == 1
+        assert len(store.blobs.was_damaged) == 1
         assert "store.damaged" in caplog.text
         await put(store, "x", BODY, "g2", 2.0)
         assert await content(store, "x") == BODY
@@ -219,7 +219,7 @@ async def test_a_damaged_blob_is_moved_aside_under_all_its_urls(opened):
     async with opened() as store:
         entry = await put(store, "x", BODY)
         await put(store, "y", BODY)
-        os.truncate(store.path(entry), 10)
+        os.truncate(store.blobs.path(entry), 10)
         assert await content(store, "y") is None
         assert await content(store, "x") is None
         assert await store.records() == []
@@ -229,12 +229,13 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
     async with opened() as store:
         kept = await put(store, "y", b"y")
         entry = await put(store, "x", BODY)
-    blob = store.path(entry)
+    blob = store.blobs.path(entry)
     blob.with_name(f"{entry.digest}.{entry.key}.json").rename(blob.with_name(f".{entry.digest}.{entry.key}.json.1"))
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
-    assert {path for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.suffix != ".json"} == {store.path(kept)}
+    bodies = {path for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.suffix != ".json"}
+    assert bodies == {store.blobs.path(kept)}
 
 
 async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_path):
@@ -244,17 +245,17 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         partial.write(0, memoryview(BODY))
         entry = entry_of("x", BODY, "g2", 2.0)
         # A directory in the place of the sidecar: as good as a disk that is full just then.
-        obstacle = store.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        obstacle = store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
         obstacle.mkdir(parents=True)
         with pytest.raises(StoreError):
             await store.commit(partial, entry)
         assert await content(store, "x") == b"old"
         assert partial.path.exists()
-        assert not store.path(entry).exists()
+        assert not store.blobs.path(entry).exists()
         obstacle.rmdir()
         await store.commit(partial, entry)
         assert await content(store, "x") == BODY
-        assert not store.path(old).exists()
+        assert not store.blobs.path(old).exists()
 
 
 async def test_uses_are_counted_together(opened):
