@@ -28,7 +28,7 @@ from .blobs import Blobs, Opened, OpenFile, Record
 from .errors import ConfigError, OutOfSpace, StoreError
 from .index import Usage
 from .log import events, log
-from .partial import Partial, PartialRecord, store_error
+from .partial import Partial, PartialRecord, live_page, store_error
 from .rules.digests import Digest
 from .rules.entry import Entry
 from .rules.eviction import Candidate
@@ -42,6 +42,8 @@ FLUSH_SECONDS = 30.0
 """Uses are written in batches this far apart: a write for each hit would cost more than the hit."""
 READ_BYTES = 1024**2
 """In memory at once where a stored body is hashed."""
+LOOKS = 100
+"""So often a right is tried at once while others look at it; one who was stopped in his look is as one who has it."""
 PARTIAL = "partial:"
 
 
@@ -320,40 +322,61 @@ class Store:
         except OSError as error:
             raise store_error(f"{self.locks / name} cannot be opened", error) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
+            for _ in range(LOOKS):
+                if _flocked(fd, fcntl.LOCK_EX):
+                    return fd
+                if not _flocked(fd, fcntl.LOCK_SH):
+                    break
+                # Nobody has it; somebody looks whether anybody has.
+                fcntl.flock(fd, fcntl.LOCK_UN)
         except OSError as error:
             os.close(fd)
             raise store_error(f"{self.locks / name} cannot be locked", error) from error
-        return fd
+        os.close(fd)
+        return None
+
+    def is_held(self, name: str) -> bool:
+        """Whether any process has the right `name`, this one included."""
+        try:
+            with open(self.locks / name, "rb") as file:
+                return not _flocked(file.fileno(), fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     # -- space --------------------------------------------------------------------------------------------------------
 
     async def survey(self) -> Survey:
         """What takes space, least known last: the uses of other processes may be half a minute old."""
         await self._try_flush()
-        in_use = self.in_use()
-        return await self._do(self._survey, in_use)
+        return await self._do(self._survey, self.in_use())
 
-    def _survey(self, in_use: set[str]) -> Survey:
-        bodies = self.blobs.candidates(in_use)
+    def _survey(self, being_read: set[str]) -> Survey:
+        bodies = self.blobs.candidates(being_read)
         for path in self.partial.glob("*.part"):
             key = path.name.split(".")[0]
             with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
                 stat = path.stat()
                 url = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=PartialRecord).url
-                right = self.lock(key)
-                if right is not None:
-                    os.close(right)
-                size = _on_disk(stat)
-                bodies.append(Candidate(key, url, PARTIAL + key, size, stat.st_mtime, in_use=right is None))
-        return Survey(tuple(bodies), _bytes_in(self.blobs.damaged, "*"))
+                in_use = self.is_held(key)
+                bodies.append(Candidate(key, url, PARTIAL + key, _on_disk(stat), stat.st_mtime, in_use=in_use))
+        damaged = sum(_on_disk(path.stat()) for path in self.blobs.damaged.iterdir())
+        return Survey(tuple(bodies), damaged)
 
-    async def growing_bytes(self, own: Iterable[Path]) -> int:
-        """Bytes on disk of all partials but `own`."""
-        return await self._do(_bytes_in, self.partial, "*.part", {path.name for path in own})
+    async def growing(self, own: Iterable[Path]) -> tuple[int, int]:
+        """Of all partials but `own`: bytes on disk, and bytes that whoever fills them has promised to add."""
+        return await self._do(self._growing, {path.name for path in own})
+
+    def _growing(self, own: set[str]) -> tuple[int, int]:
+        written = coming = 0
+        for path in self.partial.glob("*.part"):
+            if path.name not in own:
+                with contextlib.suppress(FileNotFoundError):
+                    size = _on_disk(path.stat())
+                    written += size
+                    promised, _ = live_page(path.with_suffix(".state"))
+                    if promised > size and self.is_held(path.name.split(".")[0]):
+                        coming += promised - size
+        return written, coming
 
     async def evict(self, going: Iterable[Candidate]) -> list[Candidate]:
         """Remove those that are still what was surveyed, and return them. Readers read on."""
@@ -386,14 +409,13 @@ class Store:
             raise StoreError(f"the index of {self.root} failed: {error}. restart to rebuild it") from error
 
 
-def _bytes_in(directory: Path, pattern: str, but: Iterable[str] = ()) -> int:
-    """Bytes that files of a directory take on disk."""
-    count = 0
-    for path in directory.glob(pattern):
-        if path.name not in but:
-            with contextlib.suppress(FileNotFoundError):
-                count += _on_disk(path.stat())
-    return count
+def _flocked(fd: int, kind: int) -> bool:
+    """Whether that could be had at once."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _on_disk(stat: os.stat_result) -> int:

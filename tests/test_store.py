@@ -1,6 +1,8 @@
 """The cache directory: commit, read, remove, restart, damage; and the right to fill between processes."""
 
+import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import pickle
@@ -8,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +331,38 @@ async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
         fd = store.lock("abc")
         assert fd is not None
         os.close(fd)
+
+
+async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
+    async with opened() as one, opened() as other:
+        assert not one.is_held("abc")
+        assert not (one.locks / "abc").exists()
+        stop = threading.Event()
+
+        def look():
+            while not stop.is_set():
+                other.is_held("abc")
+
+        looking = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
+        try:
+            for _ in range(2000):
+                right = one.lock("abc")
+                assert right is not None
+                assert other.is_held("abc")
+                assert other.lock("abc") is None
+                os.close(right)
+        finally:
+            stop.set()
+            await asyncio.gather(*looking)
+
+
+async def test_who_was_stopped_while_he_looked_at_a_right_stops_nobody(opened):
+    async with opened() as store:
+        os.close(store.lock("abc"))
+        with open(store.locks / "abc") as looking:
+            fcntl.flock(looking, fcntl.LOCK_SH)
+            assert store.lock("abc") is None
+        os.close(store.lock("abc"))
 
 
 async def test_a_read_only_directory_is_told_at_the_start(tmp_path):
