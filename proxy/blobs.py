@@ -82,8 +82,7 @@ class Blobs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
-        self.committed_bytes = 0
-        """Bytes of new blobs since the start."""
+        self._right = root / "locks" / "store"
         self.was_damaged: list[tuple[str, str]] = []
         """What was moved aside since the start (URL, or name of a file that does not say it), and why."""
 
@@ -193,6 +192,13 @@ class Blobs:
             for brief, used_at in self.index.briefs()
         ]
 
+    def committed_bytes(self) -> int:
+        """Bytes of new blobs, of all processes and times: what counts is how much it has grown."""
+        try:
+            return int(self._right.read_bytes() or b"0")
+        except (FileNotFoundError, ValueError):
+            return 0
+
     def path(self, entry: Entry) -> Path:
         """Where the body of `entry` is. It may go at any time: who opens it has it."""
         return self._blob(entry.digest)
@@ -290,11 +296,16 @@ class Blobs:
                     with contextlib.suppress(OSError):
                         self._sidecar(entry).unlink()
                 raise
-            self.committed_bytes += entry.size if is_new else 0
+            if is_new:
+                self._count(entry.size)
             if old and old.digest != entry.digest:
                 self._drop_files(old)
         partial.unlink()
         return entry
+
+    def _count(self, count: int) -> None:
+        with contextlib.suppress(OSError), open(self._right, "r+b", buffering=0) as file:
+            file.write(b"%020d" % (self.committed_bytes() + count))  # as wide each time: a reader sees all of it
 
     def refresh(self, entry: Entry) -> Entry:
         """Put new headers and times in place of the entry's; the body stays."""
@@ -396,6 +407,6 @@ class Blobs:
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        with open(self.root / "locks" / "store", "w") as file:
+        with open(self._right, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -49,7 +49,7 @@ class Janitor:
         self._attention = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._surveyed: tuple[int, int] | None = None
-        """Bytes of all blobs and in damaged/ at the last survey, and what this process had committed by then."""
+        """Bytes of all blobs and in damaged/ at the last survey, and what had been committed by then."""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._tidy_regularly(), name="janitor")
@@ -202,20 +202,20 @@ class Janitor:
         blobs = await asyncio.to_thread(
             lambda: total(each for each in survey.bodies if not each.blob.startswith(PARTIAL))
         )
-        self._surveyed = blobs + survey.damaged, self._store.blobs.committed_bytes
+        self._surveyed = blobs + survey.damaged, survey.committed
         space = await self._space()
         if survey.damaged and space.lacking():
             await self._store.clear_damaged()
-            self._surveyed = blobs, self._store.blobs.committed_bytes
+            self._surveyed = blobs, survey.committed
             space = await self._space()
         return list(survey.bodies), space
 
     async def _space(self) -> Space:
-        """How full it is. Blobs that other processes stored since the last survey are not in it."""
+        """How full it is, at most: what other processes removed since the last survey is in it."""
         if self._surveyed is None:
             await self._look()
         assert self._surveyed
-        blobs = self._surveyed[0] + self._store.blobs.committed_bytes - self._surveyed[1]
+        blobs = self._surveyed[0] + self._store.blobs.committed_bytes() - self._surveyed[1]
         own = dict(self._promised)
         growing, unwritten = await self._store.growing(partial.path for partial in own)
         growing += unwritten + sum(max(length, partial.extents.total) for partial, length in own.items())

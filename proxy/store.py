@@ -78,6 +78,8 @@ class Survey:
     """Entries, and bodies that were begun (blob and key are `PARTIAL` and the cache key)."""
     damaged: int
     """Bytes in damaged/."""
+    committed: int
+    """Blobs.committed_bytes just before: what is stored meanwhile may count twice, but never not at all."""
 
 
 class Store:
@@ -351,6 +353,7 @@ class Store:
         return await self._do(self._survey, self.in_use())
 
     def _survey(self, being_read: set[str]) -> Survey:
+        committed = self.blobs.committed_bytes()
         bodies = self.blobs.candidates(being_read)
         for path in self.partial.glob("*.part"):
             key = path.name.split(".")[0]
@@ -360,7 +363,7 @@ class Store:
                 in_use = self.is_held(key)
                 bodies.append(Candidate(key, url, PARTIAL + key, _on_disk(stat), stat.st_mtime, in_use=in_use))
         damaged = sum(_on_disk(path.stat()) for path in self.blobs.damaged.iterdir())
-        return Survey(tuple(bodies), damaged)
+        return Survey(tuple(bodies), damaged, committed)
 
     async def growing(self, own: Iterable[Path]) -> tuple[int, int]:
         """Of all partials but `own`: bytes on disk, and bytes that whoever fills them has promised to add."""

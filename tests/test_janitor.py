@@ -246,6 +246,15 @@ async def is_stored(store, names):
     return await stored(store) == names
 
 
+async def test_what_another_process_has_stored_since_counts_at_once(opened):
+    async with opened(3 * SIZE) as (store, janitor), opened(3 * SIZE) as (_, other):
+        await fill(janitor, "a")
+        await fill(other, "b")
+        await fill(other, "c")
+        await fill(janitor, "d")
+        assert len(await stored(store)) == 3
+
+
 async def test_what_another_process_removed_is_let_go(opened, tmp_path):
     async with opened() as (one, janitor), opened() as (other, _):
         await put(one, "a", body("a"))
@@ -340,7 +349,8 @@ async def test_two_servers_on_one_directory_do_not_promise_the_same_room(origin,
         origin.release()
         assert await growing.rest() == b"a" * 190_000
     await one.wait_log("fill.complete")
-    assert (await other.get("/u/b")).body == b"b" * 200_000  # a is whole now, and may go
+    assert (await other.get("/u/b")).body == b"b" * 200_000
+    assert (await one.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504  # it was whole, and went for b
 
 
 async def test_a_reload_changes_the_limit(origin, proxy_factory):
