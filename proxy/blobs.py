@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ import msgspec
 
 from . import partial as partials
 from .errors import StoreError
-from .index import Index, Usage
+from .index import INDEX_ERRORS, Index, Usage
 from .log import events, log
 from .partial import Partial
 from .rules.digests import Digest
@@ -75,7 +74,7 @@ class Record:
 
 
 class Blobs:
-    """Make it, `open()`, and `close()` at the end. Raises what the disk (OSError) and the index (sqlite3.Error) say."""
+    """Make it, `open()`, and `close()` at the end. Raises OSError and INDEX_ERRORS."""
 
     index: Index
 
@@ -93,7 +92,7 @@ class Blobs:
         try:
             self.index = Index(self.index_dir)
             self._reconcile()
-        except (StoreError, sqlite3.Error, msgspec.MsgspecError) as error:
+        except (StoreError, *INDEX_ERRORS) as error:
             # Nothing in it is worth saving: the sidecars say it all.
             aside = self.root / f"index.broken.{int(time.time())}"
             log(events, 30, "index.rebuilt", reason=error, kept_as=aside)
@@ -101,7 +100,6 @@ class Blobs:
             os.rename(self.index_dir, aside)
             self.index = Index(self.index_dir)
             self._reconcile()
-        self._sweep()
 
     def close(self) -> None:
         self.index.close()
@@ -109,38 +107,35 @@ class Blobs:
     def _reconcile(self) -> None:
         """Make the index say what the sidecars say; a crash between the two leaves either one behind."""
         with self._exclusively():
-            for half_written in self.directory.glob("??/.*"):
-                half_written.unlink(missing_ok=True)
-            keys = set(self.index.keys())
-            found: dict[str, list[Path]] = {}
-            for path in self.directory.glob("??/*.*.json"):
-                found.setdefault(path.name.split(".")[1], []).append(path)
-            for key in keys - found.keys():
+            found = self._swept()
+            rows = {entry.key: f"{entry.digest}.{entry.key}.json" for entry, _ in self.index.records()}
+            for key in rows.keys() - found.keys():
                 self.index.remove(key)
-            for key, paths in found.items():
-                if key in keys and len(paths) == 1:
-                    entry = self.index.get(key)
-                    if entry and self._sidecar(entry) == paths[0]:
-                        continue
-                entries = [entry for path in paths if (entry := self._read_sidecar(path))]
+            for key, names in found.items():
+                if names == [rows.get(key)]:
+                    continue
+                entries = [entry for name in names if (entry := self._read_sidecar(self.directory / name[:2] / name))]
                 if entries:
                     newest = max(entries, key=lambda entry: entry.stored_at)
                     self.index.set(newest)
                     for entry in entries:
                         if entry.digest != newest.digest:
                             self._drop_files(entry)
-                elif key in keys:
+                elif key in rows:
                     self.index.remove(key)
 
-    def _sweep(self) -> None:
-        """Remove bodies that no sidecar tells of."""
-        with self._exclusively():
-            for directory in (path for path in self.directory.iterdir() if path.is_dir()):
-                names = {path.name for path in directory.iterdir()}
-                with_sidecar = {name.partition(".")[0] for name in names if name.endswith(".json")}
-                for name in names - with_sidecar:
-                    if name.startswith(".") or "." not in name:
-                        (directory / name).unlink(missing_ok=True)
+    def _swept(self) -> dict[str, list[str]]:
+        """Names of all sidecars by key. Removes what is half written, and bodies that no sidecar tells of."""
+        found: dict[str, list[str]] = {}
+        for directory in (path for path in self.directory.iterdir() if path.is_dir()):
+            names = set(os.listdir(directory))
+            sidecars = {name for name in names if name.endswith(".json") and not name.startswith(".")}
+            for name in sidecars:
+                found.setdefault(name.split(".")[1], []).append(name)
+            for name in names - sidecars - {name.partition(".")[0] for name in sidecars}:
+                if name.startswith(".") or "." not in name:
+                    (directory / name).unlink(missing_ok=True)
+        return found
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -180,8 +175,7 @@ class Blobs:
         return None
 
     def records(self) -> list[Record]:
-        entries = [entry for key in list(self.index.keys()) if (entry := self.index.get(key))]
-        return [Record(entry, self.index.usage(entry.key)) for entry in entries]
+        return [Record(entry, usage) for entry, usage in self.index.records()]
 
     def candidates(self, in_use: set[str]) -> list[Candidate]:
         """What may be evicted; `in_use` are digests of bodies that are being read."""
@@ -288,7 +282,7 @@ class Blobs:
                 if is_new:
                     partials.sync_directory(blob.parent)
                 self._write(entry)
-            except (OSError, sqlite3.Error):
+            except (OSError, *INDEX_ERRORS):
                 # No space for them: an entry that only half of us knows of is worse than none.
                 if is_new:
                     os.rename(blob, partial.path)
@@ -350,7 +344,7 @@ class Blobs:
                 try:
                     self.index.remove(each.key)
                     self._drop_files(entry)
-                except sqlite3.Error:
+                except INDEX_ERRORS:
                     # On a full disk no row can be removed either, until a body is gone.
                     self._drop_files(entry)
                     self._remove_row(each.key)
@@ -394,7 +388,7 @@ class Blobs:
         """Remove a row without files; if there is no space even for that, the next look at it does."""
         try:
             self.index.remove(key)
-        except sqlite3.Error as error:
+        except INDEX_ERRORS as error:
             log(events, 30, "index.row_left", key=key[:12], error=error)
 
     # -- names --------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import msgspec
 from . import partial as partials
 from .blobs import Blobs, Opened, OpenFile, Record
 from .errors import ConfigError, OutOfSpace, StoreError
-from .index import Usage
+from .index import INDEX_ERRORS, Usage
 from .log import events, log
 from .partial import Partial, PartialRecord, live_page, store_error
 from .rules.digests import Digest
@@ -404,7 +404,7 @@ class Store:
             return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
         except OSError as error:
             raise store_error(f"the cache directory {self.root} failed", error) from error
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
+        except INDEX_ERRORS as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise OutOfSpace(
                     f"the index of {self.root} cannot grow: the disk is full. {partials.MAKE_ROOM}"

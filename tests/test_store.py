@@ -162,8 +162,8 @@ async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
             path.write_bytes(os.urandom(5000))
     elif damage == "empty":
         rows = Index(index)
-        for each in list(rows.keys()):
-            rows.remove(each)
+        for each, _ in list(rows.records()):
+            rows.remove(each.key)
         rows.close()
     else:
         rows = Index(index)
@@ -259,6 +259,21 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         await store.commit(partial, entry)
         assert await content(store, "x") == BODY
         assert not store.blobs.path(old).exists()
+
+
+async def test_an_index_that_another_process_keeps_locked_undoes_the_commit(opened, tmp_path):
+    async with opened() as store:
+        partial = await store.create(key("x"), "g1")
+        partial.write(0, memoryview(BODY))
+        database = sqlite3.connect(tmp_path / "cache" / "index" / "cache.db", isolation_level=None)
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="the index of"):
+            await store.commit(partial, entry_of("x", BODY))
+        assert partial.path.exists()
+        assert not list((tmp_path / "cache" / "blobs").glob("*/*"))
+        database.close()
+        await store.commit(partial, entry_of("x", BODY))
+        assert await content(store, "x") == BODY
 
 
 async def test_uses_are_counted_together(opened):
