@@ -162,17 +162,12 @@ class Blobs:
                 self._remove_row(key)
             return None
 
-    def find_digest(self, digest: Digest) -> Entry | None:
-        """An entry whose body has `digest`, if one is known to have it."""
+    def having(self, digest: Digest) -> list[Entry]:
+        """What the index says of URLs whose body is known to have `digest`: a hint, to be looked up."""
         name = digest.hex if digest.algorithm == "sha256" else self.index.blob_of(digest.hex)
-        if name is None:
-            return None
-        for path in sorted(self._blob(name).parent.glob(f"{name}.*.json")):
-            entry = self._read_sidecar(path)
-            # Only a length is looked at, as everywhere: bodies were hashed when they came.
-            if entry and self._blob(name).stat().st_size == entry.size:
-                return entry
-        return None
+        paths = sorted((self.directory / name[:2]).glob(f"{name}.*.json")) if name else ()
+        rows = (self.index.get(path.name.split(".")[1]) for path in paths)
+        return [row for row in rows if row and row.digest == name]
 
     def records(self) -> list[Record]:
         return [Record(entry, usage) for entry, usage in self.index.records()]

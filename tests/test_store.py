@@ -20,6 +20,7 @@ import pytest
 from proxy.errors import ConfigError, StoreError
 from proxy.index import Index
 from proxy.partial import PartialRecord
+from proxy.rules.digests import Digest
 from proxy.rules.entry import Entry, Head
 from proxy.store import Store
 
@@ -135,6 +136,20 @@ async def test_another_process_sees_what_is_removed_and_replaced(opened):
         assert await content(other, "x") == b"new"
         await one.remove(key("x"))
         assert await content(other, "x") is None
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_what_was_found_by_its_digest_is_open_and_can_be_read_when_it_is_gone(opened, algorithm):
+    digest = Digest(algorithm, hashlib.new(algorithm, BODY).hexdigest())
+    async with opened() as one, opened() as other:
+        await put(one, "w", BODY)
+        await put(one, "x", BODY)
+        await one.find(Digest("sha512", hashlib.sha512(BODY).hexdigest()), key("x"))  # computes it, for x alone
+        found = await one.find(digest, key("y"))
+        for name in "wx":
+            await other.remove(key(name))
+        assert os.pread(one.body(found).fd, len(BODY), 0) == BODY
+        assert await one.find(digest, key("y")) is None
 
 
 async def test_a_refreshed_entry_is_seen_by_all_and_a_removed_one_does_not_come_back(opened):
