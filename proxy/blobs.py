@@ -22,7 +22,7 @@ import msgspec
 
 from . import partial as partials
 from .errors import StoreError
-from .index import INDEX_ERRORS, Index, Usage
+from .index import INDEX_ERRORS, Busy, Index, Usage
 from .log import events, log
 from .partial import Partial
 from .rules.digests import Digest
@@ -92,6 +92,8 @@ class Blobs:
         try:
             self.index = Index(self.index_dir)
             self._reconcile()
+        except Busy:
+            raise  # it is whole, and somebody is at it
         except (StoreError, *INDEX_ERRORS) as error:
             # Nothing in it is worth saving: the sidecars say it all.
             aside = self.root / f"index.broken.{int(time.time())}"
@@ -185,7 +187,7 @@ class Blobs:
         """Bytes of new blobs, of all processes and times: what counts is how much it has grown."""
         try:
             return int(self._right.read_bytes() or b"0")
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return 0
 
     def path(self, entry: Entry) -> Path:

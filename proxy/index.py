@@ -41,8 +41,10 @@ class IndexDisk(diskcache.Disk):  # type: ignore[misc]
         return bytes(value)
 
 
-INDEX_ERRORS = (sqlite3.Error, diskcache.Timeout, msgspec.MsgspecError)
-"""What an open Index raises: the disk, another process that writes for too long, a row that is damaged."""
+Busy: type[Exception] = diskcache.Timeout
+"""Another process writes for too long."""
+INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
+"""What an Index raises: the disk, or a row that is damaged; Busy."""
 
 R = TypeVar("R")
 
@@ -69,7 +71,7 @@ class Brief(msgspec.Struct, frozen=True):
 
 
 class Index:
-    """Raises StoreError where the database cannot be opened or read."""
+    """Raises StoreError where the database cannot be opened, and INDEX_ERRORS later."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -84,7 +86,7 @@ class Index:
                 sqlite_mmap_size=0,
                 timeout=10,
             )
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
 
     def get(self, key: str) -> Entry | None:

@@ -26,7 +26,7 @@ import msgspec
 from . import partial as partials
 from .blobs import Blobs, Opened, OpenFile, Record
 from .errors import ConfigError, OutOfSpace, StoreError
-from .index import INDEX_ERRORS, Usage
+from .index import INDEX_ERRORS, Busy, Usage
 from .log import events, log
 from .partial import Partial, PartialRecord, live_page, store_error
 from .rules.digests import Digest
@@ -367,7 +367,10 @@ class Store:
                 url = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=PartialRecord).url
                 in_use = self.is_held(key)
                 bodies.append(Candidate(key, url, PARTIAL + key, _on_disk(stat), stat.st_mtime, in_use=in_use))
-        damaged = sum(_on_disk(path.stat()) for path in self.blobs.damaged.iterdir())
+        damaged = 0
+        for path in self.blobs.damaged.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                damaged += _on_disk(path.stat())
         return Survey(tuple(bodies), damaged, committed)
 
     async def growing(self, own: Iterable[Path]) -> tuple[int, int]:
@@ -409,6 +412,8 @@ class Store:
             return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
         except OSError as error:
             raise store_error(f"the cache directory {self.root} failed", error) from error
+        except Busy as error:
+            raise StoreError(f"another process has kept the index of {self.root} locked. try again") from error
         except INDEX_ERRORS as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise OutOfSpace(

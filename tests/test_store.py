@@ -282,7 +282,7 @@ async def test_an_index_that_another_process_keeps_locked_undoes_the_commit(open
         partial.write(0, memoryview(BODY))
         database = sqlite3.connect(tmp_path / "cache" / "index" / "cache.db", isolation_level=None)
         database.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="the index of"):
+        with pytest.raises(StoreError, match="kept the index of"):
             await store.commit(partial, entry_of("x", BODY))
         assert partial.path.exists()
         assert not list((tmp_path / "cache" / "blobs").glob("*/*"))
