@@ -8,7 +8,7 @@ Not thread-safe on purpose: the store's one thread owns it, since SQLite connect
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diskcache
 import msgspec
@@ -41,6 +41,14 @@ class IndexDisk(diskcache.Disk):  # type: ignore[misc]
         return bytes(value)
 
 
+Busy: type[Exception] = diskcache.Timeout
+"""Another process writes for too long."""
+INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
+"""What an Index raises: the disk, or a row that is damaged; Busy."""
+
+R = TypeVar("R")
+
+
 class Usage(msgspec.Struct, frozen=True):
     hits: int = 0
     used_at: float = 0.0
@@ -63,7 +71,7 @@ class Brief(msgspec.Struct, frozen=True):
 
 
 class Index:
-    """Raises StoreError where the database cannot be opened or read."""
+    """Raises StoreError where the database cannot be opened, and INDEX_ERRORS later."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -78,7 +86,7 @@ class Index:
                 sqlite_mmap_size=0,
                 timeout=10,
             )
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
 
     def get(self, key: str) -> Entry | None:
@@ -102,20 +110,22 @@ class Index:
         self._rows.delete(f"entry:{key}")
         self._rows.delete(f"use:{key}")
 
-    def keys(self) -> Iterator[str]:
-        for row in self._rows.iterkeys():
-            if row.startswith("entry:"):
-                yield row.removeprefix("entry:")
+    def records(self) -> Iterator[tuple[Entry, Usage]]:
+        uses = dict(self._all("use", Usage))
+        for key, entry in self._all("entry", Entry):
+            yield entry, uses.get(key, Usage())
 
     def briefs(self) -> Iterator[tuple[Brief, float]]:
-        """Every entry in brief and the time of its last use; one statement, since there may be very many."""
-        rows = dict(self._rows._sql("SELECT key, value FROM Cache").fetchall())
-        for key, row in rows.items():
-            if key.startswith("entry:"):
-                brief = msgspec.json.decode(row, type=Brief)
-                use = rows.get(f"use:{brief.key}")
-                used_at = msgspec.json.decode(use, type=Usage).used_at if use else 0.0
-                yield brief, max(used_at, brief.stored_at)
+        """Every entry in brief and the time of its last use."""
+        uses = {key: use.used_at for key, use in self._all("use", Usage)}
+        for key, brief in self._all("entry", Brief):
+            yield brief, max(uses.get(key, 0.0), brief.stored_at)
+
+    def _all(self, kind: str, row: type[R]) -> Iterator[tuple[str, R]]:
+        """All rows of a kind; in one statement, since there may be very many, and never all of them in memory."""
+        sql = "SELECT key, value FROM Cache WHERE key > ? AND key < ?"
+        for key, value in self._rows._sql(sql, (f"{kind}:", f"{kind};")):
+            yield key.removeprefix(f"{kind}:"), msgspec.json.decode(value, type=row)
 
     def usage(self, key: str) -> Usage:
         row = self._rows.get(f"use:{key}")

@@ -1,8 +1,9 @@
 """Space: what goes so that the next body fits, before its first byte is asked for room.
 
 Two limits hold: `max_size` for all that is in the cache directory, and `min_free` for its file system. What a running
-fill will still write counts as written. Room is made before a partial is created, after a commit, when a write finds
-the disk full, and regularly, since other processes write too. What goes is the rule of rules/eviction.py.
+fill will still write counts as written; what the fills of other processes will, their live pages tell. Room is made
+before the first byte, after a commit, when a write finds the disk full, and regularly, since other processes write too.
+What goes is the rule of rules/eviction.py.
 
 One process evicts at a time (the right "janitor"). Of readers in other processes nothing needs to be known: an open
 descriptor reads on after its file is gone.
@@ -48,7 +49,7 @@ class Janitor:
         self._attention = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._surveyed: tuple[int, int] | None = None
-        """Bytes of all blobs and in damaged/ at the last survey, and what this process had committed by then."""
+        """Bytes of all blobs and in damaged/ at the last survey, and what had been committed by then."""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._tidy_regularly(), name="janitor")
@@ -64,21 +65,18 @@ class Janitor:
     async def create(self, key: str, url: str, head: Head) -> Partial:
         """A new partial with room for all of it; evicts for that. Raises OutOfSpace, with nothing evicted."""
         async with self._turn:
-            await self._reserve(url, head.length)
             partial = await self._store.create(key, head.generation)
-            self._promise(partial, head.length)
+            try:
+                await self._reserve(partial, url, head.length)
+            except StoreError:
+                await self._store.discard(partial)
+                raise
             return partial
 
     async def take_up(self, partial: Partial, url: str, length: int) -> None:
         """Room for the rest of a partial that was begun earlier. Raises OutOfSpace."""
         async with self._turn:
-            self._promise(partial, partial.extents.total)
-            try:
-                await self._reserve(url, length - partial.extents.total)
-            except StoreError:
-                self.release(partial)
-                raise
-            self._promise(partial, length)
+            await self._reserve(partial, url, length)
 
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
         """As Store.commit; where the disk has no space for its records, what can be evicted is."""
@@ -94,10 +92,16 @@ class Janitor:
 
     def release(self, partial: Partial) -> None:
         """The fill is over: it will write no more."""
-        self._promised.pop(partial, None)
+        if self._promised.pop(partial, None) is not None:
+            self._tell(partial, 0)
         partial.make_room = None
 
-    def _promise(self, partial: Partial, length: int | None) -> None:
+    def _tell(self, partial: Partial, promised: int) -> None:
+        """Let other processes know."""
+        partial.promised = promised
+        partial.tell(partial.extents)
+
+    def _promise(self, partial: Partial, length: int) -> None:
         loop = asyncio.get_running_loop()
 
         def make_room(count: int) -> bool:
@@ -114,22 +118,35 @@ class Janitor:
                 relief.cancel()
                 return False
 
-        self._promised[partial] = length or 0
+        self._promised[partial] = length
         partial.make_room = make_room
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
-    async def _reserve(self, url: str, length: int | None) -> None:
-        """Make room for `length` more bytes; None: for as many as come, as well as it goes. Raises OutOfSpace."""
-        wanted = length or 0
-        if not (await self._space()).lacking(wanted):
-            return
-        async with self._right():
-            candidates, space = await self._look()
-            eviction = await chosen(candidates, space.lacking(wanted))
-            if eviction.lacking and length is not None:
-                raise self._out_of_space(url, wanted, candidates, space, eviction)
-            await self._evict(eviction)
+    async def _reserve(self, partial: Partial, url: str, length: int | None) -> None:
+        """Promise the whole of a partial, with room for what is not there yet. Raises OutOfSpace.
+
+        None: as many bytes as come, as well as it goes.
+        """
+        there = partial.extents.total
+        wanted = max(0, (length or 0) - there)
+        self._promise(partial, there)
+        # Told before it is looked: of two processes that do so at once, at least one sees the other.
+        self._tell(partial, there + wanted)
+        try:
+            if (await self._space()).lacking(wanted):
+                async with self._right():
+                    candidates, space = await self._look()
+                    eviction = await chosen(candidates, space.lacking(wanted))
+                    if eviction.lacking and length is not None:
+                        # Before the next one looks: if two are in each other's way, one of them is served.
+                        self.release(partial)
+                        raise self._out_of_space(url, wanted, candidates, space, eviction)
+                    await self._evict(eviction)
+        except StoreError:
+            self.release(partial)
+            raise
+        self._promise(partial, there + wanted)
 
     async def _relieve(self, count: int) -> bool:
         """Free at least `count` bytes of a full disk, or as many as can be; False if there are none."""
@@ -185,24 +202,24 @@ class Janitor:
         blobs = await asyncio.to_thread(
             lambda: total(each for each in survey.bodies if not each.blob.startswith(PARTIAL))
         )
-        self._surveyed = blobs + survey.damaged, self._store.committed_bytes
+        self._surveyed = blobs + survey.damaged, survey.committed
         space = await self._space()
         if survey.damaged and space.lacking():
             await self._store.clear_damaged()
-            self._surveyed = blobs, self._store.committed_bytes
+            self._surveyed = blobs, survey.committed
             space = await self._space()
         return list(survey.bodies), space
 
     async def _space(self) -> Space:
-        """How full it is. Blobs that other processes stored since the last survey are not in it."""
+        """How full it is, at most: what other processes removed since the last survey is in it."""
         if self._surveyed is None:
             await self._look()
         assert self._surveyed
-        blobs = self._surveyed[0] + self._store.committed_bytes - self._surveyed[1]
+        blobs = self._surveyed[0] + self._store.blobs.committed_bytes() - self._surveyed[1]
         own = dict(self._promised)
-        growing = await self._store.growing_bytes([partial.path for partial in own])
-        growing += sum(max(length, partial.extents.total) for partial, length in own.items())
-        unwritten = sum(max(0, length - os.fstat(partial.fd).st_blocks * 512) for partial, length in own.items())
+        growing, unwritten = await self._store.growing(partial.path for partial in own)
+        growing += unwritten + sum(max(length, partial.extents.total) for partial, length in own.items())
+        unwritten += sum(max(0, length - os.fstat(partial.fd).st_blocks * 512) for partial, length in own.items())
         size, free = disk(self._store.root)
         min_free = min(self.limits.min_free, size // SHARE)
         return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)

@@ -3,7 +3,8 @@
 Files in `partial/`, all named KEY.GENERATION:
 .part    the bytes. Nothing is preallocated, and holes are never guessed from the file system
 .json    the durable page: what they are bytes of, and which of them an fdatasync has covered. True after a power cut
-.state   the live page: which of them are written. True after the death of the process, as long as the machine lives
+.state   the live page: how many there will be, and which of them are written. True after the death of the process, as
+         long as the machine lives
 A .part without a .json is an orphan.
 """
 
@@ -25,7 +26,8 @@ from .rules.extents import Extents
 
 SUFFIXES = (".json", ".state", ".part")  # in the order of removal: a .part alone is an orphan, a .json alone a lie
 LIVE = struct.Struct("<II")
-"""CRC-32 and length of what follows in a live page: 36 bytes of boot id, and start and end of each extent."""
+"""CRC-32 and length of what follows in a live page: 36 bytes of boot id, and the numbers: how many bytes are promised,
+start and end of each extent."""
 NO_BOOT = b" " * 36
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MAKE_ROOM = "make room: fetchonce prune, fetchonce rm URL"
@@ -54,6 +56,8 @@ class Partial:
         self.key, self.generation, self.is_ours = key, generation, is_ours
         self.path = directory / f"{key}.{generation}.part"
         self.extents = extents if extents is not None else Extents()
+        self.promised = 0
+        """How many bytes others leave room for; told in the live page, and true as long as somebody may fill."""
         self.fd = self._state_fd = -1
         self.make_room: Callable[[int], bool] | None = None
         """Called by a write that found the disk full: frees that many bytes, or says False. May block."""
@@ -93,15 +97,15 @@ class Partial:
 
         On a full disk it stays as it is: what it does not tell of would be fetched again after a kill.
         """
-        page = struct.pack(f"<{2 * len(pairs)}Q", *itertools.chain(*pairs)) if (pairs := list(extents)) else b""
-        page = BOOT + page
+        numbers = self.promised, *itertools.chain(*extents)
+        page = BOOT + struct.pack(f"<{len(numbers)}Q", *numbers)
         with contextlib.suppress(OSError):
             os.pwrite(self._state_fd, LIVE.pack(zlib.crc32(page), len(page)) + page, 0)
 
     def catch_up(self) -> bool:
         """Take in what another process has written since; whether that is anything."""
         before = self.extents.total
-        for start, end in live_extents(self.path.with_suffix(".state")):
+        for start, end in live_page(self.path.with_suffix(".state"))[1]:
             self.extents.add(start, end)
         return self.extents.total > before
 
@@ -133,7 +137,7 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
         extents = Extents()
         try:
             record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=PartialRecord)
-            extents = Extents.from_pairs([*record.extents, *live_extents(path.with_suffix(".state"))])
+            extents = Extents.from_pairs([*record.extents, *live_page(path.with_suffix(".state"))[1]])
             usable = record.head.generation == generation and path.stat().st_size >= max(
                 (end for _, end in extents), default=0
             )
@@ -160,18 +164,18 @@ def peek(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
     return None
 
 
-def live_extents(path: Path) -> list[tuple[int, int]]:
-    """What a live page says is written; nothing if it is of another life of the machine, torn or not there."""
+def live_page(path: Path) -> tuple[int, list[tuple[int, int]]]:
+    """What a live page says is promised and written; nothing if it is torn, or of another life of the machine."""
     try:
         data = path.read_bytes()
         checksum, length = LIVE.unpack_from(data)
     except (OSError, struct.error):
-        return []
+        return 0, []
     page = data[LIVE.size : LIVE.size + length]
     if len(page) != length or zlib.crc32(page) != checksum or not page.startswith(BOOT) or BOOT == NO_BOOT:
-        return []
-    numbers = struct.unpack(f"<{(length - len(BOOT)) // 8}Q", page[len(BOOT) :])
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
+        return 0, []
+    promised, *numbers = struct.unpack(f"<{(length - len(BOOT)) // 8}Q", page[len(BOOT) :])
+    return promised, list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _boot() -> bytes:

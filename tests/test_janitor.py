@@ -9,7 +9,8 @@ import pytest
 
 from proxy.config import CacheSection, Size
 from proxy.errors import OutOfSpace
-from proxy.janitor import Janitor, right_to_evict, size_text
+from proxy.janitor import Janitor, disk, right_to_evict, size_text
+from proxy.partial import Partial
 from proxy.rules.entry import Head
 from proxy.store import Store
 from tests.harness import until
@@ -118,6 +119,50 @@ async def test_what_running_fills_will_write_counts(opened):
         janitor.release(second)
 
 
+async def test_what_other_processes_will_write_counts(opened):
+    async with opened(2 * SIZE) as (one, leader), opened(2 * SIZE) as (other, janitor):
+        right = one.lock(key("a"))
+        first = await begin(leader, "a", 2 * SIZE)  # no validator, no durable page: no matter
+        first.write(0, memoryview(body("a")))
+        first.extents.add(0, SIZE)
+        first.tell(first.extents)
+        with pytest.raises(OutOfSpace):
+            await begin(janitor, "b", 1)
+        assert (await other.survey()).bodies == ()
+        os.close(right)  # as its process's death does it: it will write no more
+        second = await begin(janitor, "b")
+        with pytest.raises(OutOfSpace):
+            await begin(janitor, "c", 1)
+        janitor.release(second)
+
+
+async def test_what_other_processes_will_write_counts_on_the_file_system_too(opened):
+    async with opened() as (one, leader), opened(min_free=1) as (_, janitor):
+        _, free = disk(one.root)
+        right = one.lock(key("a"))
+        first = await begin(leader, "a", free // 2)
+        with pytest.raises(OutOfSpace, match="min_free"):
+            await begin(janitor, "b", free // 4 * 3)
+        leader.release(first)  # it ended in another way, and still has the right
+        await begin(janitor, "b", free // 4 * 3)
+        os.close(right)
+
+
+async def test_of_two_processes_that_want_the_last_room_at_once_one_gets_it(opened):
+    async with opened(SIZE) as (one, first), opened(SIZE) as (other, second):
+        for number in range(20):
+            rights = [one.lock(key(f"a{number}")), other.lock(key(f"b{number}"))]
+            both = await asyncio.gather(begin(first, f"a{number}"), begin(second, f"b{number}"), return_exceptions=True)
+            assert {type(each) for each in both} == {OutOfSpace, Partial}
+            assert len(list(one.partial.glob("*.part"))) == 1
+            for janitor, partial in zip((first, second), both, strict=True):
+                if isinstance(partial, Partial):
+                    janitor.release(partial)
+                    partial.unlink()
+            for right in rights:
+                os.close(right)
+
+
 async def test_the_rest_of_a_body_that_was_begun_needs_only_the_rest(opened):
     async with opened(2 * SIZE) as (store, janitor):
         partial = await store.create(key("a"), "g1")
@@ -157,7 +202,7 @@ async def test_equal_bodies_count_once_and_go_with_their_last_url(opened):
         await begin(janitor, "d")
         janitor.release(growing)
         assert await stored(store) == ""
-        assert not [path for path in store.blobs.rglob("*") if path.is_file()]
+        assert not [path for path in store.blobs.directory.rglob("*") if path.is_file()]
 
 
 async def test_min_free_is_kept_but_never_more_than_a_tenth(opened):
@@ -199,6 +244,15 @@ async def is_stored(store, names):
     return await stored(store) == names
 
 
+async def test_what_another_process_has_stored_since_counts_at_once(opened):
+    async with opened(3 * SIZE) as (store, janitor), opened(3 * SIZE) as (_, other):
+        await fill(janitor, "a")
+        await fill(other, "b")
+        await fill(other, "c")
+        await fill(janitor, "d")
+        assert len(await stored(store)) == 3
+
+
 async def test_what_another_process_removed_is_let_go(opened, tmp_path):
     async with opened() as (one, janitor), opened() as (other, _):
         await put(one, "a", body("a"))
@@ -214,10 +268,10 @@ async def test_damaged_bodies_go_before_any_whole_one(opened):
         await fill(janitor, "a")
         entry = await fill(janitor, "b")
         await store.set_aside(entry, "for a test")
-        assert len(list(store.damaged.iterdir())) == 2
+        assert len(list(store.blobs.damaged.iterdir())) == 2
         await begin(janitor, "c")
         assert await stored(store) == "a"
-        assert not list(store.damaged.iterdir())
+        assert not list(store.blobs.damaged.iterdir())
 
 
 async def test_one_process_evicts_at_a_time(opened):
@@ -280,6 +334,21 @@ async def test_a_body_larger_than_the_cache_is_passed_on_and_the_log_says_what_t
     assert "cache.max_size is 250.0 KB" in message
     assert (await proxy.get("/u/small")).headers["cache-status"] == "fetchonce; hit"
     assert not [path for path in (proxy.cache_dir / "partial").iterdir()]
+
+
+async def test_two_servers_on_one_directory_do_not_promise_the_same_room(origin, proxy_factory, tmp_path):
+    one, other = (proxy_factory("--max-size", "250KB", cache_dir=tmp_path / "cache") for _ in range(2))
+    origin.body("/a", b"a" * 200_000).stall_at(10_000)
+    origin.body("/b", b"b" * 200_000).headers(cache_control=FRESH)
+    async with await one.stream("/u/a") as growing:
+        await growing.read(10_000)
+        assert "stored=?0" in (await other.get("/u/b")).headers["cache-status"]
+        assert "are pinned or in use" in await other.wait_log("fill.not_kept")
+        origin.release()
+        assert await growing.rest() == b"a" * 190_000
+    await one.wait_log("fill.complete")
+    assert (await other.get("/u/b")).body == b"b" * 200_000
+    assert (await one.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504  # it was whole, and went for b
 
 
 async def test_a_reload_changes_the_limit(origin, proxy_factory):

@@ -1,6 +1,8 @@
 """The cache directory: commit, read, remove, restart, damage; and the right to fill between processes."""
 
+import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import pickle
@@ -8,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 from proxy.errors import ConfigError, StoreError
 from proxy.index import Index
 from proxy.partial import PartialRecord
+from proxy.rules.digests import Digest
 from proxy.rules.entry import Entry, Head
 from proxy.store import Store
 
@@ -134,6 +138,20 @@ async def test_another_process_sees_what_is_removed_and_replaced(opened):
         assert await content(other, "x") is None
 
 
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_what_was_found_by_its_digest_is_open_and_can_be_read_when_it_is_gone(opened, algorithm):
+    digest = Digest(algorithm, hashlib.new(algorithm, BODY).hexdigest())
+    async with opened() as one, opened() as other:
+        await put(one, "w", BODY)
+        await put(one, "x", BODY)
+        await one.find(Digest("sha512", hashlib.sha512(BODY).hexdigest()), key("x"))  # computes it, for x alone
+        found = await one.find(digest, key("y"))
+        for name in "wx":
+            await other.remove(key(name))
+        assert os.pread(one.body(found).fd, len(BODY), 0) == BODY
+        assert await one.find(digest, key("y")) is None
+
+
 async def test_a_refreshed_entry_is_seen_by_all_and_a_removed_one_does_not_come_back(opened):
     async with opened() as one, opened() as other:
         entry = await put(one, "x", BODY)
@@ -159,8 +177,8 @@ async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
             path.write_bytes(os.urandom(5000))
     elif damage == "empty":
         rows = Index(index)
-        for each in list(rows.keys()):
-            rows.remove(each)
+        for each, _ in list(rows.records()):
+            rows.remove(each.key)
         rows.close()
     else:
         rows = Index(index)
@@ -190,8 +208,8 @@ async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_pat
     async with opened() as store:
         entry = await put(store, "x", BODY)
         other = await put(store, "y", b"y")
-        blob, sidecar = store.path(entry), store.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
-        foreign = store.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
+        blob, sidecar = store.blobs.path(entry), store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        foreign = store.blobs.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
     if index == "without":
         shutil.rmtree(tmp_path / "cache" / "index")
     match damage:
@@ -206,10 +224,10 @@ async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_pat
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
-        assert {path.name for path in store.damaged.iterdir()} == {sidecar.name} | (
+        assert {path.name for path in store.blobs.damaged.iterdir()} == {sidecar.name} | (
             {blob.name} if damage != "blob gone" else set()
         )
-        assert len(store.was_damaged) == 1
+        assert len(store.blobs.was_damaged) == 1
         assert "store.damaged" in caplog.text
         await put(store, "x", BODY, "g2", 2.0)
         assert await content(store, "x") == BODY
@@ -219,7 +237,7 @@ async def test_a_damaged_blob_is_moved_aside_under_all_its_urls(opened):
     async with opened() as store:
         entry = await put(store, "x", BODY)
         await put(store, "y", BODY)
-        os.truncate(store.path(entry), 10)
+        os.truncate(store.blobs.path(entry), 10)
         assert await content(store, "y") is None
         assert await content(store, "x") is None
         assert await store.records() == []
@@ -229,12 +247,13 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
     async with opened() as store:
         kept = await put(store, "y", b"y")
         entry = await put(store, "x", BODY)
-    blob = store.path(entry)
+    blob = store.blobs.path(entry)
     blob.with_name(f"{entry.digest}.{entry.key}.json").rename(blob.with_name(f".{entry.digest}.{entry.key}.json.1"))
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
-    assert {path for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.suffix != ".json"} == {store.path(kept)}
+    bodies = {path for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.suffix != ".json"}
+    assert bodies == {store.blobs.path(kept)}
 
 
 async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_path):
@@ -244,17 +263,32 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         partial.write(0, memoryview(BODY))
         entry = entry_of("x", BODY, "g2", 2.0)
         # A directory in the place of the sidecar: as good as a disk that is full just then.
-        obstacle = store.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        obstacle = store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
         obstacle.mkdir(parents=True)
         with pytest.raises(StoreError):
             await store.commit(partial, entry)
         assert await content(store, "x") == b"old"
         assert partial.path.exists()
-        assert not store.path(entry).exists()
+        assert not store.blobs.path(entry).exists()
         obstacle.rmdir()
         await store.commit(partial, entry)
         assert await content(store, "x") == BODY
-        assert not store.path(old).exists()
+        assert not store.blobs.path(old).exists()
+
+
+async def test_an_index_that_another_process_keeps_locked_undoes_the_commit(opened, tmp_path):
+    async with opened() as store:
+        partial = await store.create(key("x"), "g1")
+        partial.write(0, memoryview(BODY))
+        database = sqlite3.connect(tmp_path / "cache" / "index" / "cache.db", isolation_level=None)
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="kept the index of"):
+            await store.commit(partial, entry_of("x", BODY))
+        assert partial.path.exists()
+        assert not list((tmp_path / "cache" / "blobs").glob("*/*"))
+        database.close()
+        await store.commit(partial, entry_of("x", BODY))
+        assert await content(store, "x") == BODY
 
 
 async def test_uses_are_counted_together(opened):
@@ -327,6 +361,38 @@ async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
         fd = store.lock("abc")
         assert fd is not None
         os.close(fd)
+
+
+async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
+    async with opened() as one, opened() as other:
+        assert not one.is_held("abc")
+        assert not (one.locks / "abc").exists()
+        stop = threading.Event()
+
+        def look():
+            while not stop.is_set():
+                other.is_held("abc")
+
+        looking = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
+        try:
+            for _ in range(2000):
+                right = one.lock("abc")
+                assert right is not None
+                assert other.is_held("abc")
+                assert other.lock("abc") is None
+                os.close(right)
+        finally:
+            stop.set()
+            await asyncio.gather(*looking)
+
+
+async def test_who_was_stopped_while_he_looked_at_a_right_stops_nobody(opened):
+    async with opened() as store:
+        os.close(store.lock("abc"))
+        with open(store.locks / "abc") as looking:
+            fcntl.flock(looking, fcntl.LOCK_SH)
+            assert store.lock("abc") is None
+        os.close(store.lock("abc"))
 
 
 async def test_a_read_only_directory_is_told_at_the_start(tmp_path):

@@ -82,7 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
             store._flusher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await store._flusher
-            store._thread.submit(store._index._rows.close).result()
+            store._thread.submit(store.blobs.index._rows.close).result()
             store._thread.shutdown()
 
         self.run(gone())
@@ -240,7 +240,7 @@ class StoreMachine(RuleBasedStateMachine):
         before = self.known.get(name)
         entry = replace(entry, pinned=bool(before and before.entry.pinned))
         store = self.stores[number]
-        blob, sidecar = store.path(entry), store._sidecar(entry)
+        blob, sidecar = store.blobs.path(entry), store.blobs._sidecar(entry)
         part = store.partial / f"{entry.key}.{entry.head.generation}.part"
         part.write_bytes(body if step else body[: len(body) // 2])
         if step >= 2:
@@ -252,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.run(store._do(write_sidecar, store, entry))
             self.known[name] = Known(entry, body)
         if step >= 5:
-            self.run(store._do(store._index.set, entry))
+            self.run(store._do(store.blobs.index.set, entry))
         self.abandon(store)
         if step == 4:
             # Until somebody reconciles, the old one is as good as the new one for the other process.
@@ -265,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
     def crash_in_a_removal(self, number, name):
         """The row is gone, the files are not: the entry is there again, as if it had never been removed."""
         store = self.stores[number]
-        self.run(store._do(store._index.remove, key_of(name)))
+        self.run(store._do(store.blobs.index.remove, key_of(name)))
         self.abandon(store)
         self.stores[number] = self.opened()
 
@@ -285,7 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = self.known[name]
         cut = data.draw(st.sampled_from([0, len(known.body) // 2, len(known.body) - 1]))
         store = self.stores[number]
-        blob = store.path(known.entry)
+        blob = store.blobs.path(known.entry)
         # A new file, as a file system makes it that lost one: who has the old one open has what it was.
         blob.unlink()
         blob.write_bytes(known.body[:cut])
@@ -313,7 +313,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def write_sidecar(store: Store, entry: Entry) -> None:
-    store._sidecar(entry).write_bytes(msgspec.json.encode(entry))
+    store.blobs._sidecar(entry).write_bytes(msgspec.json.encode(entry))
 
 
 TestStore = StoreMachine.TestCase

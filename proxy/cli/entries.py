@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import click
 
+from ..blobs import Record
 from ..config import Settings
 from ..partial import PartialRecord
 from ..rules.mirrors import proxied_path
-from ..store import Record, Store
+from ..store import Store
 from .common import (
     addresses,
     age_text,

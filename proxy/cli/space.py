@@ -184,7 +184,7 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
             entries = [entry for entry in entries if entry.key in wanted]
         else:
             # What did not fit at first sight was moved aside when the store was opened.
-            results = [_result(name, None, "damaged", f"{why}; moved aside") for name, why in store.was_damaged]
+            results = [_result(name, None, "damaged", f"{why}; moved aside") for name, why in store.blobs.was_damaged]
         blobs: dict[str, list[Entry]] = {}
         for entry in sorted(entries, key=lambda entry: entry.url):
             blobs.setdefault(entry.digest, []).append(entry)
@@ -203,10 +203,10 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
             for same in blobs.values():
                 why = await asyncio.to_thread(damage, store, same[0], lambda count: bar.advance(task, count))
                 if why:
-                    same = [entry for entry in same if store.has(entry)]  # else removed or replaced while we read
+                    same = [entry for entry in same if store.blobs.has(entry)]  # else removed or replaced while we read
                 if why and repair and same:
                     await store.set_aside(same[0], why)
-                    why += f"; moved to {store.damaged}"
+                    why += f"; moved to {store.blobs.damaged}"
                 for entry in same:
                     results.append(_result(entry.url, entry, "damaged" if why else "ok", why))
                     say(f"damaged  {entry.url}: {why}" if why else f"ok       {entry.url} ({size_text(entry.size)})")
@@ -218,7 +218,7 @@ def damage(store: Store, entry: Entry, advance: Callable[[int], object]) -> str 
     state = hashlib.sha256()
     count = 0
     try:
-        with open(store.path(entry), "rb", buffering=0) as file:
+        with open(store.blobs.path(entry), "rb", buffering=0) as file:
             while data := file.read(READ_BYTES):
                 state.update(data)
                 count += len(data)
