@@ -1,7 +1,8 @@
 """How long a big body takes the first time, with one connection and with several: `python -m tests.bench`.
 
 nginx is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. Settings take turns
-in each round, so that a busy machine is busy for all of them, and medians are compared, not seconds.
+in each round, so that a busy machine is busy for all of them, and medians are compared, not seconds. The cache is in
+TMPDIR: on a slow disk, name one in memory.
 """
 
 import argparse
