@@ -349,6 +349,8 @@ class Proxy:
         for name, url in mirrors.items():
             self._command += ["--mirror", f"{name}={url}"]
         self._command += args
+        self.wrapper: tuple[str, ...] = ()
+        """A command that runs the next starts, such as strace; it must leave the process our child."""
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._logged = threading.Condition()
@@ -365,7 +367,7 @@ class Proxy:
             if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
         }
         self._process = subprocess.Popen(
-            self._command,
+            [*self.wrapper, *self._command],
             cwd=REPOSITORY,
             env={
                 # Patience with a broken upstream is for people; a test says what is to be waited for.

@@ -137,6 +137,7 @@ class Fault(Enum):
     IGNORE_RANGES = auto()
     REFUSE_HEAD = auto()  # (status)
     STATUS = auto()  # (status)
+    RANGE_STATUS = auto()  # (status)
     THROTTLE = auto()  # (bytes per second)
     RANGE_OFF = auto()  # (bytes)
     HOLD_HEADERS = auto()
@@ -213,14 +214,20 @@ class Resource:
         return self._add(Fault.REFUSE_HEAD, status, times)
 
     def status(
-        self, code: int, headers: Mapping[str, str] | None = None, body: bytes = b"", *, times: int | None = None
+        self,
+        code: int,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        times: int | None = None,
+        of_ranges: bool = False,
     ) -> Self:
-        """Answer GET and HEAD with this status, these fields and this body."""
-        return self._add(Fault.STATUS, code, times, headers or {}, body)
+        """Answer GET and HEAD with this status, fields and body; `of_ranges`: only where a Range is asked for."""
+        return self._add(Fault.RANGE_STATUS if of_ranges else Fault.STATUS, code, times, headers or {}, body)
 
-    def redirect(self, location: str, code: int = 302, *, times: int | None = None) -> Self:
+    def redirect(self, location: str, code: int = 302, *, times: int | None = None, of_ranges: bool = False) -> Self:
         """Answer GET and HEAD with a redirect."""
-        return self.status(code, {"Location": location}, times=times)
+        return self.status(code, {"Location": location}, times=times, of_ranges=of_ranges)
 
     def throttle(self, bytes_per_second: int, *, times: int | None = None) -> Self:
         """Send each body at this rate."""
@@ -588,7 +595,10 @@ class _Connection:
             return self._answer_small(request, 404, {"content-type": "text/html; charset=utf-8"}, NOT_FOUND)
         if held := resource._take(Fault.HOLD_HEADERS):
             self._stall(request, held)
-        if canned := resource._take(Fault.STATUS):
+        canned = resource._take(Fault.STATUS)
+        if canned is None and "range" in request.headers:
+            canned = resource._take(Fault.RANGE_STATUS)
+        if canned:
             return self._answer_small(request, canned.value, canned.headers, canned.body)
         if request.method not in ("GET", "HEAD"):
             self._answer_small(request, 405, {"allow": "GET, HEAD"})

@@ -266,6 +266,12 @@ def test_conditional_request(origin: Origin, fields: dict[str, str], status: int
     assert answer.body == (BODY if (status, method) == (200, "GET") else b"")
 
 
+def test_a_status_of_ranges_leaves_whole_requests_alone(origin: Origin) -> None:
+    origin.body("/a", BODY).status(503, times=1, of_ranges=True)
+    ranged = {"Range": "bytes=10-19"}
+    assert [fetch(origin, "/a", fields).status for fields in ({}, ranged, ranged)] == [200, 503, 206]
+
+
 def test_weak_etag_is_compared_weakly(origin: Origin) -> None:
     origin.body("/a", BODY).headers(etag='W/"v1"')
     assert [fetch(origin, "/a", {"If-None-Match": tag}).status for tag in ('"v1"', 'W/"v1"', '"v2"')] == [304, 304, 200]

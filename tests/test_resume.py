@@ -1,12 +1,18 @@
-"""A transfer that breaks, stalls or lies is taken up at the gap; no reader ever gets a wrong whole file."""
+"""A transfer that breaks, stalls or lies is taken up at the gap; no reader ever gets a wrong whole file.
+
+`./run test -s -k matrix tests/test_resume.py` runs every fault in every place, and prints how many readers got what.
+"""
 
 import asyncio
+import functools
+import hashlib
 import os
+from collections import Counter
 
 import pytest
 
 from tests.harness import Truncated, until
-from tests.origin import LAST_MODIFIED, Origin, pattern_sha256
+from tests.origin import LAST_MODIFIED, Origin, Pattern, pattern_bytes, pattern_sha256
 
 BODY = os.urandom(600_000)
 MIDDLE = 250_000
@@ -173,63 +179,165 @@ async def test_an_upstream_that_says_it_is_too_much_is_left_with_one(origin, pro
     assert [request.status for request in origin.log] == [200, 429]
 
 
+async def test_a_strong_date_resumes_where_there_is_no_tag(origin, proxy):
+    assert LAST_MODIFIED < 1_800_000_000  # long ago: a strong validator
+    origin.body("/x.img", BODY).headers(etag=None).close_at(MIDDLE, times=1)
+    assert (await proxy.get("/u/x.img")).body == BODY
+    assert origin.log[1].headers["if-range"].endswith("GMT")
+
+
 # -- the matrix --------------------------------------------------------------------------------------------------------
+
+NEW = os.urandom(len(BODY))
+
+
+def status(code, fields=None, *, times):
+    """Instead of a first answer, or where the rest is asked for after a break."""
+
+    def script(resource, at):
+        if at:
+            resource.close_at(at, times=1)
+        resource.status(code, fields, times=times, of_ranges=at > 0)
+
+    return script
+
 
 FAULTS = {
     "close": lambda resource, at: resource.close_at(at, times=1),
     "reset": lambda resource, at: resource.reset_at(at, times=1),
     "always close": lambda resource, at: resource.close_at(at),
     "stall": lambda resource, at: resource.stall_at(at, times=1),
-    "short": lambda resource, at: resource.short(len(BODY) - at or 1),
-    "content-range": lambda resource, at: resource.close_at(at, times=1).content_range_off_by(7),
+    "short length": lambda resource, at: resource.short(len(BODY) - at or 1),
+    "wrong content-range": lambda resource, at: resource.close_at(at, times=1).content_range_off_by(7),
     "ignored range": lambda resource, at: resource.close_at(at, times=1).ignore_ranges(),
+    "changed etag": lambda resource, at: resource.stall_at(at, times=1),  # and what the test does then
+    "corrupt bytes": lambda resource, at: resource.corrupt_at(at),
     "no validator": lambda resource, at: resource.close_at(at, times=1).headers(etag=None, last_modified=None),
     "chunked": lambda resource, at: resource.chunked().close_at(at, times=1),
-    "503": lambda resource, at: resource.close_at(at, times=1).status(503, times=1),
-    "429": lambda resource, at: resource.status(429, {"Retry-After": "0"}, times=1),
-    "redirect loop": lambda resource, at: resource.redirect(resource.path, times=12),
+    "503 once": status(503, times=1),
+    "503 twice": status(503, times=2),
+    "429": status(429, {"Retry-After": "0"}, times=1),
+    "redirect loop": status(302, {"Location": "/x.img"}, times=None),
 }
 
 
-@pytest.mark.parametrize("readers", [1, 8])
+def may_be(fault, at, mirrors):
+    """How a reader's request may end: `right` or `broken`."""
+    match fault:
+        case "short length" | "changed etag" | "corrupt bytes":
+            return {"broken"}
+        case "always close" | "redirect loop" if mirrors == 1:
+            return {"broken"}
+        case "503 twice" if mirrors == 1 and at:
+            return {"broken"}  # with the break before them more than the retries of the tests' configuration
+    return {"right"}
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """How many readers of each fault ended how; printed at the end."""
+    counts = Counter()
+    yield counts
+    print(f"\n{'fault':40}{'right':>8}{'broken':>8}{'wrong':>8}")
+    for fault in dict.fromkeys(fault for fault, _ in counts):
+        print(f"{fault:40}" + "".join(f"{counts[fault, end]:8}" for end in ("right", "broken", "wrong")))
+
+
+async def ending(stream_of, bodies, *, pause=None, is_corrupt=False):
+    """How it ended: `right`, `broken` or `wrong`. With `pause` the reader waits for that after its first byte."""
+    start = b""
+    try:
+        async with await stream_of() as stream:
+            if stream.status != 200:
+                return "broken" if stream.status in (429, 502, 503) else "wrong"
+            if pause:
+                start = await stream.read(1)
+                await pause.wait()
+            body = start + await stream.rest()
+    except Truncated as broken:
+        got = start + broken.partial
+        # Corrupt bytes are sent as they come; that they are is known at the last one.
+        return "broken" if is_corrupt or any(body.startswith(got) for body in bodies) else "wrong"
+    return "right" if body in bodies else "wrong"
+
+
+PLACES = {"first": 0, "middle": MIDDLE, "last": len(BODY) - 1}
+
+
 @pytest.mark.parametrize("mirrors", [1, 2])
-@pytest.mark.parametrize("at", [0, MIDDLE, len(BODY) - 1], ids=["first", "middle", "last"])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_no_reader_gets_a_wrong_whole_file(origin, other, proxy_factory, fault, at, mirrors, readers):
-    proxy = proxy_factory(
-        mirrors={"u": ",".join([origin.url(), other.url()][:mirrors])}, config_text='[fill]\nread_timeout = "500ms"\n'
+async def test_matrix_no_reader_gets_a_wrong_whole_file(proxy_factory, outcomes, fault, mirrors):
+    """All places, and one reader as well as eight, side by side: they mostly wait."""
+    async with asyncio.TaskGroup() as group:
+        for place, at in PLACES.items():
+            for readers in (1, 8):
+                cell = one_cell(proxy_factory, outcomes, fault, at, mirrors, readers)
+                group.create_task(cell, name=f"{fault}, {place}, {mirrors} mirrors, {readers} readers")
+
+
+async def one_cell(proxy_factory, outcomes, fault, at, mirrors, readers):
+    with Origin() as origin, Origin() as other:
+        proxy = proxy_factory(
+            mirrors={"u": ",".join([origin.url(), other.url()][:mirrors])},
+            config_text='[fill]\nread_timeout = "500ms"\n',
+            start=False,
+        )
+        await asyncio.to_thread(proxy.start)
+        resource = origin.body("/x.img", BODY)
+        FAULTS[fault](resource, at)
+        other.body("/x.img", BODY)
+        digest = f"/sha256:{hashlib.sha256(BODY).hexdigest()}" if fault == "corrupt bytes" else ""
+        stream = functools.partial(proxy.stream, f"{digest}/u/x.img")
+        read = functools.partial(ending, stream, [BODY, NEW], is_corrupt=bool(digest))
+        others_ended = asyncio.Event()
+        slow = asyncio.create_task(read(pause=others_ended if readers > 1 else None))
+        quick = [asyncio.create_task(read()) for _ in range(readers - 1)]
+        if fault == "changed etag":
+            await origin.stalled("/x.img")
+            resource.generation(NEW)
+            origin.cut()
+        ends = await asyncio.gather(*quick)
+        others_ended.set()
+        ends.append(await slow)
+        outcomes.update((fault, end) for end in ends)
+        assert set(ends) <= may_be(fault, at, mirrors), asyncio.current_task().get_name()
+        # What is wrong does not stay: the next one gets the new body, or the right one where a mirror has it.
+        if fault == "changed etag":
+            assert await ending(stream, [NEW]) == "right"
+        elif fault == "corrupt bytes":
+            assert await read() == ("right" if mirrors == 2 else "broken")
+
+
+BIG = 65 << 20
+BIG_SEED = 3
+BREAK = BIG * 5 // 8
+"""In the part of the second connection, and in none that is there before it."""
+
+BIG_FAULTS = {
+    **{fault: FAULTS[fault] for fault in ("close", "reset", "stall", "changed etag", "corrupt bytes")},
+    "wrong content-range": lambda resource, at: resource.content_range_off_by(7, times=1),
+    "ignored range": lambda resource, at: resource.ignore_ranges(times=1),
+    "503": lambda resource, at: resource.status(503, times=1, of_ranges=True),
+    "429": lambda resource, at: resource.status(429, {"Retry-After": "0"}, times=1, of_ranges=True),
+    "redirect loop": lambda resource, at: resource.redirect(resource.path, times=12, of_ranges=True),
+}
+
+
+@pytest.mark.parametrize("fault", BIG_FAULTS)
+async def test_matrix_of_one_connection_among_several(origin, proxy_factory, outcomes, fault):
+    proxy = proxy_factory(config_text='[fill]\nread_timeout = "500ms"\nconnections = 4\n')
+    resource = origin.pattern("/x.img", BIG, BIG_SEED).throttle(24 << 20)
+    BIG_FAULTS[fault](resource, BREAK)
+    digest = f"/sha256:{pattern_sha256(BIG, BIG_SEED)}" if fault == "corrupt bytes" else ""
+    bodies = [pattern_bytes(BIG, BIG_SEED), pattern_bytes(BIG, BIG_SEED + 1)]
+    reading = asyncio.create_task(
+        ending(functools.partial(proxy.stream, f"{digest}/u/x.img"), bodies, is_corrupt=bool(digest))
     )
-    FAULTS[fault](origin.body("/x.img", BODY), at)
-    other.body("/x.img", BODY)
-
-    async def read(first=0):
-        """How it ended; a slow reader takes `first` bytes, and the rest after all others have ended."""
-        start = b""
-        try:
-            async with await proxy.stream("/u/x.img") as stream:
-                if stream.status != 200:
-                    return str(stream.status)
-                start = await stream.read(first)
-                if first:
-                    await others_ended.wait()
-                body = start + await stream.rest()
-        except Truncated as broken:
-            assert BODY.startswith(start + broken.partial)  # noqa: PT017 - one of two ends that are right
-            return "broken"
-        assert body == BODY
-        return "whole"
-
-    others_ended = asyncio.Event()
-    slow = asyncio.create_task(read(first=1 if readers > 1 else 0))
-    outcomes = set(await asyncio.gather(*(read() for _ in range(readers - 1))))
-    others_ended.set()
-    outcomes.add(await slow)
-    may_fail = fault == "short" or (mirrors == 1 and fault in ("always close", "redirect loop"))
-    assert outcomes == {"whole"} or (may_fail and outcomes <= {"whole", "broken", "502"})
-
-
-async def test_a_strong_date_resumes_where_there_is_no_tag(origin, proxy):
-    assert LAST_MODIFIED < 1_800_000_000  # long ago: a strong validator
-    origin.body("/x.img", BODY).headers(etag=None).close_at(MIDDLE, times=1)
-    assert (await proxy.get("/u/x.img")).body == BODY
-    assert origin.log[1].headers["if-range"].endswith("GMT")
+    if fault == "changed etag":
+        await origin.stalled("/x.img")
+        resource.generation(Pattern(BIG, BIG_SEED + 1))
+        origin.cut()
+    end = await reading
+    outcomes[f"{fault}, one of several", end] += 1
+    assert len({request.connection for request in origin.log}) > 1
+    assert end == ("broken" if fault in ("changed etag", "corrupt bytes") else "right")

@@ -1,6 +1,7 @@
 """Several processes on one cache directory: one upstream request, everybody served at once, a dead leader replaced."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -25,6 +26,16 @@ async def stored(proxy):
     return list((proxy.cache_dir / "blobs").glob("*/*.json"))
 
 
+@contextlib.asynccontextmanager
+async def half_way(origin, leader):
+    """The leader's stream of a body that has come half way, and of which other processes can know; it has read 1000."""
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await leader.stream("/u/x.img") as first:
+        await first.read(1000)
+        await until(lambda: told(leader))
+        yield first
+
+
 async def test_sixty_four_readers_in_four_processes_are_one_fetch(origin, processes):
     origin.pattern("/x.img", SIZE, SEED).throttle(64 << 20).headers(cache_control="max-age=600")
 
@@ -39,15 +50,11 @@ async def test_sixty_four_readers_in_four_processes_are_one_fetch(origin, proces
 
 async def test_a_follower_streams_what_the_leader_has(origin, processes):
     leader, follower = processes[:2]
-    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
-    async with await leader.stream("/u/x.img") as first:
-        await first.read(1000)
-        await until(lambda: told(leader))
-        async with await follower.stream("/u/x.img") as second:
-            assert second.headers["etag"] == first.headers["etag"]
-            assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)  # while the leader is half way
-            origin.release()
-            assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
+    async with half_way(origin, leader) as first, await follower.stream("/u/x.img") as second:
+        assert second.headers["etag"] == first.headers["etag"]
+        assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)  # while the leader is half way
+        origin.release()
+        assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
     assert origin.count("/x.img") == 1
 
 
@@ -70,10 +77,7 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
 
 async def test_a_follower_that_stops_leaves_the_leader_alone(origin, processes):
     leader, follower = processes[:2]
-    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
-    async with await leader.stream("/u/x.img") as first:
-        await first.read(1000)
-        await until(lambda: told(leader))
+    async with half_way(origin, leader) as first:
         async with await follower.stream("/u/x.img") as second:
             await second.read(1000)
         assert follower.terminate() == 0

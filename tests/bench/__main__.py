@@ -1,0 +1,115 @@
+"""How long a big body takes the first time, with one connection and with several: `python -m tests.bench`.
+
+nginx is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. Settings take turns
+in each round, so that a busy machine is busy for all of them, and medians are compared, not seconds. The cache is in
+TMPDIR: on a slow disk, name one in memory.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.harness import Proxy, until
+from tests.origin import pattern_bytes, pattern_sha256
+
+MB = 1024**2
+SEED = 1
+NGINX = """\
+daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+    access_log off; sendfile on; client_body_temp_path {directory}; proxy_temp_path {directory};
+    fastcgi_temp_path {directory}; uwsgi_temp_path {directory}; scgi_temp_path {directory};
+    add_header Cache-Control max-age=600;
+    server {{ listen 127.0.0.1:{port}; root {directory}/www; limit_rate {rate}m; }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def mirror(directory: Path, size: int, rate: int) -> Iterator[str]:
+    """nginx with `size` bytes at /big.img, `rate` MiB/s for each connection; its URL."""
+    (directory / "www").mkdir()
+    (directory / "www" / "big.img").write_bytes(pattern_bytes(size, SEED))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = directory / "nginx.conf"
+    config.write_text(NGINX.format(directory=directory, port=port, rate=rate))
+    with subprocess.Popen(["nginx", "-c", str(config), "-e", str(directory / "error.log")]) as process:
+        try:
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
+
+
+async def seconds(directory: Path, url: str, size: int, connections: int, readers: int) -> float:
+    """From an empty cache until all readers have everything; without readers, until it is stored."""
+    proxy = Proxy(directory / "cache", mirrors={"u": url}, config_text=f"[fill]\nconnections = {connections}\n").start()
+    try:
+        began = time.monotonic()
+        if readers:
+            # curl: reading in this process would cost more than the rest of it.
+            curl = (
+                "curl",
+                "-sS",
+                "--noproxy",
+                "*",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{size_download}",
+                proxy.url("/u/big.img"),
+            )
+            clients = [await asyncio.create_subprocess_exec(*curl, stdout=subprocess.PIPE) for _ in range(readers)]
+            got = {out for out, _ in await asyncio.gather(*(client.communicate() for client in clients))}
+            assert got == {str(size).encode()}, got
+        else:
+            async with await proxy.stream("/u/big.img"):
+                pass  # the fill goes on without us
+
+            async def is_stored() -> bool:
+                return any((directory / "cache" / "blobs").glob("*/*.json"))
+
+            await until(is_stored, timeout=120)
+        took = time.monotonic() - began
+        assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, SEED)
+        return took
+    finally:
+        proxy.close()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
+    parser.add_argument("--size", type=int, default=256, help="of the body, in MiB")
+    parser.add_argument("--rate", type=int, default=40, help="of one connection, in MiB/s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 4])
+    options = parser.parse_args()
+    size = options.size * MB
+    took: dict[tuple[int, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as top, mirror(Path(top), size, options.rate) as url:
+        for _ in range(options.rounds):
+            for readers in (0, 8):
+                for connections in options.connections:
+                    with tempfile.TemporaryDirectory() as directory:
+                        result = await seconds(Path(directory), url, size, connections, readers)
+                    took.setdefault((readers, connections), []).append(result)
+                    print(f"readers {readers}  connections {connections}  {result:.2f} s", flush=True)
+    first, *others = options.connections
+    for readers, what in ((0, "the fill alone"), (8, "eight readers")):
+        base = statistics.median(took[readers, first])
+        print(f"{what}: {base:.2f} s with {first}", end="")
+        for connections in others:
+            median = statistics.median(took[readers, connections])
+            print(f", {median:.2f} s with {connections}: {base / median:.2f} times as fast", end="")
+        print()
+
+
+asyncio.run(main())
