@@ -21,7 +21,7 @@ FLOORS = [
     {"partial"},
     {"config"},
     {"rules"},
-    {"errors", "stats", "log", "version"},
+    {"errors", "stats", "log", "version", "presence"},
 ]
 ACTING = {"asyncio", "os", "pathlib", "socket", "threading", "time", "random", "secrets", "subprocess", "httpx"}
 FILES = sorted(PACKAGE.rglob("*.py"))

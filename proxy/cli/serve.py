@@ -19,8 +19,9 @@ from ..connection import Limits
 from ..errors import ConfigError
 from ..gateway import Gateway
 from ..log import events, log
+from ..presence import announced
 from ..server import Server, bind
-from .common import announced, leave
+from .common import leave
 
 
 @click.command(short_help="Run the proxy (the default command).")
@@ -107,7 +108,7 @@ async def run(read_settings: Callable[[], Settings], offline: bool) -> None:
             # The server's own handlers come with it; whoever reads that we started may send one before.
             loop.add_signal_handler(number, server.stop)
         listening = [address_of(each) for each in sockets]
-        with announced(settings.cache_dir, listening):
+        with announced(settings.cache_dir, listening, listening[0]):
             urls = ",".join(each if each.startswith("unix:") else f"http://{each}" for each in listening)
             log(events, logging.INFO, "server.started", listen=urls, cache_dir=settings.cache_dir)
             await server.run()
