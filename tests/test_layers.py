@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "proxy"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"app", "server"},
+    {"app", "server", "workers"},
     {"web", "connection"},
     {"gateway"},
     {"flights", "delivery", "cycle"},
