@@ -91,6 +91,7 @@ class AccessSection(Section, frozen=True):
 
 
 class ServerSection(Section, frozen=True):
+    workers: typing.Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     header_size: Size = Size(64 * 1024)
     header_timeout: Duration = Duration(10)
     idle_timeout: Duration = Duration(75)

@@ -96,6 +96,7 @@ class Gateway:
     def __init__(self, settings: Settings, clock: Callable[[], float], *, offline: bool = False) -> None:
         self.settings, self.clock, self.offline = settings, clock, offline
         self.stats = Stats()
+        self.started_at = clock()
         self.store = Store(settings.cache_dir)
         self.janitor = Janitor(self.store, settings.file.cache)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)

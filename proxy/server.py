@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,11 @@ class Server:
         self.stopping = True
         if self._loop:
             self._loop.call_soon_threadsafe(self._stop.set)
+
+    def interrupt(self) -> None:
+        """As SIGINT: stop(), and the second time at once. From the loop."""
+        self._is_forced = self.stopping
+        self.stop()
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or stop(); a second SIGINT ends it at once."""
@@ -147,21 +153,17 @@ class Server:
         if threading.current_thread() is not threading.main_thread():  # signals go to the main thread alone
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            loop.add_signal_handler(number, self._on_signal, number)
+        handlers = {signal.SIGINT: self.interrupt, signal.SIGTERM: self.stop}
+        before = {number: signal.getsignal(number) for number in handlers}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, former in before.items():
                 loop.remove_signal_handler(number)
-                if handler is not None:  # None: not set from Python
-                    signal.signal(number, handler)
-
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGINT and self.stopping:
-            self._is_forced = True
-        self.stop()
+                if former is not None:  # None: not set from Python
+                    signal.signal(number, former)
 
 
 # -- listening sockets -------------------------------------------------------------------------------------------------
@@ -193,6 +195,33 @@ def bind(listen: str) -> socket.socket:
         sock.close()
         raise ConfigError(f"cannot listen on {listen}: {_why(error, port)}") from error
     return sock
+
+
+def shared(sock: socket.socket, workers: int) -> list[socket.socket]:
+    """The listening sockets of that many workers for the address of `sock`: one each, between which the kernel balances
+    connections (Linux), else the same for all. Raises ConfigError.
+
+    With one for all, the first to wake accepts whatever waits: few workers get most of it.
+    """
+    if workers == 1 or sys.platform != "linux" or sock.family == socket.AF_UNIX:
+        return [sock] * workers
+    sockets = [sock]
+    try:
+        # Only now: set before bind(), it would let a second server in beside us.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for _ in range(workers - 1):
+            other = socket.socket(sock.family, sock.type, sock.proto)
+            sockets.append(other)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if sock.family == socket.AF_INET6:
+                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            other.bind(sock.getsockname())
+            other.listen(BACKLOG)
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        raise ConfigError(f"cannot listen with {workers} workers: {error.strerror or error}") from error
+    return sockets
 
 
 def _why(error: OSError, port: str) -> str:

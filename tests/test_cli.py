@@ -866,9 +866,9 @@ async def test_status_tells_of_fills_and_totals(origin, cli, server):
 async def test_status_is_of_all_servers_on_the_directory_and_of_no_dead_one(origin, cli, server, proxy_factory):
     second = proxy_factory(cache_dir=cli.cache_dir)
     origin.body("/noble.img", BODY).headers(cache_control=FRESH)
-    for each in (server, second):
+    for number, each in enumerate((server, second), 1):
         await each.get("/u/noble.img")
-        await until(lambda each=each: served(each, len(BODY)))
+        await until(lambda each=each, number=number: served(each, number * len(BODY)))
     told = cli("status", "--json").json()
     assert {worker["pid"] for worker in told["workers"]} == {server.pid, second.pid}
     assert told["totals"]["sent_bytes"] == 2 * len(BODY)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "proxy"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"app", "server"},
+    {"app", "server", "workers"},
     {"web", "connection"},
     {"gateway"},
     {"flights", "delivery", "cycle"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"partial"},
     {"config"},
     {"rules"},
-    {"errors", "stats", "log", "version"},
+    {"errors", "stats", "log", "version", "presence"},
 ]
 ACTING = {"asyncio", "os", "pathlib", "socket", "threading", "time", "random", "secrets", "subprocess", "httpx"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,13 +1,11 @@
-"""What the commands share: options, settings, URLs, output, and the servers on a cache directory."""
+"""What the commands share: options, settings, URLs, output, errors."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -26,6 +24,7 @@ from rich.progress import (
 from ..app import own_path
 from ..config import Settings, load
 from ..errors import ProxyError
+from ..presence import running
 from ..rules.mirrors import MirrorTable, Target
 from ..store import Store
 
@@ -68,8 +67,8 @@ def bare(url: str, own: Sequence[str]) -> str:
 
 def addresses(settings: Settings) -> list[str]:
     """HOST:PORT of the servers that run on the cache directory, then of the configuration."""
-    running = [address for listen in running_servers(settings.cache_dir) for address in listen]
-    return [address for address in (*running, *settings.file.listen) if not address.startswith("unix:")]
+    known = [address for server in running(settings.cache_dir) for address in server.listen]
+    return [address for address in dict.fromkeys((*known, *settings.file.listen)) if not address.startswith("unix:")]
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -138,56 +137,9 @@ async def opened_store(settings: Settings) -> Any:
         await store.close()
 
 
-# -- the servers on a cache directory ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def announced(cache_dir: Path, listen: Sequence[str]) -> Iterator[None]:
-    """Tell the other commands that this process serves `cache_dir`: a locked file, void with the process."""
-    path = cache_dir / "locks" / f"server.{os.getpid()}"
-    unseen = path.with_name(f".{path.name}")
-    with open(unseen, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        json.dump({"pid": os.getpid(), "listen": list(listen)}, file)
-        file.flush()
-        # Named only now: a file that is not locked yet would be taken for a dead server's, and removed.
-        unseen.rename(path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def running_servers(cache_dir: Path) -> list[list[str]]:
-    """What each server that lives on `cache_dir` listens on; the files of dead ones are removed."""
-    found = []
-    for path in sorted((cache_dir / "locks").glob("server.*")):
-        with contextlib.suppress(OSError, ValueError, KeyError), open(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found.append(json.load(file)["listen"])
-            else:
-                path.unlink(missing_ok=True)
-    return found
-
-
 @contextlib.contextmanager
 def as_proxy_errors(address: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
         raise ProxyError(f"the server on {address} does not answer: {error or type(error).__name__}") from error
-
-
-def client_of(listen: Sequence[str], kind: type[Any] = httpx.Client) -> Any:
-    """An HTTP client (httpx.Client or AsyncClient) for a server of ours, past every proxy of the environment."""
-    address = listen[0]
-    transport = httpx.AsyncHTTPTransport if kind is httpx.AsyncClient else httpx.HTTPTransport
-    path = address.removeprefix("unix:")
-    return kind(
-        base_url="http://localhost" if path != address else f"http://{address}",
-        transport=transport(uds=path) if path != address else None,
-        trust_env=False,
-        timeout=httpx.Timeout(10, read=60),
-    )

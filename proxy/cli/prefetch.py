@@ -15,6 +15,7 @@ from rich.progress import TaskID
 from ..config import Settings
 from ..errors import ProxyError
 from ..gateway import Gateway
+from ..presence import Presence, client_of, running
 from ..rules.digests import Digest
 from ..web.prefetch import Progress
 from ..web.prefetch import prefetch as fetch
@@ -23,12 +24,10 @@ from .common import (
     age_text,
     as_proxy_errors,
     bare,
-    client_of,
     json_option,
     leave,
     print_json,
     progress_bars,
-    running_servers,
     settings_options,
     size_text,
     url_text,
@@ -64,7 +63,7 @@ def prefetch(
         raise click.UsageError(f'--digest "{digest_text}": expected sha256: and 64 hex digits, or sha512: and 128')
     if digest and len(urls) > 1:
         raise click.UsageError("--digest is for one URL; of several, each can be given as /sha256:HEX/HOST/PATH")
-    servers = running_servers(settings.cache_dir)
+    servers = running(settings.cache_dir)
     try:
         wanted = Wanted(digest, pin)
         results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, wanted, quiet=as_json))
@@ -78,7 +77,7 @@ def prefetch(
 
 
 async def run(
-    settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
+    settings: Settings, servers: list[Presence], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     own = addresses(settings)
@@ -116,11 +115,11 @@ async def run(
 
 
 @asynccontextmanager
-async def _steps(settings: Settings, servers: list[list[str]], wanted: Wanted) -> AsyncIterator[Steps]:
+async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) -> AsyncIterator[Steps]:
     """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
-        async with client_of(servers[0], httpx.AsyncClient) as client:
-            yield partial(_through_server, client, servers[0][0], wanted)
+        async with client_of(servers[0].own, httpx.AsyncClient) as client:
+            yield partial(_through_server, client, servers[0].own, wanted)
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()

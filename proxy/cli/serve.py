@@ -1,26 +1,32 @@
 """fetchonce serve"""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from .. import log as logs
 from ..app import App
 from ..config import Settings, load
 from ..connection import Limits
-from ..errors import ConfigError
+from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
-from ..server import Server, bind
-from .common import announced, leave
+from ..presence import announced
+from ..rules.mirrors import MirrorTable
+from ..server import Server, bind, shared
+from ..workers import Link, Supervisor
+from .common import leave
 
 
 @click.command(short_help="Run the proxy (the default command).")
@@ -30,6 +36,7 @@ from .common import announced, leave
 @click.option("--max-size", metavar="SIZE", help="How much to keep, such as 50GB; 0: no limit [50GB].")
 @click.option("--allow", multiple=True, metavar="HOST", help="Fetch from this host too; *.HOST for its subdomains.")
 @click.option("--mirror", multiple=True, metavar="NAME=URL[,URL...]", help="Add a mirror; its URLs are tried in order.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many processes serve [1].")
 @click.option("--offline", is_flag=True, help="Never ask upstream; serve what is stored, at any age.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
 def serve(
@@ -39,6 +46,7 @@ def serve(
     max_size: str | None,
     allow: tuple[str, ...],
     mirror: tuple[str, ...],
+    workers: int | None,
     offline: bool,
     log_level: str | None,
 ) -> None:
@@ -52,9 +60,10 @@ def serve(
         overrides["log"] = {"level": log_level}
     if allow:
         overrides["access"] = {"allow_hosts": list(allow)}
+    if workers:
+        overrides["server"] = {"workers": workers}
     overrides["mirror"] = [mirror_table(text) for text in mirror]
-    asyncio.run(run(partial(load, config, overrides), offline))
-    leave(0)
+    leave(Serve(partial(load, config, overrides), offline).run())
 
 
 def mirror_table(text: str) -> dict[str, Any]:
@@ -64,58 +73,133 @@ def mirror_table(text: str) -> dict[str, Any]:
     return {"name": name, "upstreams": [url.strip() for url in urls.split(",") if url.strip()]}
 
 
-async def run(read_settings: Callable[[], Settings], offline: bool) -> None:
-    settings = read_settings()
-    logs.set_up(settings.file.log.level)
-    logs.access.disabled = not settings.file.log.access
-    for address in settings.file.listen:
-        refuse_network(address)
-    gateway = Gateway(settings, time.time, offline=offline)
-    await gateway.start()
-    sockets: list[socket.socket] = []
-    try:
-        sockets = [bind(address) for address in settings.file.listen]
-        section = settings.file.server
-        server = Server(
-            App(gateway),
-            sockets,
-            limits=Limits(
-                header_bytes=section.header_size,
-                header_timeout=section.header_timeout,
-                idle_timeout=section.idle_timeout,
-                connections=section.connections,
-            ),
-            stop_timeout=section.stop_timeout,
-        )
+class Serve:
+    """The command: in this process, or in several below a supervisor. Raises ConfigError."""
 
-        def reload() -> None:
-            try:
-                fresh = read_settings()
-                gateway.reload(fresh)
-            except ConfigError as error:
-                log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
-                return
-            if (fresh.file.listen, fresh.cache_dir) != (settings.file.listen, settings.cache_dir):
-                log(events, logging.WARNING, "config.needs_restart", keys="listen, cache.dir")
-            logs.set_up(fresh.file.log.level)
-            logs.access.disabled = not fresh.file.log.access
-            log(events, logging.INFO, "config.reloaded", mirrors=len(fresh.mirrors))
+    def __init__(self, read_settings: Callable[[], Settings], offline: bool) -> None:
+        self._read_settings, self._offline = read_settings, offline
+        self._settings = read_settings()
+        self._listen: list[str] = []
+        self._set_up_log()
 
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # The server's own handlers come with it; whoever reads that we started may send one before.
-            loop.add_signal_handler(number, server.stop)
-        listening = [address_of(each) for each in sockets]
-        with announced(settings.cache_dir, listening):
-            urls = ",".join(each if each.startswith("unix:") else f"http://{each}" for each in listening)
-            log(events, logging.INFO, "server.started", listen=urls, cache_dir=settings.cache_dir)
-            await server.run()
-    finally:
-        for each in sockets:
-            each.close()
-        await gateway.close()
-    log(events, logging.INFO, "server.stopped")
+    def run(self) -> int:
+        """Until it is told to stop: the exit code."""
+        file = self._settings.file
+        for address in file.listen:
+            refuse_network(address)
+        with contextlib.ExitStack() as stack:
+            sockets = []
+            for address in file.listen:
+                sockets.append(bind(address))
+                stack.callback(sockets[-1].close)
+            self._listen = [address_of(each) for each in sockets]
+            if file.server.workers == 1:
+                asyncio.run(self._serve(sockets))
+                log(events, logging.INFO, "server.stopped")
+                return 0
+            shares = [shared(each, file.server.workers) for each in sockets]
+            supervisor = Supervisor(
+                list(zip(*shares, strict=True)), self._work, reload=self._reload_all, started=self._say_started
+            )
+            code = supervisor.run()
+        log(events, logging.INFO, "server.stopped")
+        return code
+
+    def _work(self, sockets: Sequence[socket.socket], link: Link) -> int:
+        try:
+            asyncio.run(self._serve(sockets, link))
+        except ProxyError as error:
+            click.echo(f"fetchonce: {error.message}", err=True)
+            return 2 if isinstance(error, ConfigError) else 1
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        leave(0)
+
+    async def _serve(self, listening: Sequence[socket.socket], link: Link | None = None) -> None:
+        settings = self._settings
+        gateway = Gateway(settings, time.time, offline=self._offline)
+        await gateway.start()
+        sockets = [*listening, bind("127.0.0.1:0")] if link else listening
+        try:
+            section = settings.file.server
+            server = Server(
+                App(gateway),
+                sockets,
+                limits=Limits(
+                    header_bytes=section.header_size,
+                    header_timeout=section.header_timeout,
+                    idle_timeout=section.idle_timeout,
+                    connections=section.connections,
+                ),
+                stop_timeout=section.stop_timeout,
+            )
+
+            def reload() -> None:
+                self._reload(gateway.reload, is_worker=bool(link))
+
+            def on_end(link: Link) -> None:
+                loop.remove_reader(link)
+                server.interrupt()
+
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, reload)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # The server's own handlers come with it; whoever reads that we started may send one before.
+                loop.add_signal_handler(number, server.stop)
+            with announced(settings.cache_dir, self._listen, address_of(sockets[-1] if link else sockets[0])):
+                if link:
+                    loop.add_reader(link, on_end, link)
+                    link.ready()
+                else:
+                    self._say_started()
+                await server.run()
+        finally:
+            for each in sockets:
+                each.close()
+            await gateway.close()
+
+    def _say_started(self) -> None:
+        urls = ",".join(each if each.startswith("unix:") else f"http://{each}" for each in self._listen)
+        file, cache_dir = self._settings.file, self._settings.cache_dir
+        log(events, logging.INFO, "server.started", listen=urls, cache_dir=cache_dir, workers=file.server.workers)
+
+    def _reload_all(self) -> bool:
+        """In the supervisor: workers that begin later begin with these settings."""
+        return self._reload(lambda fresh: MirrorTable(fresh.mirrors, fresh.file.access.allow_hosts))
+
+    def _reload(self, take: Callable[[Settings], object], *, is_worker: bool = False) -> bool:
+        """Read the settings again, and whether they are in force now; `take` may raise ConfigError."""
+        try:
+            fresh, unchanged = as_running(self._read_settings(), self._settings)
+            take(fresh)
+        except ConfigError as error:
+            log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
+            return False
+        if not is_worker and not unchanged:
+            log(events, logging.WARNING, "config.needs_restart", keys="listen, cache.dir, server.workers")
+        self._settings = fresh
+        self._set_up_log()
+        log(events, logging.INFO, "config.reloaded", mirrors=len(fresh.mirrors))
+        return True
+
+    def _set_up_log(self) -> None:
+        logs.set_up(self._settings.file.log.level)
+        logs.access.disabled = not self._settings.file.log.access
+
+
+def as_running(fresh: Settings, now: Settings) -> tuple[Settings, bool]:
+    """`fresh` but for what takes a restart, which stays as it is, and whether that is what `fresh` says too.
+
+    A worker that begins later must have the cache directory of the others.
+    """
+    file = replace(
+        fresh.file,
+        listen=now.file.listen,
+        cache=replace(fresh.file.cache, dir=now.file.cache.dir),
+        server=replace(fresh.file.server, workers=now.file.server.workers),
+    )
+    return replace(fresh, file=file), file == fresh.file
 
 
 def address_of(listener: socket.socket) -> str:

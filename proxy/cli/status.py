@@ -5,19 +5,17 @@ import time
 from typing import Any
 
 import click
-import httpx
 from rich.live import Live
 from rich.text import Text
 
 from ..config import Settings
 from ..errors import ProxyError
+from ..presence import client_of, running
 from .common import (
     age_text,
     as_proxy_errors,
-    client_of,
     json_option,
     print_json,
-    running_servers,
     settings_options,
     size_text,
 )
@@ -47,34 +45,39 @@ def status(settings: Settings, watch: bool, as_json: bool) -> None:
 
 def read(settings: Settings) -> dict[str, Any]:
     """The status of all servers on the cache directory in one; empty if none runs."""
-    whole: dict[str, Any] = {"fills": [], "totals": {}, "workers": []}
-    for listen in running_servers(settings.cache_dir):
-        with as_proxy_errors(listen[0]), client_of(listen, httpx.Client) as client:
-            answer = client.get("/-/status")
-            if answer.status_code != 200:
-                raise ProxyError(f"the server on {listen[0]} answered {answer.status_code} to /-/status")
-            part = answer.json()
-        whole["fills"] += part["fills"]
-        whole["workers"] += [{**worker, "listen": listen} for worker in part["workers"]]
-        _add(whole["totals"], part["totals"])
-    return whole
+    servers = running(settings.cache_dir)
+    for number, server in enumerate(servers, 1):
+        try:
+            return _ask(server.own)
+        except ProxyError:
+            if number == len(servers):
+                raise
+    return {"fills": [], "totals": {}, "workers": []}
 
 
-def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
-    for key, value in part.items():
-        if isinstance(value, dict):
-            _add(total.setdefault(key, {}), value)
-        else:
-            total[key] = total.get(key, 0) + value
+def _ask(address: str) -> dict[str, Any]:
+    with as_proxy_errors(address), client_of(address) as client:
+        answer = client.get("/-/status")
+        if answer.status_code != 200:
+            raise ProxyError(f"the server on {address} answered {answer.status_code} to /-/status")
+        told: dict[str, Any] = answer.json()
+        return told
 
 
 def drawn(whole: dict[str, Any]) -> str:
     if not whole["workers"]:
         return "no server runs on this cache directory; start one with: fetchonce serve"
     totals = whole["totals"]
+    servers: dict[str, list[dict[str, Any]]] = {}
+    for worker in whole["workers"]:
+        servers.setdefault(" ".join(worker["listen"]), []).append(worker)
     requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
     lines = [
-        *(f"server on {' '.join(each['listen'])}, up {age_text(each['uptime'])}" for each in whole["workers"]),
+        *(
+            f"server on {address}{f', {len(workers)} workers' if len(workers) > 1 else ''}"
+            f", up {age_text(max(each['uptime'] for each in workers))}"
+            for address, workers in servers.items()
+        ),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
     ]
     for fill in whole["fills"]:

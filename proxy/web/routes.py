@@ -15,7 +15,7 @@ from ..errors import Forbidden, ProxyError, RequestError
 from ..gateway import Gateway
 from ..rules.digests import Digest
 from .prefetch import prefetch
-from .status import status
+from .status import OWN_PATH, status, whole_status
 
 
 def own_endpoints(gateway: Gateway) -> Starlette:
@@ -23,6 +23,9 @@ def own_endpoints(gateway: Gateway) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def show_status(request: Request) -> Response:
+        return JSONResponse(await whole_status(gateway))
+
+    async def show_own_status(request: Request) -> Response:
         return JSONResponse(status(gateway))
 
     async def start_prefetch(request: Request) -> Response:
@@ -57,6 +60,7 @@ def own_endpoints(gateway: Gateway) -> Starlette:
             Route("/", root),
             Route("/-/healthz", healthz),
             Route("/-/status", show_status),
+            Route(OWN_PATH, show_own_status),
             Route("/-/api/prefetch", start_prefetch, methods=["POST"]),
         ],
         exception_handlers={HTTPException: _http_error, ProxyError: _proxy_error},

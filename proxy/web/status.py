@@ -1,15 +1,70 @@
 """Snapshots of what is going on, as JSON-ready values."""
 
+import asyncio
 import os
-import time
+from collections.abc import Iterable
 from typing import Any
+
+import httpx
 
 from ..fill import Fill
 from ..gateway import Gateway
+from ..presence import Presence, client_of, running
+
+OWN_PATH = "/-/status/own"
+PATIENCE_SECONDS = 1.0
+"""For another server's answer."""
+
+
+async def whole_status(gateway: Gateway) -> dict[str, Any]:
+    """`status` of all servers on the cache directory in one; those that do not answer in time are left out."""
+    servers = await asyncio.to_thread(running, gateway.store.root)
+    parts = await asyncio.gather(*(_ask(server) for server in servers if server.pid != os.getpid()))
+    whole = merged([status(gateway), *filter(None, parts)])
+    listen = {server.pid: list(server.listen) for server in servers}
+    whole["workers"] = [{**worker, "listen": listen.get(worker["pid"], [])} for worker in whole["workers"]]
+    return whole
+
+
+async def _ask(server: Presence) -> dict[str, Any] | None:
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS), client_of(server.own, httpx.AsyncClient) as client:
+            part: dict[str, Any] = (await client.get(OWN_PATH)).raise_for_status().json()
+            return part
+    except (httpx.HTTPError, TimeoutError, ValueError):
+        return None  # it ends, or it hangs; what is known of the others is worth more than an error
+
+
+def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One status of several: totals summed, and one row for a key that several have, with the readers of all.
+
+    It is the row of the process that fetches; the others follow it.
+    """
+    whole: dict[str, Any] = {"fills": [], "totals": {}, "workers": []}
+    fills: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        whole["workers"] += part["workers"]
+        _add(whole["totals"], part["totals"])
+        for fill in part["fills"]:
+            other = fills.get(fill["key"])
+            if other:
+                first = other if fill["is_following"] else fill
+                fill = {**first, "readers": fill["readers"] + other["readers"]}
+            fills[fill["key"]] = fill
+    whole["fills"] = list(fills.values())
+    return whole
+
+
+def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
 
 
 def status(gateway: Gateway) -> dict[str, Any]:
-    """The object of /-/status: `fills`, `totals` (bytes), `workers`."""
+    """What this process does: `fills`, `totals` (bytes), `workers` (one row)."""
     now = gateway.clock()
     stats = gateway.stats
     return {
@@ -25,7 +80,7 @@ def status(gateway: Gateway) -> dict[str, Any]:
                 "pid": os.getpid(),
                 "cache_dir": str(gateway.store.root),
                 "offline": gateway.offline,
-                "uptime": round(time.monotonic() - STARTED, 1),
+                "uptime": round(now - gateway.started_at, 1),
             }
         ],
     }
@@ -47,9 +102,7 @@ def fill_status(fill: Fill, now: float) -> dict[str, Any]:
         "eta": round(rest / rate, 1) if rest is not None and rate else None,
         "readers": fill.readers,
         "source": fill.source,
+        "is_following": fill.is_following,
         "started_at": fill.started_at,
         "error": fill.error.message if fill.error else None,
     }
-
-
-STARTED = time.monotonic()
