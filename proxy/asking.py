@@ -14,14 +14,15 @@ from logging import INFO, WARNING
 from urllib.parse import urlsplit
 
 from .config import FillSection
-from .errors import StoreError, UpstreamChanged, UpstreamError
+from .errors import ProxyError, StoreError, UpstreamChanged, UpstreamError
 from .janitor import Janitor
 from .log import events, log
 from .partial import Partial
 from .rules.entry import Entry, Head, Headers
 from .rules.health import Health
 from .rules.mirrors import Target
-from .rules.validators import resume_validator
+from .rules.validators import confirms, resume_validator
+from .rules.vary import that_select
 from .stats import Stats
 from .store import Store
 from .transfer import Transfer, confirming, head_of, is_rest, rest_condition
@@ -128,14 +129,16 @@ class Asking:
         exchange = answer or await self._open(url, self._condition)
         if exchange.status == 304 and self._stale:
             exchange.close()
-            return NotModified(url, head_of(exchange, self._rooms.clock(), ""))
+            if confirms(self._stale.head.headers, exchange.headers):
+                return NotModified(url, head_of(exchange, self._rooms.clock(), "", self._condition))
+            exchange = await self._open(url, that_select(self._condition))  # it is about something we do not have
         if exchange.status != 200:
             exchange.close()
             raise status_error(exchange)
-        head = head_of(exchange, self._rooms.clock(), secrets.token_hex(8))
         try:
+            head = head_of(exchange, self._rooms.clock(), secrets.token_hex(8), self._condition)
             partial = await self._rooms.janitor.create(self._target.key, self._target.url, head)
-        except StoreError:
+        except ProxyError:
             exchange.close()
             raise
         return Begun(head, url, partial, exchange, Transfer(0, head.length, exchange=exchange))
@@ -148,7 +151,7 @@ class Asking:
             fields = rest_condition(head, gaps[0][0])
         else:  # a process that died had every byte, and had not stored it yet
             fields = confirming(head) if urlsplit(url).netloc == urlsplit(source).netloc else ()
-        exchange = await self._open(url, fields)
+        exchange = await self._open(url, fields + that_select(self._condition))
         if is_rest(exchange, head, gaps[0][0]) if gaps else exchange.status == 304:
             try:
                 await self._rooms.janitor.take_up(saved, self._target.url, head.length or 0)

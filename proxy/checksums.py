@@ -8,7 +8,7 @@ from logging import DEBUG
 from typing import Protocol
 
 from .errors import ProxyError, UpstreamError
-from .fill import Fill
+from .fill import Fill, FillState
 from .log import events, log
 from .rules import digests, policy
 from .rules.digests import Expected
@@ -48,12 +48,34 @@ class Checksums:
             log(events, DEBUG, "checksums.silent", key=target.key[:12], file=sibling.url)
         return None
 
+    async def changed_at(self, target: Target) -> float:
+        """Unix time at which the newest of the checksum files we have of a moving object became what it is; else 0."""
+        times = [0.0]
+        if target.mirror.is_moving(target.path):
+            for sibling in target.checksums:
+                if entry := await self._store.lookup(sibling.key):
+                    times.append(entry.stored_at)
+        return max(times)
+
+    async def renew(self, target: Target, fill: Fill) -> None:
+        """If `fill` brings a new generation of a moving object, have the checksum files we have asked for with it."""
+        try:
+            await fill.wait_head()
+        except ProxyError:
+            return
+        if fill.state is FillState.UNCHANGED:
+            return
+        for sibling in target.checksums:
+            entry = await self._store.lookup(sibling.key)
+            if entry and entry.validated_at < fill.answered_at:
+                await self._join(sibling, entry, policy.condition(entry) + ANEW, keep=True)
+
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it."""
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):
-            fill, _ = await self._join(target, entry, decision.condition + (ANEW if anew else ()), keep=True)
+            fill, _ = await self._join(target, entry, decision.condition, keep=True)
             with fill.attach():
                 try:
                     await fill.wait_head()

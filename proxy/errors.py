@@ -103,7 +103,9 @@ class DigestMismatch(UpstreamError):
 
 
 class UpstreamStatus(UpstreamError):
-    """Upstream answered, with an error status; `upstream_status` is what it said."""
+    """Upstream answered, with an error status; `upstream_status` is what it said, `fields` are its header fields."""
+
+    fields: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, message: str, upstream_status: int, *, retry_after: str | None = None) -> None:
         super().__init__(message, headers=(("retry-after", retry_after),) if retry_after else ())

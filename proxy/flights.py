@@ -43,7 +43,7 @@ class Flights:
         self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
         """By key: until when, and which URLs."""
         self._is_closing = False
-        self._checksums = Checksums(store, self.join, clock)
+        self.checksums = Checksums(store, self.join, clock)
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
@@ -71,18 +71,18 @@ class Flights:
         if self._is_closing:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._avoided(target.key)
-        fill = Fill(target, stale, condition, self._rooms, self._checksums.expected, avoid)
+        fill = Fill(target, stale, condition, self._rooms, self.checksums.expected, avoid)
         fill.is_wanted = keep
         self._fills[target.key] = fill
         self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
 
-    async def ask(self, url: str, method: str) -> Exchange:
+    async def ask(self, url: str, method: str, headers: Headers) -> Exchange:
         """One request of no fill's; its body is not wanted. Close the result."""
         upstream = self._rooms.upstream
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: upstream.open(url, method=method)
+            self._threads, lambda: upstream.open(url, method=method, headers=headers)
         )
 
     def _avoided(self, key: str) -> frozenset[str]:

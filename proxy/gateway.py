@@ -9,16 +9,17 @@ deliver    delivery        body → status, headers, ranges, bytes
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody, Watch
-from .errors import NotInCache, RequestError, UpstreamError, UpstreamStatus
+from .errors import NotInCache, ProxyError, RequestError, UpstreamError, UpstreamStatus
 from .fill import Fill, FillState
 from .flights import Flights
 from .janitor import Janitor
-from .rules import policy
+from .missing import Missing
+from .rules import policy, vary
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age
@@ -97,13 +98,16 @@ class Gateway:
         self.janitor = Janitor(self.store, settings.file.cache)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        self.missing = Missing()
+        self._behind: set[asyncio.Task[None]] = set()
+        """What goes on behind answers; kept so that it is not lost half way."""
 
     async def start(self) -> None:
         await self.store.start()
         await self.janitor.start()
 
     async def close(self) -> None:
-        await self.flights.close()
+        await self.flights.close()  # which ends what is behind the answers too
         await self.janitor.close()
         await self.store.close()
 
@@ -125,24 +129,38 @@ class Gateway:
         # With a digest that is not in the store, what is stored of the URL answers nothing.
         entry = None if target.digest else stored
         now = self.clock()
-        match policy.decide(request.headers, target, entry, now=now, offline=self.offline):
-            case Serve():
+        match await self._decide(request.headers, target, entry, now):
+            case Serve(ttl, refresh):
                 assert entry
-                yield self._stored(request, target, entry, "HIT", "hit", now)
+                word, told = ("HIT", "hit") if ttl is None else ("STALE", f"hit; ttl={ttl}")
+                delivery = self._stored(request, target, entry, word, told, now)
+                if refresh is not None:
+                    await self.flights.join(target, entry, refresh, keep=True)
+                yield delivery
             case Refuse():
+                self.missing.check(target, request.headers, now)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask(condition, why):
+                self.missing.check(target, request.headers, now)
                 async with while_connected(request.gone) as watch:
-                    is_new = entry is None and not self.flights.get(target.key)
-                    if request.method == "HEAD" and is_new and (body := await watch.wait(self._ask_head(target))):
+                    asks_head = request.method == "HEAD" and entry is None and not self.flights.get(target.key)
+                    if asks_head and (body := await watch.wait(self._ask_head(target, condition))):
                         told, age = "fwd=uri-miss", body.head.age
                         yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
                     fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
+                    if is_first and stored and target.mirror.is_moving(target.path):
+                        self._go_on(self.flights.checksums.renew(target, fill))
                     with fill.attach():
-                        yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                        if is_first or await watch.wait(is_for(request, fill)):
+                            yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                            return
+                        await watch.wait(fill.wait_over())
+                # What others asked for was another variant. It is stored now, or not, and this request is as new.
+                async with self.handle(request) as delivery:
+                    yield delivery
 
     @contextlib.asynccontextmanager
     async def fetch(self, url: str, digest: Digest | None = None) -> AsyncIterator[Fill | Entry]:
@@ -159,7 +177,7 @@ class Gateway:
             decision = Serve() if found and found.key == target.key else Refuse() if self.offline else Ask()
             entry = found if isinstance(decision, Serve) else entry
         else:
-            decision = policy.decide((), target, entry, now=self.clock(), offline=self.offline)
+            decision = await self._decide((), target, entry, self.clock())
         match decision:
             case Serve():
                 assert entry
@@ -179,6 +197,15 @@ class Gateway:
             found = await self.store.find(target.digest, target.key)
             if not found or found.key != target.key:
                 raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
+
+    async def _decide(self, headers: Headers, target: Target, entry: Entry | None, now: float) -> policy.Decision:
+        changed_at = await self.flights.checksums.changed_at(target) if entry else 0.0
+        return policy.decide(headers, target, entry, now=now, offline=self.offline, changed_at=changed_at)
+
+    def _go_on(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
 
     def _wanted(self, url: str, digest: Digest | None) -> Target:
         target = self.mirrors.resolve(url.encode())
@@ -201,10 +228,14 @@ class Gateway:
         except UpstreamError as error:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
             told = f"fwd={why}; " + ("detail=unreachable" if status is None else f"fwd-status={status}")
-            if not policy.may_serve_stale(entry, status):
+            now = self.clock()
+            if not policy.may_serve_stale(request.headers, target, entry, status, now=now):
+                if isinstance(error, UpstreamStatus):
+                    self.missing.note(target, error, now)
                 raise error.with_header("cache-status", f"fetchonce; {told}") from None
             assert entry
-            return self._stored(request, target, entry, "STALE", told, self.clock())
+            return self._stored(request, target, entry, "STALE", told, now)
+        self.missing.forget(target)
         if fill.state is FillState.UNCHANGED:
             assert fill.entry
             if target.digest and not fill.entry.has(target.digest):
@@ -229,22 +260,33 @@ class Gateway:
         age = current_age(entry, now)
         return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
 
-    async def _ask_head(self, target: Target) -> Body | None:
-        """What upstream answers to HEAD; None if only GET can tell. Nothing is stored."""
+    async def _ask_head(self, target: Target, fields: Headers) -> Body | None:
+        """What upstream answers to HEAD with `fields`; None if only GET can tell. No body is stored."""
         errors: list[UpstreamError] = []
         for url in target.urls:
             try:
-                exchange = await self.flights.ask(url, "HEAD")
+                exchange = await self.flights.ask(url, "HEAD", fields)
+                exchange.close()
+                if exchange.status == 200:
+                    return HeadBody(head_of(exchange, self.clock(), "", fields))
+                if exchange.status in REFUSES_HEAD:
+                    return None
+                raise status_error(exchange)
             except UpstreamError as error:
                 errors.append(error)
-                continue
-            exchange.close()
-            if exchange.status == 200:
-                return HeadBody(head_of(exchange, self.clock(), ""))
-            if exchange.status in REFUSES_HEAD:
-                return None
-            errors.append(status_error(exchange))
-        raise first_error(errors)
+        told = first_error(errors)
+        if isinstance(told, UpstreamStatus):
+            self.missing.note(target, told, self.clock())
+        raise told
+
+
+async def is_for(request: Request, fill: Fill) -> bool:
+    """Whether what a fill that others began brings is for this request too, once it is known (RFC 9111 §4.1)."""
+    try:
+        await fill.wait_head()
+    except ProxyError:
+        return True  # whoever gets it learns it by himself
+    return vary.is_for(request.headers, fill.entry.head if fill.entry else fill.head)
 
 
 @contextlib.asynccontextmanager
