@@ -3,6 +3,7 @@
 They are objects like any other: fetched by fills of their own, stored, and shared with the clients who ask for them.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from logging import DEBUG
 from typing import Protocol
@@ -21,6 +22,11 @@ ANEW = (("cache-control", "no-cache"),)
 """Past our own copy, and past those of the caches between us and the mirror."""
 
 
+ABSENT_SECONDS = 10.0
+"""As long a checksum file that another process has brought may stay unseen."""
+MAX_ABSENT = 4096
+
+
 class Join(Protocol):
     def __call__(
         self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool
@@ -30,6 +36,8 @@ class Join(Protocol):
 class Checksums:
     def __init__(self, store: Store, join: Join, clock: Callable[[], float]) -> None:
         self._store, self._join, self._clock = store, join, clock
+        self._absent: dict[str, float] = {}
+        """By key: until when a checksum file that we do not have is not looked for again."""
 
     async def expected(self, target: Target, anew: bool) -> Expected | None:
         """The digest of `target` by the first of its checksum files that names it; None if none does or can be had.
@@ -50,25 +58,34 @@ class Checksums:
 
     async def changed_at(self, target: Target) -> float:
         """Unix time at which the newest of the checksum files we have of a moving object became what it is; else 0."""
-        times = [0.0]
+        newest, now = 0.0, self._clock()
         if target.mirror.is_moving(target.path):
             for sibling in target.checksums:
+                # Every hit comes by here, and looking for what is not there waits for whatever is being stored.
+                if self._absent.get(sibling.key, 0.0) > now:
+                    continue
                 if entry := await self._store.lookup(sibling.key):
-                    times.append(entry.stored_at)
-        return max(times)
+                    newest = max(newest, entry.stored_at)
+                else:
+                    if len(self._absent) >= MAX_ABSENT:
+                        self._absent.clear()
+                    self._absent[sibling.key] = now + ABSENT_SECONDS
+        return newest
+
+    def landed(self, key: str) -> None:
+        """A fill of `key` is over: it may be a checksum file that was not there."""
+        self._absent.pop(key, None)
 
     async def renew(self, target: Target, fill: Fill) -> None:
         """If `fill` brings a new generation of a moving object, have the checksum files we have asked for with it."""
-        try:
+        with contextlib.suppress(ProxyError):
             await fill.wait_head()
-        except ProxyError:
-            return
-        if fill.state is FillState.UNCHANGED:
-            return
-        for sibling in target.checksums:
-            entry = await self._store.lookup(sibling.key)
-            if entry and entry.validated_at < fill.answered_at:
-                await self._join(sibling, entry, policy.condition(entry) + ANEW, keep=True)
+            if fill.state is FillState.UNCHANGED:
+                return
+            for sibling in target.checksums:
+                entry = await self._store.lookup(sibling.key)
+                if entry and entry.validated_at < fill.answered_at:
+                    await self._join(sibling, entry, policy.condition(entry) + ANEW, keep=True)
 
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it."""

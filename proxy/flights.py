@@ -91,6 +91,7 @@ class Flights:
 
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
+        self.checksums.landed(key)
         if isinstance(fill.error, DigestMismatch) and fill.error.next_url:
             self._distrusted[key] = self._rooms.clock() + DISTRUST_SECONDS, self._avoided(key) | {fill.began_at}
         else:

@@ -9,7 +9,7 @@ deliver    delivery        body → status, headers, ranges, bytes
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from .config import Settings
@@ -135,7 +135,7 @@ class Gateway:
                 word, told = ("HIT", "hit") if ttl is None else ("STALE", f"hit; ttl={ttl}")
                 delivery = self._stored(request, target, entry, word, told, now)
                 if refresh is not None:
-                    await self.flights.join(target, entry, refresh, keep=True)
+                    await self._join(target, entry, refresh, keep=True)
                 yield delivery
             case Refuse():
                 self.missing.check(target, request.headers, now)
@@ -150,15 +150,13 @@ class Gateway:
                         yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
-                    fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
-                    if is_first and stored and target.mirror.is_moving(target.path):
-                        self._go_on(self.flights.checksums.renew(target, fill))
+                    fill, is_first = await self._join(target, stored, condition, keep=keep)
                     with fill.attach():
-                        if is_first or await watch.wait(is_for(request, fill)):
+                        if await watch.wait(is_for(request, condition, fill)):
                             yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
                             return
                         await watch.wait(fill.wait_over())
-                # What others asked for was another variant. It is stored now, or not, and this request is as new.
+                # What others asked for is another variant. It is stored now, or not, and this request is as new.
                 async with self.handle(request) as delivery:
                     yield delivery
 
@@ -185,7 +183,7 @@ class Gateway:
             case Refuse():
                 raise NotInCache(f"{target.url} is not in the cache, and fetchonce is offline")
             case Ask(condition):
-                fill, _ = await self.flights.join(target, entry, condition, keep=True)
+                fill, _ = await self._join(target, entry, condition, keep=True)
                 with fill.attach():
                     await fill.wait_head()
                     yield fill
@@ -202,10 +200,14 @@ class Gateway:
         changed_at = await self.flights.checksums.changed_at(target) if entry else 0.0
         return policy.decide(headers, target, entry, now=now, offline=self.offline, changed_at=changed_at)
 
-    def _go_on(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._behind.add(task)
-        task.add_done_callback(self._behind.discard)
+    async def _join(self, target: Target, stored: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
+        """As Flights.join; and a moving object that turns out to be another one has its checksum files renewed."""
+        fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
+        if is_first and stored and target.mirror.is_moving(target.path):
+            task = asyncio.create_task(self.flights.checksums.renew(target, fill))
+            self._behind.add(task)
+            task.add_done_callback(self._behind.discard)
+        return fill, is_first
 
     def _wanted(self, url: str, digest: Digest | None) -> Target:
         target = self.mirrors.resolve(url.encode())
@@ -227,7 +229,7 @@ class Gateway:
             await watch.wait(fill.wait_head())
         except UpstreamError as error:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
-            told = f"fwd={why}; " + ("detail=unreachable" if status is None else f"fwd-status={status}")
+            told = f"fwd={why}; " + (f"detail={error.detail}" if status is None else f"fwd-status={status}")
             now = self.clock()
             if not policy.may_serve_stale(request.headers, target, entry, status, now=now):
                 if isinstance(error, UpstreamStatus):
@@ -280,13 +282,17 @@ class Gateway:
         raise told
 
 
-async def is_for(request: Request, fill: Fill) -> bool:
-    """Whether what a fill that others began brings is for this request too, once it is known (RFC 9111 §4.1)."""
+async def is_for(request: Request, condition: Headers, fill: Fill) -> bool:
+    """Whether what a fill brings, which others may have begun, is for this request too (RFC 9111 §4.1).
+
+    It is if its question was the one that we would ask, with `condition`.
+    """
     try:
         await fill.wait_head()
     except ProxyError:
         return True  # whoever gets it learns it by himself
-    return vary.is_for(request.headers, fill.entry.head if fill.entry else fill.head)
+    head = fill.entry.head if fill.entry else fill.head
+    return head.asked == vary.that_select(condition) or vary.is_for(request.headers, head)
 
 
 @contextlib.asynccontextmanager

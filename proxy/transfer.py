@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .errors import UpstreamChanged, UpstreamError, UpstreamRange
+from .errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from .partial import Partial
 from .rules.entry import Head, Headers, field
 from .rules.extents import Extents
@@ -162,11 +162,11 @@ def is_rest(exchange: Exchange, head: Head, offset: int) -> bool:
 def head_of(exchange: Exchange, now: float, generation: str, asked: Headers) -> Head:
     """What an answer to a question with the fields `asked` says, with the Date it must have (RFC 9110 §6.6.1).
 
-    Raises UpstreamError if it is a web page under the name of an image.
+    Raises UpstreamPage if it is a web page under the name of an image.
     """
     headers = stored_headers(exchange.headers)
     if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
-        raise UpstreamError(
+        raise UpstreamPage(
             f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there a "
             "login or captive portal on the way? open the URL in a browser to see what it says"
         )

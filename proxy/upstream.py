@@ -68,14 +68,12 @@ class Upstream:
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
         here = url
+        fields = [*(line for line in OWN_FIELDS if field(headers, line[0]) is None), *headers]
         for _ in range(MAX_REDIRECTS + 1):
             request = self._client.build_request(
                 method,
                 here,
-                headers=[
-                    *(line for line in OWN_FIELDS if field(headers, line[0]) is None),
-                    *headers,
-                ],
+                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields],
                 # httpx would normalise the path; it goes out byte for byte.
                 extensions={"target": _target(here)},
             )

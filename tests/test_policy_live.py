@@ -113,6 +113,12 @@ async def test_a_request_for_another_variant_is_asked_upstream_and_replaces_it(o
     assert told(await proxy.get("/u/ubuntu/jammy64")) == "hit"
 
 
+async def test_what_a_client_negotiates_by_goes_upstream_byte_for_byte(origin, proxy):
+    origin.body("/a.img", BODY)
+    assert (await proxy.get("/u/a.img", {"Accept": 'text/x; p="\xe9"'})).status == 200
+    assert origin.log[-1].headers["accept"] == 'text/x; p="\xe9"'
+
+
 async def test_head_of_what_is_not_stored_negotiates_too(origin, proxy):
     origin.body("/ubuntu/jammy64", BODY)
     await proxy.get("/u/ubuntu/jammy64", {"Accept": "application/json"}, method="HEAD")
@@ -287,6 +293,7 @@ async def test_what_is_stored_is_served_where_a_page_has_taken_its_place(origin,
     origin.body("/noble.img", PAGE).headers(content_type="text/html")
     answer = await proxy.get("/u/noble.img")
     assert (answer.status, answer.body) == (200, BODY)
+    assert told(answer) == "fwd=stale; detail=web-page"
 
 
 # -- image and checksum file are of one time ---------------------------------------------------------------------------

@@ -4,9 +4,10 @@ Reading is lenient and never raises: what a field does not say clearly, it does 
 linear in the length of the value, for anybody on the network may have written it.
 """
 
+import functools
 import re
 from calendar import timegm
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from email.utils import formatdate
 from typing import Any
@@ -118,7 +119,7 @@ def parse_http_date(value: str | None) -> float | None:
 
 # Cache-Control (RFC 9111 §5.2)
 
-Directives = dict[str, str | None]
+Directives = Mapping[str, str | None]
 """By name in lower case: the argument, unquoted; None if there is none."""
 
 # A quote opens a string only right after "=". An unclosed one is an ordinary character: it must not swallow a no-store.
@@ -133,6 +134,7 @@ _DIRECTIVE = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=64)  # every hit asks for the same few; a value may be long, so there are not more of them
 def cache_control(value: str | None) -> Directives:
     """Directives of a Cache-Control field; what is no directive is passed over.
 
@@ -173,7 +175,7 @@ def cdn_cache_control(headers: Headers) -> Directives | None:
         members: Any = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
     except ValueError:
         return None
-    directives: Directives = {}
+    directives: dict[str, str | None] = {}
     for name, (argument, _) in members.items():
         match argument:
             case True:

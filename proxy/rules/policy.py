@@ -85,9 +85,12 @@ def decide(
         ttl = None if left > 0 else math.floor(left)
         if offline:
             return Serve(ttl)
+        age = current_age(entry, now)
+        if satisfies(directives, age, left):
+            return Serve()
         granted = stale_while_revalidate(directives, target, entry)
-        if satisfies(directives, current_age(entry, now), left, max(granted, max_stale(directives, target, entry))):
-            is_granted = left <= 0 and 0 < granted >= -left
+        if satisfies(directives, age, left, max(granted, max_stale(directives, target, entry))):
+            is_granted = 0 < granted >= -left
             return Serve(ttl, condition(entry) + vary.passed_on(headers, entry.head) if is_granted else None)
     if offline or "only-if-cached" in directives:
         return Refuse()
