@@ -15,15 +15,16 @@ from logging import INFO, WARNING
 from urllib.parse import urlsplit
 
 from .config import FillSection
-from .errors import OutOfSpace, StoreError, UpstreamChanged, UpstreamError
+from .errors import OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
 from .janitor import Janitor
 from .log import events, log
 from .partial import Partial
+from .rules import vary
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import is_storable
 from .rules.health import Health
 from .rules.mirrors import Target
-from .rules.validators import resume_validator
+from .rules.validators import confirms, resume_validator
 from .stats import Stats
 from .store import Store
 from .transfer import Transfer, confirming, head_of, is_rest, rest_condition
@@ -90,16 +91,12 @@ class Asking:
         urls: tuple[str, ...],
         stale: Entry | None,
         condition: Headers,
-        fields: Headers,
         rooms: Rooms,
         pause: Callable[[float], Awaitable[None]],
     ) -> None:
-        """`stale` is what `condition` is about; `fields` go with every request.
-
-        `pause` waits for some seconds, and raises once the fill is stopped.
-        """
+        """`stale` is what `condition` is about. `pause` waits for some seconds, and raises once the fill is stopped."""
         self._target, self._urls, self._stale, self._condition = target, urls, stale, condition
-        self._fields, self._rooms, self._pause = fields, rooms, pause
+        self._rooms, self._pause = rooms, pause
         self._loop = asyncio.get_running_loop()
         self._saved: tuple[str, Head, Partial] | None = None
         """What an earlier fill left, and where it came from."""
@@ -140,21 +137,24 @@ class Asking:
         answer = await self._ask_rest(url, *self._saved) if self._saved else None
         if isinstance(answer, Begun):
             return answer
-        exchange = answer or await open_exchange(self._rooms, url, (*self._fields, *self._condition))
+        exchange = answer or await open_exchange(self._rooms, url, self._condition)
         if exchange.status == 304 and self._stale:
             exchange.close()
-            return NotModified(url, head_of(exchange, self._rooms.clock(), ""))
+            if confirms(self._stale.head.headers, exchange.headers):
+                return NotModified(url, head_of(exchange, self._rooms.clock(), "", self._condition))
+            # It is about something we do not have.
+            exchange = await open_exchange(self._rooms, url, vary.with_each(self._condition))
         if exchange.status != 200:
             exchange.close()
             raise status_error(exchange)
-        head = head_of(exchange, self._rooms.clock(), secrets.token_hex(8))
-        if not is_storable(head, self._fields):
-            return Passing(head, exchange, None)
         try:
+            head = head_of(exchange, self._rooms.clock(), secrets.token_hex(8), self._condition)
+            if not is_storable(head, self._condition):
+                return Passing(head, exchange, None)
             growing = await self._rooms.janitor.create(self._target.key, self._target.url, head)
         except OutOfSpace as error:
             return Passing(head, exchange, error)
-        except StoreError:
+        except ProxyError:
             exchange.close()
             raise
         return Begun(head, url, growing, exchange, Transfer(0, head.length, exchange=exchange))
@@ -167,7 +167,7 @@ class Asking:
             fields = rest_condition(head, gaps[0][0])
         else:  # a process that died had every byte, and had not stored it yet
             fields = confirming(head) if urlsplit(url).netloc == urlsplit(source).netloc else ()
-        exchange = await open_exchange(self._rooms, url, (*self._fields, *fields))
+        exchange = await open_exchange(self._rooms, url, (*fields, *vary.with_each(self._condition)))
         if is_rest(exchange, head, gaps[0][0]) if gaps else exchange.status == 304:
             try:
                 await self._rooms.janitor.take_up(saved, self._target.url, head.length or 0)

@@ -3,12 +3,13 @@
 They are objects like any other: fetched by fills of their own, stored, and shared with the clients who ask for them.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from logging import DEBUG
 from typing import Protocol
 
 from .errors import ProxyError, UpstreamError
-from .fill import Fill
+from .fill import Fill, FillState
 from .log import events, log
 from .passage import Passage
 from .rules import digests, policy
@@ -20,6 +21,11 @@ from .store import Store
 
 ANEW = (("cache-control", "no-cache"),)
 """Past our own copy, and past those of the caches between us and the mirror."""
+
+
+ABSENT_SECONDS = 10.0
+"""As long a checksum file that another process has brought may stay unseen."""
+MAX_ABSENT = 4096
 
 
 class Join(Protocol):
@@ -37,6 +43,8 @@ class Checksums:
         clock: Callable[[], float],
     ) -> None:
         self._store, self._join, self._open_passage, self._clock = store, join, open_passage, clock
+        self._absent: dict[str, float] = {}
+        """By key: until when a checksum file that we do not have is not looked for again."""
 
     async def expected(self, target: Target, anew: bool) -> Expected | None:
         """The digest of `target` by the first of its checksum files that names it; None if none does or can be had.
@@ -55,12 +63,43 @@ class Checksums:
             log(events, DEBUG, "checksums.silent", key=target.key[:12], file=sibling.url)
         return None
 
+    async def changed_at(self, target: Target) -> float:
+        """Unix time at which the newest of the checksum files we have of a moving object became what it is; else 0."""
+        newest, now = 0.0, self._clock()
+        if target.mirror.is_moving(target.path):
+            for sibling in target.checksums:
+                # Every hit comes by here, and looking for what is not there waits for whatever is being stored.
+                if self._absent.get(sibling.key, 0.0) > now:
+                    continue
+                if entry := await self._store.lookup(sibling.key):
+                    newest = max(newest, entry.stored_at)
+                else:
+                    if len(self._absent) >= MAX_ABSENT:
+                        self._absent.clear()
+                    self._absent[sibling.key] = now + ABSENT_SECONDS
+        return newest
+
+    def landed(self, key: str) -> None:
+        """A fill of `key` is over: it may be a checksum file that was not there."""
+        self._absent.pop(key, None)
+
+    async def renew(self, target: Target, fill: Fill) -> None:
+        """If `fill` brings a new generation of a moving object, have the checksum files we have asked for with it."""
+        with contextlib.suppress(ProxyError):
+            await fill.wait_head()
+            if fill.state is FillState.UNCHANGED:
+                return
+            for sibling in target.checksums:
+                entry = await self._store.lookup(sibling.key)
+                if entry and entry.validated_at < fill.answered_at:
+                    await self._join(sibling, entry, policy.condition(entry) + ANEW, keep=True)
+
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it."""
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):
-            fill, is_first = await self._join(target, entry, decision.condition + (ANEW if anew else ()), keep=True)
+            fill, is_first = await self._join(target, entry, decision.condition, keep=True)
             with fill.attach():
                 try:
                     await fill.wait_head()

@@ -110,6 +110,8 @@ class MirrorSection(Section, frozen=True):
     immutable: tuple[str, ...] = ()
     moving: tuple[str, ...] = ()
     ttl: Duration = Duration(300)
+    negative_ttl: Duration = Duration(10)
+    stale_if_error: Duration = Duration(30 * 86400)
     checksums: tuple[str, ...] = ()
     verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
@@ -326,6 +328,8 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         immutable=section.immutable,
         moving=section.moving,
         ttl=float(section.ttl),
+        negative_ttl=float(section.negative_ttl),
+        stale_if_error=float(section.stale_if_error),
         checksums=section.checksums,
         verify=section.verify,
         ignore_query=section.ignore_query,

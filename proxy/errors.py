@@ -11,6 +11,7 @@ ProxyError                    500
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
 │   ├── DigestMismatch        502   the body is whole, and another than it must be
+│   ├── UpstreamPage          502   a web page where a file should be
 │   ├── UpstreamRange         502   these two only within a fill, which deals with them
 │   ├── UpstreamChanged       502
 │   └── UpstreamStatus        its own status for 4xx and 503; 502 for all else
@@ -81,6 +82,8 @@ class UpstreamError(ProxyError):
     """Whether asking again soon may well succeed: the connection broke, or upstream says it is busy."""
     retry_after: float | None = None
     """Seconds upstream wants to be left alone (RFC 9110 §10.2.3)."""
+    detail = "unreachable"
+    """Why there is no answer, for Cache-Status (RFC 9211 §2.8)."""
 
 
 class UpstreamRange(UpstreamError):
@@ -91,6 +94,10 @@ class UpstreamChanged(UpstreamError):
     """The object is another one now: what came of it cannot be completed."""
 
 
+class UpstreamPage(UpstreamError):
+    detail = "web-page"
+
+
 class UpstreamTimeout(UpstreamError):
     status = 504
 
@@ -98,13 +105,17 @@ class UpstreamTimeout(UpstreamError):
 class DigestMismatch(UpstreamError):
     """`next_url` is the mirror that has not been tried yet; None: there is none."""
 
+    detail = "digest-mismatch"
+
     def __init__(self, message: str, next_url: str | None = None) -> None:
         super().__init__(message)
         self.next_url = next_url
 
 
 class UpstreamStatus(UpstreamError):
-    """Upstream answered, with an error status; `upstream_status` is what it said."""
+    """Upstream answered, with an error status; `upstream_status` is what it said, `fields` are its header fields."""
+
+    fields: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, message: str, upstream_status: int, *, retry_after: str | None = None) -> None:
         super().__init__(message, headers=(("retry-after", retry_after),) if retry_after else ())

@@ -32,6 +32,7 @@ from .errors import (
 from .log import events, log
 from .partial import Partial, PartialRecord
 from .passage import Passage
+from .rules import vary
 from .rules.entry import Entry, Head, Headers, field, refreshed
 from .rules.mirrors import Target
 from .rules.segments import BIG_BYTES, Ramp, plan, split
@@ -79,13 +80,12 @@ class Fill:
         target: Target,
         stale: Entry | None,
         condition: Headers,
-        fields: Headers,
         rooms: Rooms,
         ask_checksums: AskChecksums,
         avoid: frozenset[str] = frozenset(),
     ) -> None:
         self.target = target
-        self.urls = tuple(url for url in target.urls_for(fields) if url not in avoid) or target.urls_for(fields)
+        self.urls = tuple(url for url in target.urls_for(condition) if url not in avoid) or target.urls_for(condition)
         """Where bytes may come from, in the order to try."""
         self.verifier = Verifier(target, ask_checksums, rooms.threads, self._publish)
         self.state = FillState.ASKING
@@ -103,7 +103,8 @@ class Fill:
         self.readers = 0
         self.started_at = self.answered_at = rooms.clock()
         self.passage: Passage | None = None
-        self._stale, self._condition, self._fields = stale, condition, fields
+        self._stale, self._condition = stale, condition
+        self._fields = vary.with_each(condition)
         self._ask_checksums = ask_checksums
         self._rooms = rooms
         self._loop = asyncio.get_running_loop()
@@ -328,7 +329,7 @@ class Fill:
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
-        asking = Asking(self.target, self.urls, self._stale, self._condition, self._fields, self._rooms, self._pause)
+        asking = Asking(self.target, self.urls, self._stale, self._condition, self._rooms, self._pause)
         # Of a body that is followed the process is dead, or has given up; our readers want the rest of that very one.
         answer = await asking.ask(self.head if self.is_following else None)
         if isinstance(answer, NotModified):

@@ -46,7 +46,7 @@ class Flights:
         self._distrusted: dict[str, tuple[float, frozenset[str]]] = {}
         """By key: until when, and which URLs."""
         self._is_closing = False
-        self._checksums = Checksums(store, self.join, self.open_passage, clock)
+        self.checksums = Checksums(store, self.join, self.open_passage, clock)
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
@@ -60,13 +60,8 @@ class Flights:
         fill = self._fills.get(key)
         return None if fill is None or fill.is_over or fill.is_stopped else fill
 
-    async def join(
-        self, target: Target, stale: Entry | None, condition: Headers, fields: Headers = (), *, keep: bool
-    ) -> tuple[Fill, bool]:
-        """The fill of the target's key, and whether this call began it.
-
-        `fields` of the client's request go upstream with it; `keep`: this client lets the body be stored.
-        """
+    async def join(self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
+        """The fill of the target's key, and whether this call began it. `keep`: this client lets the body be stored."""
         while True:
             fill = self.get(target.key)
             if fill:
@@ -79,7 +74,7 @@ class Flights:
         if self._is_closing:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._avoided(target.key)
-        fill = Fill(target, stale, condition, fields, self._rooms, self._checksums.expected, avoid)
+        fill = Fill(target, stale, condition, self._rooms, self.checksums.expected, avoid)
         fill.is_wanted = keep
         self._fills[target.key] = fill
         self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
@@ -94,7 +89,7 @@ class Flights:
 
     async def open_passage(self, target: Target, fields: Headers) -> Passage:
         """The body of `target` for one client alone."""
-        return await open_passage(target, self._rooms, self._checksums.expected, fields)
+        return await open_passage(target, self._rooms, self.checksums.expected, fields)
 
     def _avoided(self, key: str) -> frozenset[str]:
         until, urls = self._distrusted.get(key, (0.0, frozenset()))
@@ -102,6 +97,7 @@ class Flights:
 
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
+        self.checksums.landed(key)
         if isinstance(fill.error, DigestMismatch) and fill.error.next_url:
             self._distrusted[key] = self._rooms.clock() + DISTRUST_SECONDS, self._avoided(key) | {fill.began_at}
         else:

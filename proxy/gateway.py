@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody, Watch
-from .errors import NotInCache, OutOfSpace, RequestError, UpstreamError, UpstreamStatus
+from .errors import NotInCache, OutOfSpace, ProxyError, RequestError, UpstreamError, UpstreamStatus
 from .fill import Fill, FillState
 from .flights import Flights
 from .janitor import Janitor
-from .rules import policy
+from .missing import Missing
+from .rules import policy, vary
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age
@@ -28,9 +29,6 @@ from .stats import Stats
 from .store import Store
 from .transfer import head_of
 from .verify import mismatch
-
-FORWARDED = frozenset({"accept", "accept-language", "authorization"})
-"""Fields of a client's request that choose what upstream answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +41,6 @@ class Request:
     headers: Headers
     gone: Callable[[], Awaitable[None]]
     """Waits until the client has left."""
-
-    @property
-    def forwarded(self) -> Headers:
-        return tuple(line for line in self.headers if line[0] in FORWARDED)
 
 
 class DemandingBody:
@@ -101,13 +95,16 @@ class Gateway:
         self.janitor = Janitor(self.store, settings.file.cache)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        self.missing = Missing()
+        self._behind: set[asyncio.Task[None]] = set()
+        """What goes on behind answers; kept so that it is not lost half way."""
 
     async def start(self) -> None:
         await self.store.start()
         await self.janitor.start()
 
     async def close(self) -> None:
-        await self.flights.close()
+        await self.flights.close()  # which ends what is behind the answers too
         await self.janitor.close()
         await self.store.close()
 
@@ -129,25 +126,36 @@ class Gateway:
         # With a digest that is not in the store, what is stored of the URL answers nothing.
         entry = None if target.digest else stored
         now = self.clock()
-        match policy.decide(request.headers, target, entry, now=now, offline=self.offline):
-            case Serve():
+        match await self._decide(request.headers, target, entry, now):
+            case Serve(ttl, refresh):
                 assert entry
-                yield self._stored(request, target, entry, "HIT", "hit", now)
+                word, told = ("HIT", "hit") if ttl is None else ("STALE", f"hit; ttl={ttl}")
+                delivery = self._stored(request, target, entry, word, told, now)
+                if refresh is not None:
+                    await self._join(target, entry, refresh, keep=True)
+                yield delivery
             case Refuse():
+                self.missing.check(target, request.headers, now)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask(condition, why):
+                self.missing.check(target, request.headers, now)
                 async with while_connected(request.gone) as watch:
-                    is_new = entry is None and not self.flights.get(target.key)
-                    asks_head = request.method == "HEAD" and is_new
-                    if asks_head and (body := await watch.wait(self._ask_head(target, request.forwarded))):
+                    asks_head = request.method == "HEAD" and entry is None and not self.flights.get(target.key)
+                    if asks_head and (body := await watch.wait(self._ask_head(target, condition))):
                         told, age = "fwd=uri-miss", body.head.age
                         yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
-                    fill, is_first = await self.flights.join(target, stored, condition, request.forwarded, keep=keep)
+                    fill, is_first = await self._join(target, stored, condition, keep=keep)
                     with fill.attach():
-                        yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                        if await watch.wait(is_for(request, condition, fill)):
+                            yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                            return
+                        await watch.wait(fill.wait_over())
+                # What others asked for is another variant. It is stored now, or not, and this request is as new.
+                async with self.handle(request) as delivery:
+                    yield delivery
 
     @contextlib.asynccontextmanager
     async def fetch(self, url: str, digest: Digest | None = None) -> AsyncIterator[Fill | Entry]:
@@ -164,7 +172,7 @@ class Gateway:
             decision = Serve() if found and found.key == target.key else Refuse() if self.offline else Ask()
             entry = found if isinstance(decision, Serve) else entry
         else:
-            decision = policy.decide((), target, entry, now=self.clock(), offline=self.offline)
+            decision = await self._decide((), target, entry, self.clock())
         match decision:
             case Serve():
                 assert entry
@@ -172,7 +180,7 @@ class Gateway:
             case Refuse():
                 raise NotInCache(f"{target.url} is not in the cache, and fetchonce is offline")
             case Ask(condition):
-                fill, _ = await self.flights.join(target, entry, condition, keep=True)
+                fill, _ = await self._join(target, entry, condition, keep=True)
                 with fill.attach():
                     await fill.wait_head()
                     yield fill
@@ -184,6 +192,19 @@ class Gateway:
             found = await self.store.find(target.digest, target.key)
             if not found or found.key != target.key:
                 raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
+
+    async def _decide(self, headers: Headers, target: Target, entry: Entry | None, now: float) -> policy.Decision:
+        changed_at = await self.flights.checksums.changed_at(target) if entry else 0.0
+        return policy.decide(headers, target, entry, now=now, offline=self.offline, changed_at=changed_at)
+
+    async def _join(self, target: Target, stored: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
+        """As Flights.join; and a moving object that turns out to be another one has its checksum files renewed."""
+        fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
+        if is_first and stored and target.mirror.is_moving(target.path):
+            task = asyncio.create_task(self.flights.checksums.renew(target, fill))
+            self._behind.add(task)
+            task.add_done_callback(self._behind.discard)
+        return fill, is_first
 
     def _wanted(self, url: str, digest: Digest | None) -> Target:
         target = self.mirrors.resolve(url.encode())
@@ -205,15 +226,20 @@ class Gateway:
             await watch.wait(fill.wait_head())
         except UpstreamError as error:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
-            told = f"fwd={why}; " + ("detail=unreachable" if status is None else f"fwd-status={status}")
-            if not policy.may_serve_stale(entry, status):
+            told = f"fwd={why}; " + (f"detail={error.detail}" if status is None else f"fwd-status={status}")
+            now = self.clock()
+            if not policy.may_serve_stale(request.headers, target, entry, status, now=now):
+                if isinstance(error, UpstreamStatus):
+                    self.missing.note(target, error, now)
                 raise error.with_header("cache-status", f"fetchonce; {told}") from None
             assert entry
-            return self._stored(request, target, entry, "STALE", told, self.clock())
+            return self._stored(request, target, entry, "STALE", told, now)
+        self.missing.forget(target)
         if fill.state is FillState.PASSED:
             passage = fill.passage if is_first else fill.detour()
             if passage is None:
-                passage = await watch.wait(self.flights.open_passage(target, request.forwarded))
+                fields = vary.passed_on(request.headers, None)
+                passage = await watch.wait(self.flights.open_passage(target, fields))
             told = f"fwd={why}; stored=?0" if entry is None else f"fwd={why}; fwd-status=200; stored=?0"
             told += "; detail=no-space" if isinstance(fill.error, OutOfSpace) else ""
             return Delivery(request.method, request.headers, target, passage, "BYPASS", told, passage.head.age, watch)
@@ -242,10 +268,27 @@ class Gateway:
         return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
 
     async def _ask_head(self, target: Target, fields: Headers) -> Body | None:
-        """What upstream answers to HEAD; None if only GET can tell. Nothing is stored."""
-        exchange = await self.flights.ask_head(target, fields)
+        """What upstream answers to HEAD with `fields`; None if only GET can tell. No body is stored."""
+        try:
+            exchange = await self.flights.ask_head(target, fields)
+        except UpstreamStatus as error:
+            self.missing.note(target, error, self.clock())
+            raise
         exchange.close()
-        return HeadBody(head_of(exchange, self.clock(), "")) if exchange.status == 200 else None
+        return HeadBody(head_of(exchange, self.clock(), "", fields)) if exchange.status == 200 else None
+
+
+async def is_for(request: Request, condition: Headers, fill: Fill) -> bool:
+    """Whether what a fill brings, which others may have begun, is for this request too (RFC 9111 §4.1).
+
+    It is if its question was the one that we would ask, with `condition`.
+    """
+    try:
+        await fill.wait_head()
+    except ProxyError:
+        return True  # whoever gets it learns it by himself
+    head = fill.entry.head if fill.entry else fill.head
+    return head.asked == vary.that_select(condition) or vary.is_for(request.headers, head)
 
 
 @contextlib.asynccontextmanager

@@ -168,5 +168,9 @@ class Passage:
 async def open_passage(target: Target, rooms: Rooms, ask_checksums: AskChecksums, fields: Headers) -> Passage:
     """Ask for a body of one's own, with `fields` of the client's request. Raises UpstreamError."""
     exchange = await first_answer(rooms, target.urls_for(fields), fields)
-    head = head_of(exchange, rooms.clock(), secrets.token_hex(8))
+    try:
+        head = head_of(exchange, rooms.clock(), secrets.token_hex(8), fields)
+    except UpstreamError:
+        exchange.close()
+        raise
     return Passage(target, rooms, ask_checksums, head, exchange.url, fields, exchange)

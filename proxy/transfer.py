@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .errors import UpstreamChanged, UpstreamError, UpstreamRange
+from .errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from .partial import Partial
 from .rules.entry import Head, Headers, field
 from .rules.extents import Extents
-from .rules.headers import delta_seconds, http_date, stored_headers
+from .rules.freshness import initial_age
+from .rules.headers import http_date, stored_headers
+from .rules.pages import is_page
 from .rules.segments import Segment
 from .rules.validators import resume_validator
+from .rules.vary import that_select
 from .upstream import Exchange, Upstream, status_error
 
 BUFFER_BYTES = 1024**2
@@ -165,10 +168,18 @@ def is_rest(exchange: Exchange, head: Head, offset: int) -> bool:
     )
 
 
-def head_of(exchange: Exchange, now: float, generation: str) -> Head:
-    """What an answer says, with the Date it must have (RFC 9110 §6.6.1)."""
+def head_of(exchange: Exchange, now: float, generation: str, asked: Headers) -> Head:
+    """What an answer to a question with the fields `asked` says, with the Date it must have (RFC 9110 §6.6.1).
+
+    Raises UpstreamPage if it is a web page under the name of an image.
+    """
     headers = stored_headers(exchange.headers)
+    if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
+        raise UpstreamPage(
+            f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there a "
+            "login or captive portal on the way? open the URL in a browser to see what it says"
+        )
     if field(headers, "date") is None:
         headers += (("date", http_date(now)),)
-    age = float(delta_seconds(field(exchange.headers, "age")) or 0)
-    return Head(headers, exchange.length, generation, age)
+    age = initial_age(exchange.headers, now, exchange.delay)
+    return Head(headers, exchange.length, generation, age, that_select(asked))

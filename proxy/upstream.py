@@ -10,6 +10,7 @@ import http.cookiejar
 import socket
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable
 from types import TracebackType
@@ -27,6 +28,13 @@ from .version import VERSION
 MAX_REDIRECTS = 10
 DIRECT_BYTES = 1024**2
 """A body with less than this left is read through httpx, so that its connection can be used again."""
+OWN_FIELDS: Headers = (
+    ("accept", "*/*"),
+    ("accept-encoding", "identity"),
+    ("user-agent", f"fetchonce/{VERSION}"),
+    ("via", "1.1 fetchonce"),
+)
+"""What every request has that does not say otherwise."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -60,27 +68,23 @@ class Upstream:
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
         here = url
+        fields = [*(line for line in OWN_FIELDS if field(headers, line[0]) is None), *headers]
         for _ in range(MAX_REDIRECTS + 1):
             request = self._client.build_request(
                 method,
                 here,
-                headers=[
-                    ("accept", "*/*"),
-                    ("accept-encoding", "identity"),
-                    ("user-agent", f"fetchonce/{VERSION}"),
-                    ("via", "1.1 fetchonce"),
-                    *headers,
-                ],
+                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields],
                 # httpx would normalise the path; it goes out byte for byte.
                 extensions={"target": _target(here)},
             )
+            asked_at = time.monotonic()
             try:
                 response = self._client.send(request, stream=True)
             except httpx.HTTPError as error:
                 raise _translated(error, here, url) from error
             location = response.headers.get("location")
             if response.status_code not in REDIRECTS or location is None:
-                return Exchange(response, url, here, self._read_timeout)
+                return Exchange(response, url, here, self._read_timeout, time.monotonic() - asked_at)
             response.close()
             here = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
             if not here.startswith(("http://", "https://")):
@@ -94,8 +98,10 @@ class Upstream:
 class Exchange:
     """One answer: its head, then its body once. A context manager; used by one thread, but for `abort`."""
 
-    def __init__(self, response: httpx.Response, url: str, final_url: str, read_timeout: float) -> None:
+    def __init__(self, response: httpx.Response, url: str, final_url: str, read_timeout: float, delay: float) -> None:
         self.url = url
+        self.delay = delay
+        """Seconds from the question to this head."""
         self.final_url = final_url
         self.status = response.status_code
         self.headers: Headers = tuple(
@@ -202,6 +208,7 @@ def status_error(exchange: Exchange) -> UpstreamStatus:
     error = UpstreamStatus(
         f"{exchange.url} answered {exchange.status}{': ' + hint if hint else ''}", exchange.status, retry_after=given
     )
+    error.fields = exchange.headers
     seconds, at = delta_seconds(given), parse_http_date(given)
     since = parse_http_date(field(exchange.headers, "date"))
     error.retry_after = float(seconds) if seconds is not None else max(0.0, at - since) if at and since else None

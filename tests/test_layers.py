@@ -12,7 +12,7 @@ FLOORS = [
     {"app", "server", "workers"},
     {"web", "connection"},
     {"gateway"},
-    {"flights", "delivery", "cycle"},
+    {"flights", "delivery", "cycle", "missing"},
     {"checksums", "outlet"},
     {"fill"},
     {"passage"},

@@ -41,7 +41,9 @@ class Head:
     generation: str
     """Random name of this body; also the ETag where upstream sends none. Empty where there is no body (HEAD)."""
     age: float = 0.0
-    """Seconds of Age upstream reported (RFC 9111 §5.1)."""
+    """Seconds since the origin made or confirmed it, when it came to us (RFC 9111 §4.2.3)."""
+    asked: Headers = ()
+    """The client's fields that went upstream with its request, and may have selected it (see vary.py)."""
 
     @property
     def validator(self) -> Validator:
@@ -86,10 +88,14 @@ class Entry:
         return digest.hex == (self.digest if digest.algorithm == "sha256" else self.sha512)
 
 
+OF_THE_BYTES = frozenset({"content-encoding", "content-type"})
+"""They describe the bytes we hold: a 304 has no say in them."""
+
+
 def refreshed(entry: Entry, head: Head, now: float) -> Entry:
     """The entry after upstream confirmed it with `head`'s headers: fields replaced, body kept (RFC 9111 §3.2)."""
-    new = dict.fromkeys(name for name, _ in head.headers)
-    # Content-Encoding and Type describe the bytes we hold; a 304 has no say in them.
-    kept = tuple((name, value) for name, value in entry.head.headers if name not in new or name.startswith("content-"))
-    added = tuple((name, value) for name, value in head.headers if not name.startswith("content-"))
-    return replace(entry, head=replace(entry.head, headers=kept + added, age=head.age), validated_at=now)
+    new = {name for name, _ in head.headers} - OF_THE_BYTES
+    kept = tuple((name, value) for name, value in entry.head.headers if name not in new)
+    added = tuple((name, value) for name, value in head.headers if name in new)
+    news = replace(entry.head, headers=kept + added, age=head.age, asked=head.asked)
+    return replace(entry, head=news, validated_at=now)

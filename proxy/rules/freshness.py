@@ -1,7 +1,17 @@
-"""How long a stored answer may be used without asking, and how old it is (RFC 9111 §4.2)."""
+"""How long a stored answer may be used without asking, and how old it is (RFC 9111 §3, §4.2, as a shared cache).
+
+Only what upstream said; policy.py puts the mirror's rules and the client's wishes over it.
+"""
 
 from .entry import Entry, Head, Headers, field
-from .headers import cache_control, delta_seconds, parse_http_date
+from .headers import (
+    Directives,
+    cdn_cache_control,
+    delta_seconds,
+    listed_fields,
+    parse_http_date,
+    response_directives,
+)
 
 HEURISTIC_FRACTION = 0.1  # of the time since Last-Modified, the value RFC 9111 §4.2.2 names as typical
 HEURISTIC_MAX = 86400.0
@@ -10,15 +20,16 @@ HEURISTIC_MAX = 86400.0
 def lifetime(head: Head) -> float | None:
     """Seconds the answer stays fresh in a shared cache, or None if it does not say (RFC 9111 §4.2.1).
 
-    s-maxage wins over max-age over Expires; a malformed value means already stale (§4.2.1, §5.3); no-cache is 0.
+    s-maxage wins over max-age over Expires; a malformed value means already stale (§4.2.1, §5.3); no-cache is 0, and so
+    is what came to forbid storing after it was stored. A valid CDN-Cache-Control stands in for all (RFC 9213 §2.2).
     """
-    directives = cache_control(field(head.headers, "cache-control"))
-    if "no-cache" in directives:
+    directives = response_directives(head.headers)
+    if _is_set(directives, "no-cache") or not is_storable(head):
         return 0.0
     for name in ("s-maxage", "max-age"):
         if name in directives:
             return float(delta_seconds(directives[name]) or 0)
-    if (expires := field(head.headers, "expires")) is not None:
+    if cdn_cache_control(head.headers) is None and (expires := field(head.headers, "expires")) is not None:
         until, since = parse_http_date(expires), parse_http_date(field(head.headers, "date"))
         return max(0.0, until - since) if until is not None and since is not None else 0.0
     return None
@@ -33,15 +44,50 @@ def heuristic_lifetime(head: Head) -> float | None:
     return min(HEURISTIC_MAX, (since - changed) * HEURISTIC_FRACTION)
 
 
+def initial_age(headers: Headers, now: float, delay: float) -> float:
+    """Age in seconds of an answer that arrived at `now`, `delay` after its request (RFC 9111 §4.2.3).
+
+    Of several Age values the first counts, a malformed one is none (§5.1).
+    """
+    reported = delta_seconds((field(headers, "age") or "").partition(",")[0]) or 0
+    made_at = parse_http_date(field(headers, "date"))
+    return max(reported + delay, now - made_at if made_at is not None else 0.0)
+
+
 def current_age(entry: Entry, now: float) -> float:
     """Seconds since the origin made or confirmed the answer (RFC 9111 §4.2.3)."""
     return max(0.0, entry.head.age) + max(0.0, now - entry.validated_at)
 
 
-def is_storable(head: Head, fields: Headers = ()) -> bool:
-    """Whether a shared cache may keep the answer to a request with `fields` (RFC 9111 §3)."""
-    directives = cache_control(field(head.headers, "cache-control")).keys()
-    if {"no-store", "private"} & directives or field(head.headers, "vary") == "*":
+def is_storable(head: Head, asked: Headers = ()) -> bool:
+    """Whether a shared cache may keep this 200 to a request with the fields `asked` (RFC 9111 §3).
+
+    must-understand takes no-store back from who knows the status (§5.2.2.3): we do, for no other one is stored.
+    """
+    directives = response_directives(head.headers)
+    if "no-store" in directives and "must-understand" not in directives:
+        return False
+    if _is_set(directives, "private") or "*" in (field(head.headers, "vary") or ""):
         return False
     # §3.5: what came for somebody's credentials is his, unless it says that it is everybody's.
-    return field(fields, "authorization") is None or bool({"public", "s-maxage", "must-revalidate"} & directives)
+    return field(asked, "authorization") is None or not {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives)
+
+
+def forbids_stale(head: Head) -> bool:
+    """Whether the answer may not be used once it is stale, not even where upstream cannot be asked (RFC 9111 §4.2.4).
+
+    s-maxage says so too (§5.2.2.10).
+    """
+    directives = response_directives(head.headers)
+    forbidding = ("must-revalidate", "proxy-revalidate", "s-maxage")
+    return any(name in directives for name in forbidding) or _is_set(directives, "no-cache") or not is_storable(head)
+
+
+def window(head: Head, name: str) -> float:
+    """Seconds past its freshness that stale-while-revalidate or stale-if-error of the answer grant (RFC 5861)."""
+    return float(delta_seconds(response_directives(head.headers).get(name)) or 0)
+
+
+def _is_set(directives: Directives, name: str) -> bool:
+    """Whether no-cache or private is there for the whole answer; of a qualified one the listed fields were not kept."""
+    return name in directives and listed_fields(directives[name]) is None

@@ -4,13 +4,17 @@ Reading is lenient and never raises: what a field does not say clearly, it does 
 linear in the length of the value, for anybody on the network may have written it.
 """
 
+import functools
 import re
 from calendar import timegm
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from email.utils import formatdate
+from typing import Any
 
-from .entry import Headers
+import http_sf
+
+from .entry import Headers, field
 
 HOP_BY_HOP = frozenset(
     {
@@ -43,13 +47,17 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
     """The end-to-end fields of an upstream answer, in its order, names lower-case, values untouched.
 
-    A line that could not be sent on safely is dropped: a name that is no token, a value with control characters.
+    A line that could not be sent on safely is dropped: a name that is no token, a value with control characters. So is
+    a field that `private` or `no-cache` lists (RFC 9111 §5.2.2.4, §5.2.2.7): one fill is for all who ask.
     """
-    lines = [(name.lower(), value) for name, value in raw]
+    lines = tuple((name.lower(), value) for name, value in raw)
     dropped = HOP_BY_HOP | OURS | OTHER_CONNECTION
     dropped |= {
         option.strip(" \t").lower() for name, value in lines if name == "connection" for option in value.split(",")
     }
+    directives = response_directives(lines)
+    for directive in ("no-cache", "private"):
+        dropped |= listed_fields(directives.get(directive)) or frozenset()
     return tuple(
         (name, value)
         for name, value in lines
@@ -111,6 +119,9 @@ def parse_http_date(value: str | None) -> float | None:
 
 # Cache-Control (RFC 9111 §5.2)
 
+Directives = Mapping[str, str | None]
+"""By name in lower case: the argument, unquoted; None if there is none."""
+
 # A quote opens a string only right after "=". An unclosed one is an ordinary character: it must not swallow a no-store.
 _DIRECTIVE = re.compile(
     r"""
@@ -123,22 +134,71 @@ _DIRECTIVE = re.compile(
 )
 
 
-def cache_control(value: str | None) -> dict[str, str | None]:
-    """Directives of a Cache-Control field: name in lower case, and its argument, unquoted, or None if it has none.
+@functools.lru_cache(maxsize=64)  # every hit asks for the same few; a value may be long, so there are not more of them
+def cache_control(value: str | None) -> Directives:
+    """Directives of a Cache-Control field; what is no directive is passed over.
 
-    The first occurrence of a name counts (RFC 9111 §4.2.1); what is no directive is passed over.
+    Different arguments of one name are joined by a comma: that makes one list of two lists, and no number of two
+    numbers, which is how RFC 9111 §4.2.1 wants them taken. Without any argument stands above all of them.
     """
-    directives: dict[str, str | None] = {}
+    arguments: dict[str, list[str | None]] = {}
     for found in _DIRECTIVE.finditer(value or ""):
         name = found["name"].strip(" \t").lower()
-        if not name or name in directives:
+        if not name:
             continue
-        if (quoted := found["quoted"]) is not None:
-            directives[name] = re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
-        else:
-            bare = found["bare"]
-            directives[name] = None if bare is None else bare.strip(" \t")
-    return directives
+        if (argument := found["quoted"]) is not None:
+            argument = re.sub(r"\\(.)", r"\1", argument, flags=re.DOTALL)
+        elif (argument := found["bare"]) is not None:
+            argument = argument.strip(" \t")
+        arguments.setdefault(name, []).append(argument)
+    return {
+        name: ", ".join(dict.fromkeys(text for text in given if text is not None)) if None not in given else None
+        for name, given in arguments.items()
+    }
+
+
+def response_directives(headers: Headers) -> Directives:
+    """Of an answer: CDN-Cache-Control, which is meant for us, where it is valid; else Cache-Control (RFC 9213 §2.2)."""
+    targeted = cdn_cache_control(headers)
+    return cache_control(field(headers, "cache-control")) if targeted is None else targeted
+
+
+def cdn_cache_control(headers: Headers) -> Directives | None:
+    """Directives of CDN-Cache-Control; None if it is absent, empty or malformed and so does not count (RFC 9213 §2.1).
+
+    A member whose value has not the type that its directive takes is passed over.
+    """
+    value = field(headers, "cdn-cache-control")
+    if value is None:
+        return None
+    try:
+        members: Any = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
+    except ValueError:
+        return None
+    directives: dict[str, str | None] = {}
+    for name, (argument, _) in members.items():
+        match argument:
+            case True:
+                directives[name] = None
+            case False:
+                pass
+            case int() if name in TAKE_SECONDS:
+                directives[name] = str(argument)
+            case str() | http_sf.Token() if name not in TAKE_SECONDS:
+                directives[name] = str(argument)
+    return directives if members else None
+
+
+TAKE_SECONDS = frozenset({"max-age", "s-maxage", "stale-if-error", "stale-while-revalidate"})
+"""Response directives whose argument is a number."""
+
+
+def listed_fields(argument: str | None) -> frozenset[str] | None:
+    """The field names a qualified no-cache or private lists; None of an unqualified or malformed one."""
+    if argument is None:
+        return None
+    names = {name.strip(" \t").lower() for name in argument.split(",")} - {""}
+    return frozenset(names) if names and all(map(_TOKEN.fullmatch, names)) else None
 
 
 def delta_seconds(value: str | None) -> int | None:

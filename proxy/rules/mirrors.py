@@ -50,6 +50,10 @@ class Mirror:
     """As `immutable`, and stronger."""
     ttl: float = 300.0
     """Seconds a moving object stays fresh."""
+    negative_ttl: float = 10.0
+    """Seconds at most that a 404 or 410 is known."""
+    stale_if_error: float = 30 * 86400.0
+    """Seconds past its freshness that an object is served while upstream fails."""
     checksums: tuple[str, ...] = ()
     """Names of sibling files, the likeliest first; `{file}` stands for the object's file name."""
     verify: str = "strict"

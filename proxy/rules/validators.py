@@ -31,6 +31,18 @@ def weak_match(a: str, b: str) -> bool:
     return a.removeprefix("W/") == b.removeprefix("W/") and _TAG.fullmatch(a) is not None
 
 
+def confirms(stored: Headers, headers: Headers) -> bool:
+    """Whether a 304 with `headers` is about the answer stored with `stored` (RFC 9111 §4.3.4).
+
+    By the first kind of validator that both have; a 304 without any can only mean what we asked about.
+    """
+    for name, same in (("etag", weak_match), ("last-modified", str.__eq__)):
+        before, now = field(stored, name), field(headers, name)
+        if before is not None and now is not None:
+            return same(before, now)
+    return True
+
+
 def evaluate(method: str, headers: Headers, validator: Validator) -> int:
     """200 to go on, 304 or 412, for a request with `headers` (lower-case names), in the order of RFC 9110 §13.2.2."""
     reading = method in ("GET", "HEAD")
