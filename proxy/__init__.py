@@ -1,7 +1,7 @@
 """fetchonce: a local caching proxy in front of VM image mirrors.
 
 Read gateway.py first: it takes one request through every room. Imports go down only, and a test keeps it so:
-cli > app, server > web, connection > gateway > flights, delivery, cycle > checksums, outlet > fill > passage > asking
-> janitor > store, transfer, verify > index, hashing, upstream > partial > config > rules > errors, stats, log,
-version.
+cli > app, server > web, connection > gateway > flights, delivery, cycle > checksums, outlet > fill > passage >
+asking, following > janitor > store, transfer, verify > index, hashing, upstream > partial > config > rules >
+errors, stats, log, version.
 """

@@ -4,6 +4,7 @@ Files in `partial/`, all named KEY.GENERATION:
 .part    the bytes. Nothing is preallocated, and holes are never guessed from the file system
 .json    the durable page: what they are bytes of, and which of them an fdatasync has covered. True after a power cut
 .state   the live page: which of them are written. True after the death of the process, as long as the machine lives
+.sock    where the process that fills is heard of by those that read along (following.py)
 A .part without a .json is an orphan.
 """
 
@@ -122,8 +123,8 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
 
     Call it with the right to fill `key` only: another process's running partial looks like an orphan.
     """
-    for half_written in directory.glob(f".{key}.*"):
-        half_written.unlink(missing_ok=True)
+    for left in (*directory.glob(f".{key}.*"), *directory.glob(f"{key}.*.sock")):
+        left.unlink(missing_ok=True)
     for page in (*directory.glob(f"{key}.*.json"), *directory.glob(f"{key}.*.state")):
         if not page.with_suffix(".part").exists():
             page.unlink(missing_ok=True)
