@@ -332,6 +332,13 @@ class Fill:
             self.entry, self.state = entry, FillState.UNCHANGED
             self._publish()
             return None
+        if self.is_following and self.is_whole and not self.partial.path.exists():
+            # It was not stored: its own client forbade it, or it is the wrong one.
+            self.verifier.begin(self.partial, self.length)
+            await self._verify()
+            self.state = FillState.COMPLETE
+            self._publish()
+            return None
         asking = Asking(self.target, self.urls, self._stale, self._condition, self._fields, self._rooms, self._pause)
         # Of a body that is followed the process is dead, or has given up; our readers want the rest of that very one.
         answer = await asking.ask(self.head if self.is_following else None)
@@ -464,8 +471,7 @@ class Fill:
         """Every byte is there: verify and store."""
         assert self.length is not None
         await self._end_transfers()
-        others = [url for url in self.urls if url != self.began_at]
-        verified = await self.verifier.verify(self.length, self.began_at, others)
+        verified = await self._verify()
         digest = self.verifier.digests["sha256"]
         if not self.is_wanted:
             await self._rooms.store.discard(self.partial)
@@ -488,6 +494,11 @@ class Fill:
         self._publish()
         seconds = round(self._rooms.clock() - self.started_at, 3)
         log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
+
+    async def _verify(self) -> str | None:
+        assert self.length is not None
+        others = [url for url in self.urls if url != self.began_at]
+        return await self.verifier.verify(self.length, self.began_at, others)
 
     def _fail(self, error: ProxyError) -> None:
         self.error = error

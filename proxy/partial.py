@@ -60,8 +60,9 @@ class Partial:
         """Called by a write that found the disk full: frees that many bytes, or says False. May block."""
         try:
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
-            if is_ours:
-                self._state_fd = os.open(self.path.with_suffix(".state"), os.O_WRONLY | os.O_CREAT, 0o600)
+            # Who reads along holds the live page as it holds the bytes: it may be gone before its last word is read.
+            state = self.path.with_suffix(".state")
+            self._state_fd = os.open(state, os.O_WRONLY | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
         except OSError as error:
             raise store_error(f"{self.path} cannot be created", error) from error
 
@@ -102,7 +103,7 @@ class Partial:
     def catch_up(self) -> bool:
         """Take in what another process has written since; whether that is anything."""
         before = self.extents.total
-        for start, end in live_extents(self.path.with_suffix(".state")):
+        for start, end in live_extents(self._state_fd):
             self.extents.add(start, end)
         return self.extents.total > before
 
@@ -161,10 +162,10 @@ def peek(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
     return None
 
 
-def live_extents(path: Path) -> list[tuple[int, int]]:
+def live_extents(file: Path | int) -> list[tuple[int, int]]:
     """What a live page says is written; nothing if it is of another life of the machine, torn or not there."""
     try:
-        data = path.read_bytes()
+        data = file.read_bytes() if isinstance(file, Path) else os.pread(file, os.fstat(file).st_size, 0)
         checksum, length = LIVE.unpack_from(data)
     except (OSError, struct.error):
         return []

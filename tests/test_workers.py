@@ -11,6 +11,7 @@ from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 SIZE = 48 << 20
 SEED = 9
 HALF = SIZE // 2
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 @pytest.fixture
@@ -115,9 +116,9 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
         assert broken.value.partial == b""
 
 
-async def half_way(leader):
+async def half_way(leader, headers=None):
     """The leader's own stream of an object whose origin stalls half way; others can follow it."""
-    stream = await leader.stream("/u/x.img")
+    stream = await leader.stream("/u/x.img", headers)
     await stream.read(HALF)
     await until(lambda: told(leader))
     await until(lambda: leaders(leader))
@@ -210,3 +211,41 @@ async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes)
     assert (await leader.get("/u/x.img")).body == pattern_bytes(SIZE, SEED)
     await until(lambda: stored(leader))
     assert not list((leader.cache_dir / "partial").iterdir())
+
+
+async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin, processes):
+    leader, follower = processes[:2]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await half_way(leader, NO_STORE) as first, await follower.stream("/u/x.img") as second:
+        await second.read(HALF)
+        origin.release()
+        assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
+        assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
+    assert origin.count("/x.img") == 1
+    assert not await stored(leader)
+
+
+@pytest.mark.parametrize("published", ["right", "wrong"])
+async def test_a_body_that_is_not_stored_is_verified_by_every_process(origin, proxy_factory, tmp_path, published):
+    config = (
+        f'shipped_mirrors = false\n[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nchecksums = ["SHA256SUMS"]\n'
+    )
+    leader, follower = (proxy_factory(cache_dir=tmp_path / "cache", mirrors={}, config_text=config) for _ in range(2))
+    digest = pattern_sha256(SIZE, SEED) if published == "right" else "0" * 64
+    origin.body("/SHA256SUMS", f"{digest}  x.img\n".encode())
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await leader.stream("/m/x.img", NO_STORE) as first:
+        await first.read(HALF)
+        await until(lambda: told(leader))
+        async with await follower.stream("/m/x.img") as second:
+            await second.read(HALF)
+            origin.release()
+            if published == "right":
+                for stream in (first, second):
+                    assert await stream.rest() == pattern_bytes(SIZE, SEED, HALF)
+            else:
+                for stream in (first, second):
+                    with pytest.raises(Truncated) as broken:
+                        await stream.rest()
+                    assert broken.value.partial == pattern_bytes(SIZE, SEED, HALF, SIZE - 1)
+    assert origin.count("/x.img") == 1
