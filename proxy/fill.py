@@ -29,6 +29,7 @@ from .errors import (
     UpstreamError,
     UpstreamRange,
 )
+from .following import Follower, Leader
 from .log import events, log
 from .partial import Partial, PartialRecord
 from .passage import Passage
@@ -47,8 +48,6 @@ WAKE_SECONDS = 0.005
 """... or after this long, so that a slow upstream's bytes do not lie about."""
 CHECKPOINT_BYTES = 128 * 1024**2
 """So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
-FOLLOW_SECONDS = 0.02
-"""How often another process's fill is looked at: as long as its bytes are late here."""
 MEASURE_SECONDS = 0.1
 """Over this long a fill's rate is taken, once its new connections flow: short beside a big fill."""
 BACKOFF_MAX = 10.0
@@ -114,6 +113,10 @@ class Fill:
         self._waiting: Counter[int] = Counter()
         self._changed = asyncio.Event()
         self._attention = asyncio.Event()
+        self._follower: Follower | None = None
+        """While another process fills."""
+        self._leader: Leader | None = None
+        """While others may follow this one."""
         self._woken_total = 0
         self._wake_timer: asyncio.TimerHandle | None = None
         self._ramp = Ramp(rooms.settings.connections)
@@ -204,7 +207,9 @@ class Fill:
             return stop
         self._waiting[offset] += 1
         try:
-            if self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
+            if self._follower:
+                self._follower.look()
+            elif self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
                 self._attention.set()
             while (stop := self.readable(offset)) <= offset and (offset != self.length or self.is_withheld):
                 if self.error:
@@ -215,6 +220,8 @@ class Fill:
             self._waiting[offset] -= 1
             if not self._waiting[offset]:
                 del self._waiting[offset]
+            if self._follower:
+                self._follower.look()
 
     async def wait_length(self) -> int:
         """Wait until the length of the body is known."""
@@ -260,39 +267,33 @@ class Fill:
         """End the fill where it is; what came is kept for the next one, if upstream lets us go on there."""
         self.is_stopped = True
         self._attention.set()
+        if self._follower:
+            self._follower.stop()
         for transfer in self._running:
             transfer.cancel()
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
-    async def _follow(self) -> int:
-        """Wait for the right to fill, and read along with the process that has it. Returns the right's descriptor.
-
-        The kernel gives the right free when that process ends, however it ends, and tells nobody: it must be looked at.
-        """
-        while (right := self._rooms.store.lock(self.target.key)) is None:
-            self._check_stopped()
-            if self._partial:
-                if self._partial.catch_up():
-                    self._publish()
-            elif found := await self._rooms.store.peek(self.target.key):
-                record, self._partial = found
-                self.head, self.length = record.head, record.head.length
-                self._first_url = record.source
-                self.source, self.is_following = f"another process, from {record.source}", True
-                # That process verifies, and what comes of it is seen in what it stores.
-                self.verifier.expect(self.length)
-                self.state = FillState.STREAMING
-                self._publish()
-                log(events, INFO, "fill.follows", key=self.target.key[:12], have=self.received)
-            await asyncio.sleep(FOLLOW_SECONDS)
-        return right
+    def _found(self, record: PartialRecord, partial: Partial) -> None:
+        """Another process is filling it: its file is read along."""
+        self._partial = partial
+        self.head, self.length = record.head, record.head.length
+        self._first_url = record.source
+        self.source, self.is_following = f"another process, from {record.source}", True
+        # That process verifies, and what comes of it is seen in what it stores.
+        self.verifier.expect(self.length)
+        self.state = FillState.STREAMING
+        self._publish()
+        log(events, INFO, "fill.follows", key=self.target.key[:12], have=self.received)
 
     async def run(self) -> None:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
-        right = -1
+        right: int | None = None
         try:
-            right = await self._follow()
+            self._follower = Follower(self._rooms.store, self.target.key, self._waiting, self._found, self._publish)
+            right = await self._follower.wait_right()
+            self._follower = None
+            self._check_stopped()
             first = await self._ask()
             if self.state is FillState.STREAMING:
                 await self._stream(first)
@@ -312,7 +313,10 @@ class Fill:
             if self._partial:
                 self._rooms.janitor.release(self._partial)
             self.verifier.close()
-            if right >= 0:
+            self._follower = None
+            if self._leader:
+                self._leader.close()
+            if right is not None:
                 os.close(right)
 
     async def _ask(self) -> Transfer | None:
@@ -327,6 +331,13 @@ class Fill:
         if not self.is_following and entry and entry != self._stale:
             # Somebody else finished it between our client's look and our having the right to fill.
             self.entry, self.state = entry, FillState.UNCHANGED
+            self._publish()
+            return None
+        if self.is_following and self.is_whole and not self.partial.path.exists():
+            # It was not stored: its own client forbade it, or it is the wrong one.
+            self.verifier.begin(self.partial, self.length)
+            await self._verify()
+            self.state = FillState.COMPLETE
             self._publish()
             return None
         asking = Asking(self.target, self.urls, self._stale, self._condition, self._rooms, self._pause)
@@ -388,6 +399,8 @@ class Fill:
         """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
         if first:
             self._start(first)
+        if self._saving:  # it is told of: others may find it
+            self._leader = await Leader.listen(self.partial, self._attention.set)
         if self._may_jump and self.length is not None and self.length >= BIG_BYTES:
             self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
         while not self.is_whole:
@@ -395,7 +408,7 @@ class Fill:
             if not self._running and self._last_error:
                 await self._back_off(self._last_error)
             if self.length is not None and (self._may_jump or not self._running):
-                waiting = self._waiting if self._may_jump else ()
+                waiting = {*self._waiting, *(self._leader.waiting if self._leader else ())} if self._may_jump else ()
                 todo = plan(self.partial.extents, self.length, self._running, waiting, self._rooms.settings.connections)
                 for transfer in todo.cancel:
                     assert isinstance(transfer, Transfer)
@@ -459,8 +472,7 @@ class Fill:
         """Every byte is there: verify and store."""
         assert self.length is not None
         await self._end_transfers()
-        others = [url for url in self.urls if url != self.began_at]
-        verified = await self.verifier.verify(self.length, self.began_at, others)
+        verified = await self._verify()
         digest = self.verifier.digests["sha256"]
         if not self.is_wanted:
             await self._rooms.store.discard(self.partial)
@@ -483,6 +495,11 @@ class Fill:
         self._publish()
         seconds = round(self._rooms.clock() - self.started_at, 3)
         log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
+
+    async def _verify(self) -> str | None:
+        assert self.length is not None
+        others = [url for url in self.urls if url != self.began_at]
+        return await self.verifier.verify(self.length, self.began_at, others)
 
     def _fail(self, error: ProxyError) -> None:
         self.error = error
@@ -613,6 +630,8 @@ class Fill:
             self._wake_timer = None
         if self._partial and self._partial.is_ours and self.received != self._woken_total:
             self._partial.tell(self._partial.extents)
+            if self._leader:
+                self._leader.wake()
         self._woken_total = self.received
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()

@@ -5,6 +5,7 @@ Files in `partial/`, all named KEY.GENERATION:
 .json    the durable page: what they are bytes of, and which of them an fdatasync has covered. True after a power cut
 .state   the live page: how many there will be, and which of them are written. True after the death of the process, as
          long as the machine lives
+.sock    where the process that fills is heard of by those that read along (following.py)
 A .part without a .json is an orphan.
 """
 
@@ -63,8 +64,9 @@ class Partial:
         """Called by a write that found the disk full: frees that many bytes, or says False. May block."""
         try:
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
-            if is_ours:
-                self._state_fd = os.open(self.path.with_suffix(".state"), os.O_WRONLY | os.O_CREAT, 0o600)
+            # Who reads along holds the live page as it holds the bytes: it may be gone before its last word is read.
+            state = self.path.with_suffix(".state")
+            self._state_fd = os.open(state, os.O_WRONLY | os.O_CREAT if is_ours else os.O_RDONLY, 0o600)
         except OSError as error:
             raise store_error(f"{self.path} cannot be created", error) from error
 
@@ -105,7 +107,7 @@ class Partial:
     def catch_up(self) -> bool:
         """Take in what another process has written since; whether that is anything."""
         before = self.extents.total
-        for start, end in live_page(self.path.with_suffix(".state"))[1]:
+        for start, end in live_page(self._state_fd)[1]:
             self.extents.add(start, end)
         return self.extents.total > before
 
@@ -126,8 +128,8 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
 
     Call it with the right to fill `key` only: another process's running partial looks like an orphan.
     """
-    for half_written in directory.glob(f".{key}.*"):
-        half_written.unlink(missing_ok=True)
+    for left in (*directory.glob(f".{key}.*"), *directory.glob(f"{key}.*.sock")):
+        left.unlink(missing_ok=True)
     for page in (*directory.glob(f"{key}.*.json"), *directory.glob(f"{key}.*.state")):
         if not page.with_suffix(".part").exists():
             page.unlink(missing_ok=True)
@@ -164,10 +166,10 @@ def peek(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
     return None
 
 
-def live_page(path: Path) -> tuple[int, list[tuple[int, int]]]:
+def live_page(file: Path | int) -> tuple[int, list[tuple[int, int]]]:
     """What a live page says is promised and written; nothing if it is torn, or of another life of the machine."""
     try:
-        data = path.read_bytes()
+        data = file.read_bytes() if isinstance(file, Path) else os.pread(file, os.fstat(file).st_size, 0)
         checksum, length = LIVE.unpack_from(data)
     except (OSError, struct.error):
         return 0, []

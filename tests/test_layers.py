@@ -16,7 +16,7 @@ FLOORS = [
     {"checksums", "outlet"},
     {"fill"},
     {"passage"},
-    {"asking"},
+    {"asking", "following"},
     {"janitor"},
     {"store"},
     {"blobs", "transfer", "verify"},

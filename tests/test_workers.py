@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 SIZE = 48 << 20
 SEED = 9
 HALF = SIZE // 2
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 @pytest.fixture
@@ -20,6 +22,11 @@ def processes(proxy_factory, tmp_path):
 
 async def told(proxy):
     return list((proxy.cache_dir / "partial").glob("*.json"))
+
+
+def leaders(proxy):
+    """Sockets of processes that can be followed."""
+    return list((proxy.cache_dir / "partial").glob("*.sock"))
 
 
 async def stored(proxy):
@@ -111,3 +118,138 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
                 with pytest.raises(Truncated) as broken:
                     await second.rest()
         assert broken.value.partial == b""
+
+
+async def to_follow(leader, headers=None):
+    """The leader's own stream of an object whose origin stalls half way; others can follow it."""
+    stream = await leader.stream("/u/x.img", headers)
+    await stream.read(HALF)
+    await until(lambda: told(leader))
+    await until(lambda: leaders(leader))
+    return stream
+
+
+@pytest.mark.parametrize("name", ["cache", "/".join(["a long name for a directory of a cache"] * 8)])
+async def test_a_reader_far_ahead_in_another_process_gets_its_bytes_first(origin, proxy_factory, tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)  # its configuration file is beside it
+    leader, follower = (proxy_factory(cache_dir=tmp_path / name) for _ in range(2))
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await to_follow(leader):
+        far = SIZE - 100_000
+        answer = await follower.get("/u/x.img", {"Range": f"bytes={far}-"})  # while the front stands still
+        assert answer.body == pattern_bytes(SIZE, SEED, far)
+        assert [request.range for request in origin.log] == [None, f"bytes={far}-"]
+        origin.release()
+
+
+async def test_where_many_readers_of_a_follower_wait_all_are_served(origin, processes):
+    leader, follower = processes[:2]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await to_follow(leader):
+        places = range(HALF + (5 << 20), SIZE, 1 << 19)  # more than are told of at once; the front is not near
+        answers = await asyncio.gather(
+            *(follower.get("/u/x.img", {"Range": f"bytes={at}-{at + 999}"}) for at in places)
+        )
+        assert [answer.body for answer in answers] == [pattern_bytes(SIZE, SEED, at, at + 1000) for at in places]
+        origin.release()
+
+
+async def test_a_follower_that_finds_no_socket_looks_by_itself(origin, processes):
+    leader, follower = processes[:2]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
+    async with await to_follow(leader) as first:
+        for path in leaders(leader):
+            path.unlink()
+        async with await follower.stream("/u/x.img") as second:
+            assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
+            origin.release()
+            assert await second.read(1 << 20) == pattern_bytes(SIZE, SEED, HALF, HALF + (1 << 20))
+            leader.kill()
+            assert await second.rest() == pattern_bytes(SIZE, SEED, HALF + (1 << 20))
+        first.close()
+
+
+async def test_of_three_processes_the_last_one_alive_goes_on(origin, processes):
+    first, *others = processes[:3]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=2)
+    async with await to_follow(first):
+        streams = {proxy: await proxy.stream("/u/x.img") for proxy in others}
+        for stream in streams.values():
+            await stream.read(HALF)
+        first.kill()
+        await origin.requested(2)
+        await until(lambda: any("fill.resumed" in line for proxy in others for line in proxy.log))
+        (second,) = (proxy for proxy in others if any("fill.resumed" in line for line in proxy.log))
+        second.kill()
+        streams.pop(second).close()
+        (last,) = streams.values()
+        assert await last.rest() == pattern_bytes(SIZE, SEED, HALF)
+    assert [request.range for request in origin.log] == [None, f"bytes={HALF}-", f"bytes={HALF}-"]
+
+
+async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
+    leader, follower = processes[:2]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await to_follow(leader) as first, await follower.stream("/u/x.img") as second:
+        await second.read(HALF)
+        follower.send_signal(signal.SIGSTOP)
+        try:
+            origin.release()
+            assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
+            await until(lambda: not leaders(leader))
+        finally:
+            follower.send_signal(signal.SIGCONT)
+        assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
+    assert origin.count("/x.img") == 1
+
+
+async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes):
+    leader = processes[0]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
+    async with await to_follow(leader):
+        leader.kill()
+    assert leaders(leader)
+    leader.start()
+    assert not leaders(leader)
+    assert await told(leader)  # and nothing else
+    assert (await leader.get("/u/x.img")).body == pattern_bytes(SIZE, SEED)
+    await until(lambda: stored(leader))
+    assert not list((leader.cache_dir / "partial").iterdir())
+
+
+async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin, processes):
+    leader, follower = processes[:2]
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await to_follow(leader, NO_STORE) as first, await follower.stream("/u/x.img") as second:
+        await second.read(HALF)
+        origin.release()
+        assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
+        assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
+    assert origin.count("/x.img") == 1
+    assert not await stored(leader)
+
+
+@pytest.mark.parametrize("published", ["right", "wrong"])
+async def test_a_body_that_is_not_stored_is_verified_by_every_process(origin, proxy_factory, tmp_path, published):
+    config = (
+        f'shipped_mirrors = false\n[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nchecksums = ["SHA256SUMS"]\n'
+    )
+    leader, follower = (proxy_factory(cache_dir=tmp_path / "cache", mirrors={}, config_text=config) for _ in range(2))
+    digest = pattern_sha256(SIZE, SEED) if published == "right" else "0" * 64
+    origin.body("/SHA256SUMS", f"{digest}  x.img\n".encode())
+    origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
+    async with await leader.stream("/m/x.img", NO_STORE) as first:
+        await first.read(HALF)
+        await until(lambda: told(leader))
+        async with await follower.stream("/m/x.img") as second:
+            await second.read(HALF)
+            origin.release()
+            if published == "right":
+                for stream in (first, second):
+                    assert await stream.rest() == pattern_bytes(SIZE, SEED, HALF)
+            else:
+                for stream in (first, second):
+                    with pytest.raises(Truncated) as broken:
+                        await stream.rest()
+                    assert broken.value.partial == pattern_bytes(SIZE, SEED, HALF, SIZE - 1)
+    assert origin.count("/x.img") == 1
