@@ -8,8 +8,8 @@ Only 200 is stored (and made whole by 206); of 404 and 410 only that they were s
 A moving object is stale as well once one of its checksum files has become another since it was last confirmed: image
 and checksum file are to be of one time. The other way round a new image has its checksum files asked for with it.
 
-A client's Authorization is for us and goes no further. So upstream has no answer for one client alone, and
-RFC 9111 §3.5 has nothing to keep apart.
+An answer to somebody's credentials is stored only where it says that it is everybody's (§3.5); then, and where it
+came without them, it is served with and without them alike.
 
 When upstream fails, what is stored is served for `stale_if_error` past its freshness, unless upstream forbade that
 (must-revalidate and the like, §4.2.4); of what a mirror's rules cover they decide, and upstream is not asked. Offline
