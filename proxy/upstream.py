@@ -20,6 +20,7 @@ import truststore
 
 from .config import Settings
 from .errors import ConfigError, UpstreamError, UpstreamStatus, UpstreamTimeout
+from .guard import Guard, Refused
 from .rules.entry import Headers, field
 from .rules.headers import delta_seconds, parse_http_date
 from .version import VERSION
@@ -52,6 +53,12 @@ class Upstream:
             # Threads bound the number of requests; a second bound here could only make one wait for nothing.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30),
         )
+        self._guard = Guard(
+            frozenset(_endpoint(httpx.URL(base)) for mirror in settings.mirrors for base in mirror.upstreams)
+        )
+        # httpx has no argument for it, and with a transport of our own it would leave the environment's proxies unread.
+        # Those have pools of their own, whose connections go to the proxy.
+        self._client._transport._pool._network_backend = self._guard  # type: ignore[attr-defined]
         self._read_timeout = float(fill.read_timeout)
 
     def open(self, url: str, *, method: str = "GET", headers: Headers = ()) -> "Exchange":
@@ -71,24 +78,41 @@ class Upstream:
                     ("via", "1.1 fetchonce"),
                     *headers,
                 ],
-                # httpx would normalise the path; it goes out byte for byte.
-                extensions={"target": _target(here)},
             )
+            request.url = _VerbatimUrl(here)
             try:
+                self._guard.judge_literal(*_endpoint(request.url))
                 response = self._client.send(request, stream=True)
-            except httpx.HTTPError as error:
+            except Refused as error:
+                raise _refused(error, here, url) from error
+            # httpx reads a Location too, before we do, and raises InvalidURL for some.
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise _translated(error, here, url) from error
             location = response.headers.get("location")
             if response.status_code not in REDIRECTS or location is None:
                 return Exchange(response, url, here, self._read_timeout)
             response.close()
-            here = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
-            if not here.startswith(("http://", "https://")):
-                raise UpstreamError(f"{url} redirects to {here}, which is no http(s) URL. nothing was fetched")
+            here = _redirected(here, location, url)
         raise UpstreamError(f"{url} redirects more than {MAX_REDIRECTS} times, last to {here}. nothing was fetched")
 
     def close(self) -> None:
         self._client.close()
+
+
+class _VerbatimUrl(httpx.URL):
+    """httpx would normalise the path; it goes out byte for byte.
+
+    Its extension "target" does that too, but it also takes the place of what is said to a proxy: the whole URL, or
+    CONNECT's host and port.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._target = _target(url)
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._target
 
 
 class Exchange:
@@ -222,7 +246,36 @@ def _target(url: str) -> bytes:
     return urllib.parse.quote(target, safe="".join(map(chr, range(0x21, 0x7F)))).encode("ascii")
 
 
-def _translated(error: httpx.HTTPError, here: str, url: str) -> UpstreamError:
+def _endpoint(url: httpx.URL) -> tuple[str, int]:
+    """Host and port that a connection for `url` goes to, as httpx reads it: another parser could read another host."""
+    return url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def _redirected(here: str, location: str, url: str) -> str:
+    """Where a redirect from `here` leads. Raises UpstreamError if we do not go there."""
+    try:
+        there = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
+        parsed = httpx.URL(there)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UpstreamError(f"{url} redirects to {location!r}, which is no URL. nothing was fetched") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UpstreamError(f"{url} redirects to {there}, which is no http(s) URL. nothing was fetched")
+    if parsed.userinfo:
+        # Nobody means it well (RFC 9110 §4.2.4), and it would make httpx log in.
+        raise UpstreamError(f"{url} redirects to a URL with a user in it, at {parsed.host}. nothing was fetched")
+    return there
+
+
+def _refused(error: Refused, here: str, url: str) -> UpstreamError:
+    parts = urllib.parse.urlsplit(here)
+    where = url if here == url else f"{url} redirects to {here}: it"
+    return UpstreamError(
+        f"{where} was not fetched: {error}, and such a one is asked only if a mirror names it. "
+        f"if you trust it, start with --mirror NAME={parts.scheme}://{parts.netloc}/"
+    )
+
+
+def _translated(error: Exception, here: str, url: str) -> UpstreamError:
     where = url if here == url else f"{url} (redirected to {here})"
     host = urllib.parse.urlsplit(here).netloc
     if isinstance(error, httpx.ProxyError):

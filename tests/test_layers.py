@@ -18,7 +18,7 @@ FLOORS = [
     {"janitor"},
     {"store", "transfer", "verify"},
     {"index", "hashing", "upstream"},
-    {"partial"},
+    {"partial", "guard"},
     {"config"},
     {"rules"},
     {"errors", "stats", "log", "version"},
