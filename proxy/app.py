@@ -13,7 +13,8 @@ from typing import Any
 from .delivery import Delivery
 from .errors import ClientGone, MethodNotAllowed, NotInCache, ProxyError, RequestError, UpstreamError, UpstreamStatus
 from .gateway import Gateway, Request
-from .log import access, events, log
+from .log import access as access_log
+from .log import events, log
 from .rules.entry import Headers
 from .rules.headers import http_date
 from .web.routes import own_endpoints
@@ -23,16 +24,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OWN_NAMES = (
-    "localhost",
-    "127.0.0.1",
-    "[::1]",
-    "host.lima.internal",
-    "host.docker.internal",
-    "host.containers.internal",
-)
-"""Names under which clients on this machine, and guests and containers on it, reach us."""
-
 
 class App:
     def __init__(self, gateway: Gateway) -> None:
@@ -41,9 +32,12 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
-        target = own_path(scope["raw_target"], scope.get("server"))
+        target, server = scope["raw_target"], scope.get("server")
         exchange = _Exchange(send, started)
         try:
+            access = self.gateway.settings.access
+            access.judge(target, scope["headers"], (scope.get("client") or (None,))[0], (server or (None,))[0])
+            target = access.own_path(target, server)
             if target.startswith(b"/-/") or target in (b"/", b"/-"):
                 scope["path"] = target.partition(b"?")[0].decode("latin-1")
                 await self._own(scope, receive, exchange.send)
@@ -98,11 +92,11 @@ class App:
             stats.count_request(word)
         stats.sent_bytes += delivery.sent if delivery else 0
         level = logging.INFO if delivery or error else logging.DEBUG  # own endpoints: status --watch asks all the time
-        if not access.isEnabledFor(level):
+        if not access_log.isEnabledFor(level):
             return
         ms = (time.monotonic() - exchange.started) * 1000
         log(
-            access,
+            access_log,
             level,
             "access",
             method=scope["method"],
@@ -143,21 +137,6 @@ class _Exchange:
         await self._send(message)
         # What the app handed over; a HEAD's or a broken answer's last piece may not have gone all the way.
         self.sent += message.get("count", 0) + len(message.get("body", b""))
-
-
-def own_path(target: bytes, server: tuple[str, int | None] | None) -> bytes:
-    """The target in origin-form if it is an absolute-form one that names us; else as it is.
-
-    A client that has us as its http_proxy and uses our URLs too asks `GET http://127.0.0.1:8642/ubuntu/...`.
-    """
-    scheme, found, rest = target.partition(b"://")
-    if not found or scheme.lower() != b"http" or not server or server[1] is None:
-        return target
-    host, slash, path = rest.partition(b"/")
-    name, _, port = host.decode("latin-1").lower().rpartition(":")
-    if port == str(server[1]) and (name in OWN_NAMES or name.strip("[]") == server[0]):
-        return slash + path or b"/"
-    return target
 
 
 def _told(error: ProxyError) -> str:

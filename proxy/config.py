@@ -20,6 +20,7 @@ import msgspec
 import platformdirs
 
 from .errors import ConfigError
+from .rules.access import Access
 from .rules.mirrors import Mirror, allowed_host, is_valid_name
 
 SHIPPED = next(
@@ -88,6 +89,9 @@ class UpstreamSection(Section, frozen=True):
 
 class AccessSection(Section, frozen=True):
     allow_hosts: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ("127.0.0.0/8", "::1")
+    token: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 class ServerSection(Section, frozen=True):
@@ -133,6 +137,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     file: File
     mirrors: tuple[Mirror, ...]
+    access: Access
     sources: tuple[str, ...]
     """Files read, for people."""
 
@@ -155,8 +160,13 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
             document = _merged(document, layer)
             file = _convert(document, partial(_place, origin))
 
-    for host in file.access.allow_hosts:
-        allowed_host(host)
+    try:
+        for host in file.access.allow_hosts:
+            allowed_host(host)
+        access = Access.of(file.access.clients, file.access.hosts, file.access.token)
+    except ConfigError as error:
+        key = error.message.partition(":")[0].rpartition(".")[2]
+        raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
     for key, wrong in (
         ("ca_bundle", file.upstream.ca_bundle and not Path(file.upstream.ca_bundle).is_file() and "no such file"),
         ("proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", file.upstream.proxy) and "expected http://HOST:PORT"),
@@ -178,6 +188,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         tables[section.name] = (main if index < len(file.mirror) - given else Path("command line"), section)
     return Settings(
         file=file,
+        access=access,
         mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
         sources=tuple(map(str, sources)),
     )

@@ -2,11 +2,14 @@
 
 ProxyError                    500
 ├── RequestError              400   the client's: a target, header or body we cannot make sense of
+│   ├── Unauthorized          401   the token is wanted
 │   ├── UnknownMirror         403   no mirror names this host
-│   ├── Forbidden             403   a request that may not change anything
+│   ├── Forbidden             403   who asks, or from where, may not
 │   ├── MethodNotAllowed      405
+│   ├── ProxyUnauthorized     407   the token is wanted, by us as a proxy
 │   ├── PreconditionFailed    412
-│   └── RangeNotSatisfiable   416
+│   ├── RangeNotSatisfiable   416
+│   └── Misdirected           421   Host is none of our names
 ├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
@@ -47,6 +50,14 @@ class RequestError(ProxyError):
     status = 400
 
 
+class Unauthorized(RequestError):
+    status = 401
+
+
+class ProxyUnauthorized(RequestError):
+    status = 407
+
+
 class UnknownMirror(RequestError):
     status = 403
 
@@ -68,6 +79,10 @@ class PreconditionFailed(RequestError):
 
 class RangeNotSatisfiable(RequestError):
     status = 416
+
+
+class Misdirected(RequestError):
+    status = 421
 
 
 class NotInCache(ProxyError):

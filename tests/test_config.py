@@ -83,6 +83,9 @@ MISTAKES = {
     ),
     "no CA bundle": ("[upstream]\nca_bundle = '/none.pem'\n", 2, 'upstream.ca_bundle: "/none.pem": no such file'),
     "proxy": ("[upstream]\nproxy = 'socks'\n", 2, 'upstream.proxy: "socks": expected http://HOST:PORT'),
+    "a client": ("[access]\ntoken = 'x'\nclients = ['here']\n", 3, 'access.clients: "here": expected an address'),
+    "a host": ("[access]\nhosts = ['a:1']\n", 2, 'access.hosts: "a:1": expected a host name'),
+    "an allowed host": ("[access]\nallow_hosts = ['a b']\n", 2, 'allow_hosts: "a b": expected HOST'),
     "not TOML": ("listen = [\n\nx", 3, "not TOML"),
 }
 

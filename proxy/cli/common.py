@@ -23,7 +23,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..app import own_path
 from ..config import Settings, load
 from ..errors import ProxyError
 from ..rules.mirrors import MirrorTable, Target
@@ -54,15 +53,15 @@ def url_text(argument: str) -> str:
 
 def resolved(settings: Settings, url: str) -> Target:
     """The object `url` means, in any spelling. Raises RequestError, UnknownMirror."""
-    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, addresses(settings)))
+    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, settings))
 
 
-def bare(url: str, own: Sequence[str]) -> str:
+def bare(url: str, settings: Settings) -> str:
     """`url` without our own address before it: what `fetchonce url` prints names the object it was made of."""
     target = url.encode()
-    for address in own:
+    for address in addresses(settings):
         host, _, port = address.rpartition(":")
-        target = own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
+        target = settings.access.own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
     return target.decode()
 
 
@@ -180,7 +179,7 @@ def as_proxy_errors(address: str) -> Iterator[None]:
         raise ProxyError(f"the server on {address} does not answer: {error or type(error).__name__}") from error
 
 
-def client_of(listen: Sequence[str], kind: type[Any] = httpx.Client) -> Any:
+def client_of(listen: Sequence[str], settings: Settings, kind: type[Any] = httpx.Client) -> Any:
     """An HTTP client (httpx.Client or AsyncClient) for a server of ours, past every proxy of the environment."""
     address = listen[0]
     transport = httpx.AsyncHTTPTransport if kind is httpx.AsyncClient else httpx.HTTPTransport
@@ -188,6 +187,7 @@ def client_of(listen: Sequence[str], kind: type[Any] = httpx.Client) -> Any:
     return kind(
         base_url="http://localhost" if path != address else f"http://{address}",
         transport=transport(uds=path) if path != address else None,
+        headers={"authorization": f"Bearer {settings.access.token}"} if settings.access.token else None,
         trust_env=False,
         timeout=httpx.Timeout(10, read=60),
     )

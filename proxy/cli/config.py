@@ -9,6 +9,9 @@ import msgspec
 from ..config import Settings
 from .common import json_option, print_json, settings_options
 
+MASK = "***"
+"""In place of what is secret."""
+
 
 @click.group()
 def config() -> None:
@@ -54,6 +57,8 @@ def show_config(settings: Settings, as_json: bool) -> None:
 def in_force(settings: Settings) -> dict[str, Any]:
     whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_plain)
     whole["cache"]["dir"] = str(settings.cache_dir)
+    if whole["access"]["token"]:
+        whole["access"]["token"] = MASK
     whole["mirror"] = [
         {
             "name": mirror.name,

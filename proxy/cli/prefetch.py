@@ -19,7 +19,6 @@ from ..rules.digests import Digest
 from ..web.prefetch import Progress
 from ..web.prefetch import prefetch as fetch
 from .common import (
-    addresses,
     age_text,
     as_proxy_errors,
     bare,
@@ -82,7 +81,6 @@ async def run(
     settings: Settings, servers: list[list[str]], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
-    own = addresses(settings)
     places = asyncio.Semaphore(jobs)
     bars = progress_bars(quiet)
 
@@ -97,7 +95,7 @@ async def run(
             started = time.monotonic()
             bar: TaskID | None = None
             step: Progress | None = None
-            async with aclosing(steps(bare(url, own))) as stream:
+            async with aclosing(steps(bare(url, settings))) as stream:
                 async for step in stream:
                     step["url"] = url
                     if bar is None and step["state"] in ("asking", "streaming"):
@@ -120,7 +118,7 @@ async def run(
 async def _steps(settings: Settings, servers: list[list[str]], wanted: Wanted) -> AsyncIterator[Steps]:
     """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
-        async with client_of(servers[0], httpx.AsyncClient) as client:
+        async with client_of(servers[0], settings, httpx.AsyncClient) as client:
             yield partial(_through_server, client, servers[0][0], wanted)
         return
     gateway = Gateway(settings, time.time)

@@ -69,7 +69,7 @@ async def run(read_settings: Callable[[], Settings], offline: bool) -> None:
     logs.set_up(settings.file.log.level)
     logs.access.disabled = not settings.file.log.access
     for address in settings.file.listen:
-        refuse_network(address)
+        refuse_network(address, settings)
     gateway = Gateway(settings, time.time, offline=offline)
     await gateway.start()
     sockets: list[socket.socket] = []
@@ -125,10 +125,10 @@ def address_of(listener: socket.socket) -> str:
     return f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
 
 
-def refuse_network(address: str) -> None:
-    """There is no access control yet, so only this machine may reach us."""
+def refuse_network(address: str, settings: Settings) -> None:
+    """Raise ConfigError for an address that others can reach, as long as nobody of them may ask."""
     host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or not host or host == "localhost":
+    if address.startswith("unix:") or not host or host == "localhost" or settings.access.is_open:
         return  # of an address without a host, bind says what is wrong
     try:
         if ipaddress.ip_address(host).is_loopback:
@@ -136,8 +136,9 @@ def refuse_network(address: str) -> None:
     except ValueError:
         pass  # a name; whatever it means today, tomorrow it may be another address
     raise ConfigError(
-        f"{address} is reachable from the network, and fetchonce has no access control yet: "
-        "listen on 127.0.0.1, [::1] or unix:PATH"
+        f"{address} is reachable from the network, and nobody there may ask. say who, by a line below [access]: "
+        'clients = ["127.0.0.0/8", "::1", "192.168.0.0/16"] for networks, or token = "..." for whoever shows that. '
+        "or listen on 127.0.0.1, [::1] or unix:PATH"
     )
 
 

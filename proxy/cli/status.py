@@ -49,7 +49,7 @@ def read(settings: Settings) -> dict[str, Any]:
     """The status of all servers on the cache directory in one; empty if none runs."""
     whole: dict[str, Any] = {"fills": [], "totals": {}, "workers": []}
     for listen in running_servers(settings.cache_dir):
-        with as_proxy_errors(listen[0]), client_of(listen, httpx.Client) as client:
+        with as_proxy_errors(listen[0]), client_of(listen, settings, httpx.Client) as client:
             answer = client.get("/-/status")
             if answer.status_code != 200:
                 raise ProxyError(f"the server on {listen[0]} answered {answer.status_code} to /-/status")
