@@ -6,6 +6,7 @@ of an answer is out there is no status left to say: it is broken off, and the se
 
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -100,7 +101,7 @@ class App:
             level,
             "access",
             method=scope["method"],
-            path=target.decode("latin-1"),
+            path=_shown(target),
             status=exchange.status or "-",
             bytes=exchange.sent,
             cache=word,
@@ -112,9 +113,7 @@ class App:
             **({"error": error.message} if error else {}),
         )
         if error and delivery and exchange.status and delivery.status:
-            log(
-                events, logging.WARNING, "delivery.broken", path=target.decode("latin-1"), at=delivery.sent, error=error
-            )
+            log(events, logging.WARNING, "delivery.broken", path=_shown(target), at=delivery.sent, error=error)
 
 
 class _Exchange:
@@ -137,6 +136,12 @@ class _Exchange:
         await self._send(message)
         # What the app handed over; a HEAD's or a broken answer's last piece may not have gone all the way.
         self.sent += message.get("count", 0) + len(message.get("body", b""))
+
+
+def _shown(target: bytes) -> str:
+    """A target for the log: without the user and password that a client may have put into it."""
+    text = target.decode("latin-1")
+    return re.sub(r"(\A/(?:https?:?/+)?|://)[^/?]+@", r"\1***@", text, flags=re.IGNORECASE) if "@" in text else text
 
 
 def _told(error: ProxyError) -> str:

@@ -11,7 +11,8 @@ import socket
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from itertools import repeat
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,14 @@ from .version import VERSION
 MAX_REDIRECTS = 10
 DIRECT_BYTES = 1024**2
 """A body with less than this left is read through httpx, so that its connection can be used again."""
+USUAL: Headers = (
+    ("accept", "*/*"),
+    ("accept-encoding", "identity"),
+    ("user-agent", f"fetchonce/{VERSION}"),
+    ("via", "1.1 fetchonce"),
+)
+SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Of a client's fields what is for the host it asked, and for no other."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -59,25 +68,32 @@ class Upstream:
         # httpx has no argument for it, and with a transport of our own it would leave the environment's proxies unread.
         # Those have pools of their own, whose connections go to the proxy.
         self._client._transport._pool._network_backend = self._guard  # type: ignore[attr-defined]
+        # Mirrors without credentials are in it too: they may lie below another's base. The longest base comes first.
+        self._credentials = sorted(
+            (
+                (base, fields)
+                for mirror in settings.mirrors
+                for base, fields in zip(mirror.upstreams, mirror.credentials or repeat(()), strict=False)
+            ),
+            key=lambda each: -len(each[0]),
+        )
         self._read_timeout = float(fill.read_timeout)
 
     def open(self, url: str, *, method: str = "GET", headers: Headers = ()) -> "Exchange":
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
 
+        With the credentials of the mirror whose URL it is, in place of such fields in `headers`. Neither go any further
+        once a redirect leads to another scheme, host or port, not even back.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
         here = url
+        secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
+        fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):
             request = self._client.build_request(
                 method,
                 here,
-                headers=[
-                    ("accept", "*/*"),
-                    ("accept-encoding", "identity"),
-                    ("user-agent", f"fetchonce/{VERSION}"),
-                    ("via", "1.1 fetchonce"),
-                    *headers,
-                ],
+                headers=[*_without(USUAL, {name.lower() for name, _ in fields}), *fields],
             )
             request.url = _VerbatimUrl(here)
             try:
@@ -93,7 +109,11 @@ class Upstream:
                 return Exchange(response, url, here, self._read_timeout)
             response.close()
             here = _redirected(here, location, url)
-        raise UpstreamError(f"{url} redirects more than {MAX_REDIRECTS} times, last to {here}. nothing was fetched")
+            if _origin(httpx.URL(here)) != _origin(request.url):
+                fields = _without(headers, SECRET)
+        raise UpstreamError(
+            f"{url} redirects more than {MAX_REDIRECTS} times, last to {_shown(here)}. nothing was fetched"
+        )
 
     def close(self) -> None:
         self._client.close()
@@ -215,7 +235,7 @@ def first_error(errors: list[UpstreamError]) -> UpstreamError:
 def status_error(exchange: Exchange) -> UpstreamStatus:
     """The error for an answer that is no success."""
     hint = {
-        401: "it wants a login",
+        401: "it wants a login; `headers` or `netrc` of its [[mirror]] can hold one",
         403: "it refuses access",
         404: "it has no such file; is the URL right, or was the image removed?",
         410: "the file was removed",
@@ -246,6 +266,20 @@ def _target(url: str) -> bytes:
     return urllib.parse.quote(target, safe="".join(map(chr, range(0x21, 0x7F)))).encode("ascii")
 
 
+def _without(headers: Headers, names: Set[str]) -> Headers:
+    return tuple(each for each in headers if each[0].lower() not in names)
+
+
+def _shown(url: str) -> str:
+    """A URL that upstream made, for people: its query may be as good as a password."""
+    return url.partition("?")[0]
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    """RFC 6454 §4."""
+    return url.scheme, *_endpoint(url)
+
+
 def _endpoint(url: httpx.URL) -> tuple[str, int]:
     """Host and port that a connection for `url` goes to, as httpx reads it: another parser could read another host."""
     return url.host, url.port or (443 if url.scheme == "https" else 80)
@@ -257,9 +291,9 @@ def _redirected(here: str, location: str, url: str) -> str:
         there = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
         parsed = httpx.URL(there)
     except (ValueError, httpx.InvalidURL) as error:
-        raise UpstreamError(f"{url} redirects to {location!r}, which is no URL. nothing was fetched") from error
+        raise UpstreamError(f"{url} redirects to {_shown(location)!r}, which is no URL. nothing was fetched") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UpstreamError(f"{url} redirects to {there}, which is no http(s) URL. nothing was fetched")
+        raise UpstreamError(f"{url} redirects to {_shown(there)}, which is no http(s) URL. nothing was fetched")
     if parsed.userinfo:
         # Nobody means it well (RFC 9110 §4.2.4), and it would make httpx log in.
         raise UpstreamError(f"{url} redirects to a URL with a user in it, at {parsed.host}. nothing was fetched")
@@ -268,7 +302,7 @@ def _redirected(here: str, location: str, url: str) -> str:
 
 def _refused(error: Refused, here: str, url: str) -> UpstreamError:
     parts = urllib.parse.urlsplit(here)
-    where = url if here == url else f"{url} redirects to {here}: it"
+    where = url if here == url else f"{url} redirects to {_shown(here)}: it"
     return UpstreamError(
         f"{where} was not fetched: {error}, and such a one is asked only if a mirror names it. "
         f"if you trust it, start with --mirror NAME={parts.scheme}://{parts.netloc}/"
@@ -276,7 +310,7 @@ def _refused(error: Refused, here: str, url: str) -> UpstreamError:
 
 
 def _translated(error: Exception, here: str, url: str) -> UpstreamError:
-    where = url if here == url else f"{url} (redirected to {here})"
+    where = url if here == url else f"{url} (redirected to {_shown(here)})"
     host = urllib.parse.urlsplit(here).netloc
     if isinstance(error, httpx.ProxyError):
         return UpstreamError(f"the proxy on the way to {where} failed: {_cause(error)}. check upstream.proxy")

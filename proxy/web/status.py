@@ -46,7 +46,7 @@ def fill_status(fill: Fill, now: float) -> dict[str, Any]:
         "rate": round(rate),
         "eta": round(rest / rate, 1) if rest is not None and rate else None,
         "readers": fill.readers,
-        "source": fill.source,
+        "source": fill.source.partition("?")[0],  # the query of a redirect's target is as good as a password
         "started_at": fill.started_at,
         "error": fill.error.message if fill.error else None,
     }
