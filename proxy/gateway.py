@@ -181,7 +181,7 @@ class Gateway:
                 raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
 
     def _wanted(self, url: str, digest: Digest | None) -> Target:
-        target = self.mirrors.resolve(url.encode())
+        target = self.mirrors.resolve(url)
         if digest and target.digest and digest != target.digest:
             raise RequestError(f"two digests for {target.url}: {target.digest} in the URL, and {digest}")
         return replace(target, digest=digest or target.digest)

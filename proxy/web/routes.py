@@ -29,7 +29,7 @@ def own_endpoints(gateway: Gateway) -> Starlette:
         try:
             asked = json.loads(await request.body())
             url, wanted, pin = asked["url"], asked.get("digest"), asked.get("pin", False)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
         if not isinstance(url, str):
             raise RequestError("url: expected a string")
