@@ -2,5 +2,5 @@
 
 Read gateway.py first: it takes one request through every room. Imports go down only, and a test keeps it so:
 cli > app, server > web, connection > gateway > flights, delivery, cycle > checksums, outlet > fill > janitor > store,
-transfer, verify > index, hashing, upstream > partial, guard > config > rules > errors, stats, log, version.
+transfer, verify > index, hashing, upstream > partial, guard, loops > config > rules > errors, stats, log, version.
 """

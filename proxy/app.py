@@ -12,12 +12,24 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .delivery import Delivery
-from .errors import ClientGone, MethodNotAllowed, NotInCache, ProxyError, RequestError, UpstreamError, UpstreamStatus
+from .errors import (
+    ClientGone,
+    LoopDetected,
+    MethodNotAllowed,
+    NotInCache,
+    ProxyError,
+    RequestError,
+    UpstreamError,
+    UpstreamStatus,
+)
 from .gateway import Gateway, Request
 from .log import access as access_log
 from .log import events, log
+from .loops import pseudonym
+from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
+from .upstream import WAY_OUT
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]
@@ -39,6 +51,9 @@ class App:
             access = self.gateway.settings.access
             access.judge(target, scope["headers"], (scope.get("client") or (None,))[0], (server or (None,))[0])
             target = access.own_path(target, server)
+            if is_via(scope["headers"], pseudonym(self.gateway.settings.cache_dir)):
+                what = _shown(target)[:200]
+                raise LoopDetected(f"{what} was asked for by this very fetchonce: upstream leads back to it. {WAY_OUT}")
             if target.startswith(b"/-/") or target in (b"/", b"/-"):
                 scope["path"] = target.partition(b"?")[0].decode("latin-1")
                 await self._own(scope, receive, exchange.send)
@@ -57,7 +72,7 @@ class App:
         method = scope["method"]
         if method == "CONNECT":
             raise MethodNotAllowed(
-                "fetchonce does not tunnel. replace https:// by http://127.0.0.1:8642/ in the URL, and set no proxy"
+                f"fetchonce does not tunnel. replace https:// by http://{_address(scope)}/ in the URL, and set no proxy"
             )
         if method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{method} is not allowed: fetchonce only reads (GET and HEAD)")
@@ -136,6 +151,14 @@ class _Exchange:
         await self._send(message)
         # What the app handed over; a HEAD's or a broken answer's last piece may not have gone all the way.
         self.sent += message.get("count", 0) + len(message.get("body", b""))
+
+
+def _address(scope: Scope) -> str:
+    """HOST:PORT that the client has reached us by."""
+    host, port = scope.get("server") or ("", None)
+    if port is None:
+        return "127.0.0.1:8642"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _shown(target: bytes) -> str:

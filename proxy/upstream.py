@@ -22,6 +22,7 @@ import truststore
 from .config import Settings
 from .errors import ConfigError, UpstreamError, UpstreamStatus, UpstreamTimeout
 from .guard import Guard, Refused
+from .loops import pseudonym
 from .rules.entry import Headers, field
 from .rules.headers import delta_seconds, parse_http_date
 from .version import VERSION
@@ -33,10 +34,11 @@ USUAL: Headers = (
     ("accept", "*/*"),
     ("accept-encoding", "identity"),
     ("user-agent", f"fetchonce/{VERSION}"),
-    ("via", "1.1 fetchonce"),
 )
 SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Of a client's fields what is for the host it asked, and for no other."""
+WAY_OUT = "look at upstream.proxy, HTTP_PROXY, HTTPS_PROXY, the system's proxy settings, and the mirror's upstreams"
+"""Where a loop comes from."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -78,6 +80,7 @@ class Upstream:
             key=lambda each: -len(each[0]),
         )
         self._read_timeout = float(fill.read_timeout)
+        self._cache_dir = settings.cache_dir
 
     def open(self, url: str, *, method: str = "GET", headers: Headers = ()) -> "Exchange":
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
@@ -93,7 +96,7 @@ class Upstream:
             request = self._client.build_request(
                 method,
                 here,
-                headers=[*_without(USUAL, {name.lower() for name, _ in fields}), *fields],
+                headers=[*_without(USUAL, {name.lower() for name, _ in fields}), self._via(), *fields],
             )
             request.url = _VerbatimUrl(here)
             try:
@@ -117,6 +120,9 @@ class Upstream:
 
     def close(self) -> None:
         self._client.close()
+
+    def _via(self) -> tuple[str, str]:
+        return "via", f"1.1 {pseudonym(self._cache_dir)}"
 
 
 class _VerbatimUrl(httpx.URL):
@@ -241,6 +247,7 @@ def status_error(exchange: Exchange) -> UpstreamStatus:
         410: "the file was removed",
         429: "it limits requests; wait a while",
         503: "it is overloaded or down; try again later",
+        508: "the way to it leads back to fetchonce. " + WAY_OUT,
     }.get(exchange.status, "")
     given = field(exchange.headers, "retry-after")
     error = UpstreamStatus(
@@ -313,7 +320,9 @@ def _translated(error: Exception, here: str, url: str) -> UpstreamError:
     where = url if here == url else f"{url} (redirected to {_shown(here)})"
     host = urllib.parse.urlsplit(here).netloc
     if isinstance(error, httpx.ProxyError):
-        return UpstreamError(f"the proxy on the way to {where} failed: {_cause(error)}. check upstream.proxy")
+        # CONNECT has no Via, and 405 is what we say to it ourselves.
+        hint = f"if it is fetchonce itself: {WAY_OUT}" if str(error).startswith("405") else "check upstream.proxy"
+        return UpstreamError(f"the proxy on the way to {where} failed: {_cause(error)}. {hint}")
     if isinstance(error, httpx.ConnectTimeout):
         return UpstreamTimeout(f"{host} did not accept a connection in time, asked for {where}. is the network up?")
     if isinstance(error, httpx.TimeoutException):

@@ -79,7 +79,7 @@ def make_upstream(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Upst
         def make(*bases: str, **sections: Any) -> Upstream:
             """For a mirror that names the origin and `bases`."""
             config = tmp_path / "upstream.toml"
-            config.write_text("shipped_mirrors = false\n")
+            config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
             mirror = [{"name": "u", "upstreams": [origin.url(), *bases]}]
             upstream = Upstream(load(str(config), {"upstream": {"proxy": ""}, "mirror": mirror, **sections}))
             stack.callback(upstream.close)

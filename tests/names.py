@@ -65,7 +65,7 @@ class NameServer:
 def way_out() -> Iterator[Upstream]:
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "fetchonce.toml")
-        config.write_text("shipped_mirrors = false\n")
+        config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{directory}'\n")
         upstream = Upstream(load(str(config), PROXY_FREE))
     try:
         yield upstream

@@ -31,7 +31,7 @@ def make(origin, other, tmp_path):
 
     def make(*mirrors):
         config = tmp_path / "fetchonce.toml"
-        config.write_text("shipped_mirrors = false\n")
+        config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
         named = {"name": "other", "upstreams": [other.url()]}
         upstream = Upstream(load(str(config), {"upstream": {"proxy": ""}, "mirror": [*mirrors, named]}))
         made.append(upstream)

@@ -18,7 +18,7 @@ FLOORS = [
     {"janitor"},
     {"store", "transfer", "verify"},
     {"index", "hashing", "upstream"},
-    {"partial", "guard"},
+    {"partial", "guard", "loops"},
     {"config"},
     {"rules"},
     {"errors", "stats", "log", "version"},

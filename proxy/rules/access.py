@@ -131,6 +131,12 @@ class Access:
         raise ProxyUnauthorized(message, headers=(("proxy-authenticate", CHALLENGE),))
 
 
+def is_via(headers: RawHeaders, pseudonym: str) -> bool:
+    """Whether the request has passed `pseudonym` (RFC 9110 §7.6.3)."""
+    members = (member.split() for name, value in headers if name == b"via" for member in value.split(b","))
+    return any(len(member) > 1 and member[1] == pseudonym.encode() for member in members)
+
+
 def _field(headers: RawHeaders, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in headers if key == name), None)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConfigError, Forbidden, Misdirected, ProxyUnauthorized, Unauthorized
-from proxy.rules.access import Access
+from proxy.rules.access import Access, is_via
 
 LOOPBACK = ("127.0.0.0/8", "::1")
 DEFAULT = Access.of(LOOPBACK, (), "")
@@ -195,6 +195,24 @@ def test_the_token(name, value, is_right):
 def test_the_token_does_not_excuse_a_foreign_name():
     with pytest.raises(Misdirected):
         OPEN.judge(b"/x", [*host("evil.example"), (b"authorization", b"Bearer s3cret:x")], "10.0.0.1", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_ours"),
+    [
+        ([b"1.1 fetchonce-1234abcd"], True),
+        ([b"1.0 fred, HTTP/1.1 fetchonce-1234abcd (a comment), 1.1 p.example"], True),
+        ([b"1.1 fred", b"1.1 fetchonce-1234abcd"], True),
+        ([b"1.1 fetchonce-1234abce"], False),
+        ([b"1.1 fetchonce"], False),
+        ([b"fetchonce-1234abcd"], False),
+        ([b"1.1 fred (fetchonce-1234abcd)"], False),
+        ([b"", b",,", b"\xff"], False),
+        ([], False),
+    ],
+)
+def test_a_request_that_has_passed_us(lines, is_ours):
+    assert is_via([(b"host", b"a"), *((b"via", line) for line in lines)], "fetchonce-1234abcd") is is_ours
 
 
 CHANGES = {
