@@ -51,7 +51,7 @@ class App:
             access = self.gateway.settings.access
             access.judge(target, scope["headers"], (scope.get("client") or (None,))[0], (server or (None,))[0])
             target = access.own_path(target, server)
-            if is_via(scope["headers"], pseudonym(self.gateway.settings.cache_dir)):
+            if is_via(scope["headers"], pseudonym(self.gateway.store.root)):
                 what = _shown(target)[:200]
                 raise LoopDetected(f"{what} was asked for by this very fetchonce: upstream leads back to it. {WAY_OUT}")
             if target.startswith(b"/-/") or target in (b"/", b"/-"):

@@ -64,9 +64,11 @@ class Upstream:
             # Threads bound the number of requests; a second bound here could only make one wait for nothing.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30),
         )
-        self._guard = Guard(
-            frozenset(_endpoint(httpx.URL(base)) for mirror in settings.mirrors for base in mirror.upstreams)
-        )
+        try:
+            named = [_endpoint(httpx.URL(base)) for mirror in settings.mirrors for base in mirror.upstreams]
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"an upstream of a mirror is no URL: {error}") from error
+        self._guard = Guard(frozenset(named))
         # httpx has no argument for it, and with a transport of our own it would leave the environment's proxies unread.
         # Those have pools of their own, whose connections go to the proxy.
         self._client._transport._pool._network_backend = self._guard  # type: ignore[attr-defined]
@@ -89,14 +91,14 @@ class Upstream:
         once a redirect leads to another scheme, host or port, not even back.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
-        here = url
+        here, via = url, ("via", f"1.1 {pseudonym(self._cache_dir)}")
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):
             request = self._client.build_request(
                 method,
                 here,
-                headers=[*_without(USUAL, {name.lower() for name, _ in fields}), self._via(), *fields],
+                headers=[*_without(USUAL, {name.lower() for name, _ in fields}), via, *fields],
             )
             request.url = _VerbatimUrl(here)
             try:
@@ -104,8 +106,8 @@ class Upstream:
                 response = self._client.send(request, stream=True)
             except Refused as error:
                 raise _refused(error, here, url) from error
-            # httpx reads a Location too, before we do, and raises InvalidURL for some.
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # httpx reads a Location too, before we do, and raises InvalidURL for some; UnicodeError is IDNA's.
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 raise _translated(error, here, url) from error
             location = response.headers.get("location")
             if response.status_code not in REDIRECTS or location is None:
@@ -120,9 +122,6 @@ class Upstream:
 
     def close(self) -> None:
         self._client.close()
-
-    def _via(self) -> tuple[str, str]:
-        return "via", f"1.1 {pseudonym(self._cache_dir)}"
 
 
 class _VerbatimUrl(httpx.URL):
@@ -289,7 +288,8 @@ def _origin(url: httpx.URL) -> tuple[str, str, int]:
 
 def _endpoint(url: httpx.URL) -> tuple[str, int]:
     """Host and port that a connection for `url` goes to, as httpx reads it: another parser could read another host."""
-    return url.host, url.port or (443 if url.scheme == "https" else 80)
+    # Not `host`, which reads IDNA back and raises for what is none.
+    return url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
 
 
 def _redirected(here: str, location: str, url: str) -> str:
@@ -299,11 +299,11 @@ def _redirected(here: str, location: str, url: str) -> str:
         parsed = httpx.URL(there)
     except (ValueError, httpx.InvalidURL) as error:
         raise UpstreamError(f"{url} redirects to {_shown(location)!r}, which is no URL. nothing was fetched") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host:
         raise UpstreamError(f"{url} redirects to {_shown(there)}, which is no http(s) URL. nothing was fetched")
     if parsed.userinfo:
         # Nobody means it well (RFC 9110 §4.2.4), and it would make httpx log in.
-        raise UpstreamError(f"{url} redirects to a URL with a user in it, at {parsed.host}. nothing was fetched")
+        raise UpstreamError(f"{url} redirects to a URL with a user in it. nothing was fetched")
     return there
 
 

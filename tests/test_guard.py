@@ -46,6 +46,7 @@ REDIRECTS = {
     "a name": ("http://localhost:{port}/x", "localhost means [0-9:.]+, a loopback"),
     "a name with a dot": ("http://LOCALHOST.:{port}/x", "localhost. means [0-9:.]+, a loopback|cannot be resolved"),
     "the named host by another name": ("http://localhost:{named}/x", "localhost means [0-9:.]+, a loopback"),
+    "a name that is no IDNA": ("http://xn--a:{port}/x", "cannot be fetched"),
     "private": ("http://10.0.0.1/x", "10.0.0.1 is a private"),
     "carrier": ("http://100.64.0.1/x", "100.64.0.1 is a reserved"),
     "multicast": ("http://224.0.0.1/x", "224.0.0.1 is a multicast"),

@@ -10,7 +10,7 @@ import threading
 import pytest
 import trustme
 
-from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.errors import ConfigError, UpstreamError, UpstreamTimeout
 from proxy.rules.entry import field
 from proxy.upstream import DIRECT_BYTES
 from tests.origin import Origin, pattern_sha256
@@ -118,6 +118,11 @@ def test_the_cause_is_named(origin, make_upstream):
         upstream.open("http://none.invalid/x")
     with pytest.raises(UpstreamError, match="the proxy on the way|refused"):
         make_upstream(upstream={"proxy": "http://127.0.0.1:9"}).open(origin.url("/x"))
+
+
+def test_an_upstream_that_is_no_url_is_a_mistake_of_the_configuration(make_upstream):
+    with pytest.raises(ConfigError, match="no URL"):
+        make_upstream("https://a.b:port/")
 
 
 def test_requests_are_byte_transparent(origin, make_upstream):

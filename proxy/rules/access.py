@@ -11,7 +11,7 @@ import functools
 import hmac
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ..errors import ConfigError, Forbidden, Misdirected, ProxyUnauthorized, Unauthorized
@@ -31,7 +31,7 @@ class Access:
 
     clients: tuple[IPv4Network | IPv6Network, ...]
     hosts: frozenset[str]
-    token: str
+    token: str = field(repr=False)
     """"" if there is none."""
 
     @classmethod
