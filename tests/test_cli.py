@@ -963,11 +963,17 @@ def test_config_show_is_what_the_environment_and_the_options_made_of_it(cli, tmp
 
 
 def test_config_show_does_not_show_what_is_secret(cli):
-    env = {"FETCHONCE_ACCESS_TOKEN": "s3cret"}
-    for args in ((), ("--json",)):
-        shown = cli("config", "show", *args, env=env).out
-        assert "s3cret" not in shown
-        assert "***" in shown
+    mirror = '[[mirror]]\nname = "v"\nupstreams = ["https://me:s3cret@a.example/"]\nheaders = {X-Key = "s3cret"}\n'
+    cli.config.write_text(f'[access]\ntoken = "s3cret"\n[upstream]\nproxy = "http://me:s3cret@b.example:1"\n{mirror}')
+    shown = cli("config", "show").out
+    assert "s3cret" not in shown
+    assert "bWU6" not in shown  # Basic
+    told = tomllib.loads(shown)
+    assert cli("config", "show", "--json").json() == told
+    assert (told["access"]["token"], told["upstream"]["proxy"]) == ("***", "http://***@b.example:1")
+    mirror = next(each for each in told["mirror"] if each["name"] == "v")
+    assert mirror["upstreams"] == ["https://a.example/"]
+    assert mirror["headers"] == {"X-Key": "***", "Authorization": "***"}
 
 
 # -- what they wait for ------------------------------------------------------------------------------------------------
