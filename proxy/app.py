@@ -6,32 +6,36 @@ of an answer is out there is no status left to say: it is broken off, and the se
 
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .delivery import Delivery
-from .errors import ClientGone, MethodNotAllowed, NotInCache, ProxyError, RequestError, UpstreamError, UpstreamStatus
+from .errors import (
+    ClientGone,
+    LoopDetected,
+    MethodNotAllowed,
+    NotInCache,
+    ProxyError,
+    RequestError,
+    UpstreamError,
+    UpstreamStatus,
+)
 from .gateway import Gateway, Request
-from .log import access, events, log
+from .log import access as access_log
+from .log import events, log
+from .loops import pseudonym
+from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
+from .upstream import WAY_OUT
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-OWN_NAMES = (
-    "localhost",
-    "127.0.0.1",
-    "[::1]",
-    "host.lima.internal",
-    "host.docker.internal",
-    "host.containers.internal",
-)
-"""Names under which clients on this machine, and guests and containers on it, reach us."""
 
 
 class App:
@@ -41,9 +45,15 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
-        target = own_path(scope["raw_target"], scope.get("server"))
+        target, server = scope["raw_target"], scope.get("server")
         exchange = _Exchange(send, started)
         try:
+            access = self.gateway.settings.access
+            access.judge(target, scope["headers"], (scope.get("client") or (None,))[0], (server or (None,))[0])
+            target = access.own_path(target, server)
+            if is_via(scope["headers"], pseudonym(self.gateway.store.root)):
+                what = _shown(target)[:200]
+                raise LoopDetected(f"{what} was asked for by this very fetchonce: upstream leads back to it. {WAY_OUT}")
             if target.startswith(b"/-/") or target in (b"/", b"/-"):
                 scope["path"] = target.partition(b"?")[0].decode("latin-1")
                 await self._own(scope, receive, exchange.send)
@@ -62,11 +72,13 @@ class App:
         method = scope["method"]
         if method == "CONNECT":
             raise MethodNotAllowed(
-                "fetchonce does not tunnel. replace https:// by http://127.0.0.1:8642/ in the URL, and set no proxy"
+                f"fetchonce does not tunnel. replace https:// by http://{_address(scope)}/ in the URL, and set no proxy"
             )
         if method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{method} is not allowed: fetchonce only reads (GET and HEAD)")
-        headers: Headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        access = self.gateway.settings.access
+        fields = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        headers: Headers = tuple(line for line in fields if line[0] != "authorization" or not access.is_token(line[1]))
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -98,15 +110,15 @@ class App:
             stats.count_request(word)
         stats.sent_bytes += delivery.sent if delivery else 0
         level = logging.INFO if delivery or error else logging.DEBUG  # own endpoints: status --watch asks all the time
-        if not access.isEnabledFor(level):
+        if not access_log.isEnabledFor(level):
             return
         ms = (time.monotonic() - exchange.started) * 1000
         log(
-            access,
+            access_log,
             level,
             "access",
             method=scope["method"],
-            path=target.decode("latin-1"),
+            path=_shown(target),
             status=exchange.status or "-",
             bytes=exchange.sent,
             cache=word,
@@ -118,9 +130,7 @@ class App:
             **({"error": error.message} if error else {}),
         )
         if error and delivery and exchange.status and delivery.status:
-            log(
-                events, logging.WARNING, "delivery.broken", path=target.decode("latin-1"), at=delivery.sent, error=error
-            )
+            log(events, logging.WARNING, "delivery.broken", path=_shown(target), at=delivery.sent, error=error)
 
 
 class _Exchange:
@@ -145,19 +155,18 @@ class _Exchange:
         self.sent += message.get("count", 0) + len(message.get("body", b""))
 
 
-def own_path(target: bytes, server: tuple[str, int | None] | None) -> bytes:
-    """The target in origin-form if it is an absolute-form one that names us; else as it is.
+def _address(scope: Scope) -> str:
+    """HOST:PORT that the client has reached us by."""
+    host, port = scope.get("server") or ("", None)
+    if port is None:
+        return "127.0.0.1:8642"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    A client that has us as its http_proxy and uses our URLs too asks `GET http://127.0.0.1:8642/ubuntu/...`.
-    """
-    scheme, found, rest = target.partition(b"://")
-    if not found or scheme.lower() != b"http" or not server or server[1] is None:
-        return target
-    host, slash, path = rest.partition(b"/")
-    name, _, port = host.decode("latin-1").lower().rpartition(":")
-    if port == str(server[1]) and (name in OWN_NAMES or name.strip("[]") == server[0]):
-        return slash + path or b"/"
-    return target
+
+def _shown(target: bytes) -> str:
+    """A target for the log: without the user and password that a client may have put into it."""
+    text = target.decode("latin-1")
+    return re.sub(r"(\A/(?:https?:?/+)?|://)[^/?]+@", r"\1***@", text, flags=re.IGNORECASE) if "@" in text else text
 
 
 def _told(error: ProxyError) -> str:

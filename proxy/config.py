@@ -7,19 +7,24 @@ A value is checked once, here; every other room gets frozen Settings and trusts 
 import difflib
 import itertools
 import math
+import netrc
 import os
 import re
 import tomllib
 import typing
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 import platformdirs
 
 from .errors import ConfigError
+from .rules.access import Access
+from .rules.entry import Headers
 from .rules.mirrors import Mirror, allowed_host, is_valid_name
 
 SHIPPED = next(
@@ -27,6 +32,14 @@ SHIPPED = next(
     Path("config"),
 )
 """The configuration that comes with fetchonce: inside the installed package, or `config/` of a checkout."""
+
+
+OURS = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via"}
+    | {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+    | {"proxy-authorization"}
+)
+"""Fields of a request to upstream that no mirror's `headers` may hold."""
 
 
 class Duration(float):
@@ -88,6 +101,9 @@ class UpstreamSection(Section, frozen=True):
 
 class AccessSection(Section, frozen=True):
     allow_hosts: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ("127.0.0.0/8", "::1")
+    token: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 class ServerSection(Section, frozen=True):
@@ -115,6 +131,8 @@ class MirrorSection(Section, frozen=True):
     checksums: tuple[str, ...] = ()
     verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    netrc: bool | str = False
 
 
 class File(Section, frozen=True):
@@ -136,6 +154,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     file: File
     mirrors: tuple[Mirror, ...]
+    access: Access
     sources: tuple[str, ...]
     """Files read, for people."""
 
@@ -158,8 +177,13 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
             document = _merged(document, layer)
             file = _convert(document, partial(_place, origin))
 
-    for host in file.access.allow_hosts:
-        allowed_host(host)
+    try:
+        for host in file.access.allow_hosts:
+            allowed_host(host)
+        access = Access.of(file.access.clients, file.access.hosts, file.access.token)
+    except ConfigError as error:
+        key = error.message.partition(":")[0].rpartition(".")[2]
+        raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
     for key, wrong in (
         ("ca_bundle", file.upstream.ca_bundle and not Path(file.upstream.ca_bundle).is_file() and "no such file"),
         ("proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", file.upstream.proxy) and "expected http://HOST:PORT"),
@@ -181,6 +205,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         tables[section.name] = (main if index < len(file.mirror) - given else Path("command line"), section)
     return Settings(
         file=file,
+        access=access,
         mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
         sources=tuple(map(str, sources)),
     )
@@ -313,18 +338,36 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         )
     if not section.upstreams:
         raise wrong("upstreams", "expected at least one URL")
-    for url in section.upstreams:
-        if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url):
-            raise wrong("upstreams", f'"{url}": expected http(s)://HOST[:PORT]/[PATH/]')
+    parts = [re.fullmatch(r"(https?://)(?:([^/?#\s]*)@)?([^/?#\s@]+(?:/[^?#\s]*)?)", url) for url in section.upstreams]
+    for url, found in zip(section.upstreams, parts, strict=True):
+        if not found:
+            shown = re.sub(r"//[^/]*@", "//***@", url)
+            raise wrong("upstreams", f'"{shown}": expected http(s)://[USER:PASSWORD@]HOST[:PORT]/[PATH/]')
     for key in ("immutable", "moving"):
         for pattern in getattr(section, key):
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise wrong(key, f'"{pattern}": expected a regular expression: {error}') from error
+    for name, value in section.headers.items():
+        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) or name.lower() in OURS:
+            raise wrong("headers", f'"{name}": expected the name of a header that is not for fetchonce to set')
+        if not re.fullmatch(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?", value):
+            raise wrong("headers", f"{name}: expected printable ASCII characters")
+    try:
+        login = _logins(None if section.netrc is True else section.netrc) if section.netrc else None
+    except ValueError as error:
+        raise wrong("netrc", str(error)) from error
+    urls, credentials = [], []
+    for found in filter(None, parts):
+        scheme, userinfo, rest = found.groups()
+        urls.append(f"{scheme}{rest}" if rest.endswith("/") else f"{scheme}{rest}/")
+        by_url = userinfo and unquote(userinfo if ":" in userinfo else f"{userinfo}:")
+        by_netrc = login(re.split("[:/]", rest)[0]) if login else None
+        credentials.append(_credentials(section.headers, by_url or by_netrc))
     return Mirror(
         name=section.name,
-        upstreams=tuple(url if url.endswith("/") else url + "/" for url in section.upstreams),
+        upstreams=tuple(urls),
         immutable=section.immutable,
         moving=section.moving,
         ttl=float(section.ttl),
@@ -333,7 +376,34 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         checksums=section.checksums,
         verify=section.verify,
         ignore_query=section.ignore_query,
+        credentials=tuple(credentials) if any(credentials) else (),
     )
+
+
+def _logins(path: str | None) -> Callable[[str], str | None]:
+    """USER:PASSWORD for a host, by a netrc file; None: the user's own. Raises ValueError with what is wrong."""
+    shown = path or "~/.netrc"
+    try:
+        known = netrc.netrc(Path(path).expanduser() if path else None)
+    except netrc.NetrcParseError as error:
+        # Without its text, which may hold the password.
+        raise ValueError(f"{shown}:{error.lineno or 1}: expected a netrc file that only you can read") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{shown}: cannot be read: {error}") from error
+
+    def login(host: str) -> str | None:
+        found = known.authenticators(host)
+        return f"{found[0]}:{found[2]}" if found else None
+
+    return login
+
+
+def _credentials(headers: Mapping[str, str], login: str | None) -> Headers:
+    """The fields that an upstream is sent: `headers`, and USER:PASSWORD where they do not hold another login."""
+    fields = tuple(headers.items())
+    if login is None or any(name.lower() == "authorization" for name in headers):
+        return fields
+    return (*fields, ("Authorization", f"Basic {b64encode(login.encode()).decode()}"))
 
 
 def _line_of_mirror(path: Path, name: str, key: str) -> int:

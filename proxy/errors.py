@@ -2,11 +2,15 @@
 
 ProxyError                    500
 ├── RequestError              400   the client's: a target, header or body we cannot make sense of
+│   ├── Unauthorized          401   the token is wanted
 │   ├── UnknownMirror         403   no mirror names this host
-│   ├── Forbidden             403   a request that may not change anything
+│   ├── Forbidden             403   who asks, or from where, may not
 │   ├── MethodNotAllowed      405
+│   ├── ProxyUnauthorized     407   the token is wanted, by us as a proxy
 │   ├── PreconditionFailed    412
-│   └── RangeNotSatisfiable   416
+│   ├── RangeNotSatisfiable   416
+│   ├── Misdirected           421   Host is none of our names
+│   └── LoopDetected          508   a request of our own has come back
 ├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
@@ -14,7 +18,7 @@ ProxyError                    500
 │   ├── UpstreamPage          502   a web page where a file should be
 │   ├── UpstreamRange         502   these two only within a fill, which deals with them
 │   ├── UpstreamChanged       502
-│   └── UpstreamStatus        its own status for 4xx and 503; 502 for all else
+│   └── UpstreamStatus        its own status for 4xx, 503 and 508; 502 for all else
 ├── StoreError                500   ours: the cache directory
 │   └── OutOfSpace            507
 └── ConfigError               (exit 2; never reaches a client)
@@ -49,6 +53,14 @@ class RequestError(ProxyError):
     status = 400
 
 
+class Unauthorized(RequestError):
+    status = 401
+
+
+class ProxyUnauthorized(RequestError):
+    status = 407
+
+
 class UnknownMirror(RequestError):
     status = 403
 
@@ -70,6 +82,14 @@ class PreconditionFailed(RequestError):
 
 class RangeNotSatisfiable(RequestError):
     status = 416
+
+
+class Misdirected(RequestError):
+    status = 421
+
+
+class LoopDetected(RequestError):
+    status = 508
 
 
 class NotInCache(ProxyError):
@@ -120,9 +140,9 @@ class UpstreamStatus(UpstreamError):
     def __init__(self, message: str, upstream_status: int, *, retry_after: str | None = None) -> None:
         super().__init__(message, headers=(("retry-after", retry_after),) if retry_after else ())
         self.upstream_status = upstream_status
-        # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again". A 2xx or 3xx that
-        # we can make nothing of must not become a success of ours.
-        self.status = upstream_status if 400 <= upstream_status < 500 or upstream_status == 503 else 502
+        # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again", and 508, "it is
+        # you". A 2xx or 3xx that we can make nothing of must not become a success of ours.
+        self.status = upstream_status if 400 <= upstream_status < 500 or upstream_status in (503, 508) else 502
         self.may_pass = upstream_status in (429, 502, 503, 504)
 
 

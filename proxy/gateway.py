@@ -207,7 +207,7 @@ class Gateway:
         return fill, is_first
 
     def _wanted(self, url: str, digest: Digest | None) -> Target:
-        target = self.mirrors.resolve(url.encode())
+        target = self.mirrors.resolve(url)
         if digest and target.digest and digest != target.digest:
             raise RequestError(f"two digests for {target.url}: {target.digest} in the URL, and {digest}")
         return replace(target, digest=digest or target.digest)

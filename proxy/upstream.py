@@ -12,7 +12,8 @@ import ssl
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from itertools import repeat
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,8 @@ import truststore
 
 from .config import Settings
 from .errors import ConfigError, UpstreamError, UpstreamStatus, UpstreamTimeout
+from .guard import Guard, Refused
+from .loops import pseudonym
 from .rules.entry import Headers, field
 from .rules.headers import delta_seconds, parse_http_date
 from .version import VERSION
@@ -28,13 +31,15 @@ from .version import VERSION
 MAX_REDIRECTS = 10
 DIRECT_BYTES = 1024**2
 """A body with less than this left is read through httpx, so that its connection can be used again."""
-OWN_FIELDS: Headers = (
+USUAL: Headers = (
     ("accept", "*/*"),
     ("accept-encoding", "identity"),
     ("user-agent", f"fetchonce/{VERSION}"),
-    ("via", "1.1 fetchonce"),
 )
-"""What every request has that does not say otherwise."""
+SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Of a client's fields what is for the host it asked, and for no other."""
+WAY_OUT = "look at upstream.proxy, HTTP_PROXY, HTTPS_PROXY, the system's proxy settings, and the mirror's upstreams"
+"""Where a loop comes from."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -60,39 +65,84 @@ class Upstream:
             # Threads bound the number of requests; a second bound here could only make one wait for nothing.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30),
         )
+        try:
+            named = [_endpoint(httpx.URL(base)) for mirror in settings.mirrors for base in mirror.upstreams]
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"an upstream of a mirror is no URL: {error}") from error
+        self._guard = Guard(frozenset(named))
+        # httpx has no argument for it, and with a transport of our own it would leave the environment's proxies unread.
+        # Those have pools of their own, whose connections go to the proxy.
+        self._client._transport._pool._network_backend = self._guard  # type: ignore[attr-defined]
+        # Mirrors without credentials are in it too: they may lie below another's base. The longest base comes first.
+        self._credentials = sorted(
+            (
+                (base, fields)
+                for mirror in settings.mirrors
+                for base, fields in zip(mirror.upstreams, mirror.credentials or repeat(()), strict=False)
+            ),
+            key=lambda each: -len(each[0]),
+        )
         self._read_timeout = float(fill.read_timeout)
+        self._cache_dir = settings.cache_dir
 
     def open(self, url: str, *, method: str = "GET", headers: Headers = ()) -> "Exchange":
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
 
+        With the credentials of the mirror whose URL it is, in place of such fields in `headers`. Neither go any further
+        once a redirect leads to another scheme, host or port, not even back.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
-        here = url
-        fields = [*(line for line in OWN_FIELDS if field(headers, line[0]) is None), *headers]
+        here, via = url, ("via", f"1.1 {pseudonym(self._cache_dir)}")
+        secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
+        fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):
             request = self._client.build_request(
                 method,
                 here,
-                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields],
-                # httpx would normalise the path; it goes out byte for byte.
-                extensions={"target": _target(here)},
+                headers=[
+                    (name.encode("latin-1"), value.encode("latin-1"))
+                    for name, value in (*_without(USUAL, {name.lower() for name, _ in fields}), via, *fields)
+                ],
             )
+            request.url = _VerbatimUrl(here)
             asked_at = time.monotonic()
             try:
+                self._guard.judge_literal(*_endpoint(request.url))
                 response = self._client.send(request, stream=True)
-            except httpx.HTTPError as error:
+            except Refused as error:
+                raise _refused(error, here, url) from error
+            # httpx reads a Location too, before we do, and raises InvalidURL for some; UnicodeError is IDNA's.
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 raise _translated(error, here, url) from error
             location = response.headers.get("location")
             if response.status_code not in REDIRECTS or location is None:
                 return Exchange(response, url, here, self._read_timeout, time.monotonic() - asked_at)
             response.close()
-            here = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
-            if not here.startswith(("http://", "https://")):
-                raise UpstreamError(f"{url} redirects to {here}, which is no http(s) URL. nothing was fetched")
-        raise UpstreamError(f"{url} redirects more than {MAX_REDIRECTS} times, last to {here}. nothing was fetched")
+            here = _redirected(here, location, url)
+            if _origin(httpx.URL(here)) != _origin(request.url):
+                fields = _without(headers, SECRET)
+        raise UpstreamError(
+            f"{url} redirects more than {MAX_REDIRECTS} times, last to {_shown(here)}. nothing was fetched"
+        )
 
     def close(self) -> None:
         self._client.close()
+
+
+class _VerbatimUrl(httpx.URL):
+    """httpx would normalise the path; it goes out byte for byte.
+
+    Its extension "target" does that too, but it also takes the place of what is said to a proxy: the whole URL, or
+    CONNECT's host and port.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._target = _target(url)
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._target
 
 
 class Exchange:
@@ -197,12 +247,13 @@ def first_error(errors: list[UpstreamError]) -> UpstreamError:
 def status_error(exchange: Exchange) -> UpstreamStatus:
     """The error for an answer that is no success."""
     hint = {
-        401: "it wants a login",
+        401: "it wants a login; `headers` or `netrc` of its [[mirror]] can hold one",
         403: "it refuses access",
         404: "it has no such file; is the URL right, or was the image removed?",
         410: "the file was removed",
         429: "it limits requests; wait a while",
         503: "it is overloaded or down; try again later",
+        508: "the way to it leads back to fetchonce. " + WAY_OUT,
     }.get(exchange.status, "")
     given = field(exchange.headers, "retry-after")
     error = UpstreamStatus(
@@ -229,11 +280,57 @@ def _target(url: str) -> bytes:
     return urllib.parse.quote(target, safe="".join(map(chr, range(0x21, 0x7F)))).encode("ascii")
 
 
-def _translated(error: httpx.HTTPError, here: str, url: str) -> UpstreamError:
-    where = url if here == url else f"{url} (redirected to {here})"
+def _without(headers: Headers, names: Set[str]) -> Headers:
+    return tuple(each for each in headers if each[0].lower() not in names)
+
+
+def _shown(url: str) -> str:
+    """A URL that upstream made, for people: its query may be as good as a password."""
+    return url.partition("?")[0]
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    """RFC 6454 §4."""
+    return url.scheme, *_endpoint(url)
+
+
+def _endpoint(url: httpx.URL) -> tuple[str, int]:
+    """Host and port that a connection for `url` goes to, as httpx reads it: another parser could read another host."""
+    # Not `host`, which reads IDNA back and raises for what is none.
+    return url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
+
+
+def _redirected(here: str, location: str, url: str) -> str:
+    """Where a redirect from `here` leads. Raises UpstreamError if we do not go there."""
+    try:
+        there = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
+        parsed = httpx.URL(there)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UpstreamError(f"{url} redirects to {_shown(location)!r}, which is no URL. nothing was fetched") from error
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host:
+        raise UpstreamError(f"{url} redirects to {_shown(there)}, which is no http(s) URL. nothing was fetched")
+    if parsed.userinfo:
+        # Nobody means it well (RFC 9110 §4.2.4), and it would make httpx log in.
+        raise UpstreamError(f"{url} redirects to a URL with a user in it. nothing was fetched")
+    return there
+
+
+def _refused(error: Refused, here: str, url: str) -> UpstreamError:
+    parts = urllib.parse.urlsplit(here)
+    where = url if here == url else f"{url} redirects to {_shown(here)}: it"
+    return UpstreamError(
+        f"{where} was not fetched: {error}, and such a one is asked only if a mirror names it. "
+        f"if you trust it, start with --mirror NAME={parts.scheme}://{parts.netloc}/"
+    )
+
+
+def _translated(error: Exception, here: str, url: str) -> UpstreamError:
+    where = url if here == url else f"{url} (redirected to {_shown(here)})"
     host = urllib.parse.urlsplit(here).netloc
     if isinstance(error, httpx.ProxyError):
-        return UpstreamError(f"the proxy on the way to {where} failed: {_cause(error)}. check upstream.proxy")
+        # CONNECT has no Via, and 405 is what we say to it ourselves.
+        hint = f"if it is fetchonce itself: {WAY_OUT}" if str(error).startswith("405") else "check upstream.proxy"
+        return UpstreamError(f"the proxy on the way to {where} failed: {_cause(error)}. {hint}")
     if isinstance(error, httpx.ConnectTimeout):
         return UpstreamTimeout(f"{host} did not accept a connection in time, asked for {where}. is the network up?")
     if isinstance(error, httpx.TimeoutException):

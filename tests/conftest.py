@@ -1,12 +1,14 @@
 """An origin, and fetchonce in front of it, anew for each test."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from proxy.config import load
+from proxy.upstream import Upstream
 from tests.harness import Proxy
 from tests.origin import Origin
 
@@ -67,3 +69,20 @@ def proxy_factory(origin: Origin, tmp_path: Path) -> Iterator[ProxyFactory]:
 def proxy(proxy_factory: ProxyFactory) -> Proxy:
     """fetchonce in front of `origin`, as mirror `u`, with an empty cache."""
     return proxy_factory()
+
+
+@pytest.fixture
+def make_upstream(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
+    """Makes the way out without the rest of the house, by these sections of the configuration."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*bases: str, **sections: Any) -> Upstream:
+            """For a mirror that names the origin and `bases`."""
+            config = tmp_path / "upstream.toml"
+            config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
+            mirror = [{"name": "u", "upstreams": [origin.url(), *bases]}]
+            upstream = Upstream(load(str(config), {"upstream": {"proxy": ""}, "mirror": mirror, **sections}))
+            stack.callback(upstream.close)
+            return upstream
+
+        yield make

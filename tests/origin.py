@@ -358,17 +358,18 @@ class Request:
 
 
 class Origin:
-    """The server. It listens on 127.0.0.1 as soon as it exists; `with` stops it."""
+    """The server. It listens as soon as it exists, on 127.0.0.1 and any port unless told; `with` stops it."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
         self._tls = tls
+        self.host = host
         self._changed = threading.Condition(threading.RLock())
         self._resources: dict[str, Resource] = {}
         self._log: list[Request] = []
         self._stalls: list[Request] = []
         self._connections: set[_Connection] = set()
         self._accepted = 0
-        self.port = 0
+        self.port = port
         self._accepting: tuple[threading.Thread, socket.socket] | None = None
         self._listen()
 
@@ -379,7 +380,7 @@ class Origin:
         self.stop()
 
     def url(self, path: str = "/") -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}{path}"
+        return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}{path}"
 
     def body(self, path: str, body: bytes) -> Resource:
         """Serve `body` at `path`, in place of what was there."""
@@ -492,7 +493,7 @@ class Origin:
             return self._resources.get(path) or self._resources.get(path.partition("?")[0])
 
     def _listen(self) -> None:
-        listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        listener = socket.create_server((self.host, self.port), backlog=128)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         # accept() on a listener that another thread closes may sleep on; the end of a socket pair wakes it everywhere.

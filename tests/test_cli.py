@@ -291,7 +291,10 @@ async def test_offline_serves_what_a_prefetch_brought_in(origin, cli, proxy_fact
 
 
 REFUSED = {
-    "0.0.0.0:0 is reachable from the network": ["--listen", "0.0.0.0:0"],
+    "0.0.0.0:0 is reachable from the network, and nobody there may ask. say who, by a line below [access]: clients": [
+        "--listen",
+        "0.0.0.0:0",
+    ],
     "[::]:0 is reachable from the network": ["--listen", "[::]:0"],
     "127.0.0.1.example:0 is reachable from the network": ["--listen", "127.0.0.1.example:0"],
     "cannot listen on 8642: expected HOST:PORT": ["--listen", "8642"],
@@ -393,6 +396,16 @@ def test_prefetch_without_a_server_says_plain_lines_and_fetches_once(origin, cli
     ]
     assert not ran.out
     assert cli("prefetch", "/u/noble.img").err == "cached   /u/noble.img (1.0 MB)\n"
+    assert origin.requests == 1
+
+
+async def test_commands_show_the_token_to_the_running_server(origin, cli, proxy_factory):
+    proxy_factory(cache_dir=cli.cache_dir, config_text='[access]\nclients = []\ntoken = "s3cret"\n')
+    origin.body("/x.img", BODY)
+    refused = cli("prefetch", origin.url("/x.img"), code=1)
+    assert "must show the token" in refused.err
+    assert "fills" in cli("status", "--json", env={"FETCHONCE_ACCESS_TOKEN": "s3cret"}).json()
+    cli("prefetch", origin.url("/x.img"), env={"FETCHONCE_ACCESS_TOKEN": "s3cret"})
     assert origin.requests == 1
 
 
@@ -947,6 +960,20 @@ def test_config_show_is_what_the_environment_and_the_options_made_of_it(cli, tmp
     assert cli("config", "show", "--json", "--cache-dir", str(elsewhere), env=env).json() == told
     assert (told["fill"]["connections"], told["cache"]["dir"]) == (7, str(elsewhere))
     assert [mirror["name"] for mirror in told["mirror"]] == ["u", "https-one"]
+
+
+def test_config_show_does_not_show_what_is_secret(cli):
+    mirror = '[[mirror]]\nname = "v"\nupstreams = ["https://me:s3cret@a.example/"]\nheaders = {X-Key = "s3cret"}\n'
+    cli.config.write_text(f'[access]\ntoken = "s3cret"\n[upstream]\nproxy = "http://me:s3cret@b.example:1"\n{mirror}')
+    shown = cli("config", "show").out
+    assert "s3cret" not in shown
+    assert "bWU6" not in shown  # Basic
+    told = tomllib.loads(shown)
+    assert cli("config", "show", "--json").json() == told
+    assert (told["access"]["token"], told["upstream"]["proxy"]) == ("***", "http://***@b.example:1")
+    mirror = next(each for each in told["mirror"] if each["name"] == "v")
+    assert mirror["upstreams"] == ["https://a.example/"]
+    assert mirror["headers"] == {"X-Key": "***", "Authorization": "***"}
 
 
 # -- what they wait for ------------------------------------------------------------------------------------------------

@@ -83,6 +83,29 @@ MISTAKES = {
     ),
     "no CA bundle": ("[upstream]\nca_bundle = '/none.pem'\n", 2, 'upstream.ca_bundle: "/none.pem": no such file'),
     "proxy": ("[upstream]\nproxy = 'socks'\n", 2, 'upstream.proxy: "socks": expected http://HOST:PORT'),
+    "a header for us to set": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['https://a.b/']\nheaders = {Host = 'x'}\n",
+        4,
+        'mirror[a].headers: "Host": expected the name of a header that is not',
+    ),
+    "a header's value": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['https://a.b/']\nheaders = {X-Key = \"a\\nb\"}\n",
+        4,
+        "mirror[a].headers: X-Key: expected printable ASCII",
+    ),
+    "no netrc": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['https://a.b/']\nnetrc = '/none'\n",
+        4,
+        "mirror[a].netrc: /none: cannot be read",
+    ),
+    "a URL with a password": (
+        "[[mirror]]\nname = 'a'\nupstreams = ['ftp://me:s3cret@a.b/']\n",
+        3,
+        'mirror[a].upstreams: "ftp://***@a.b/": expected http(s)://',
+    ),
+    "a client": ("[access]\ntoken = 'x'\nclients = ['here']\n", 3, 'access.clients: "here": expected an address'),
+    "a host": ("[access]\nhosts = ['a:1']\n", 2, 'access.hosts: "a:1": expected a host name'),
+    "an allowed host": ("[access]\nallow_hosts = ['a b']\n", 2, 'allow_hosts: "a b": expected HOST'),
     "not TOML": ("listen = [\n\nx", 3, "not TOML"),
 }
 

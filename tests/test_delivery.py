@@ -974,7 +974,7 @@ async def test_connect_is_405_and_told_what_to_do_instead(proxy):
     assert_is_error(answer, 405)
     assert answer.headers["allow"] == "GET, HEAD"
     assert "https://" in answer.json()["message"]
-    assert "http://127.0.0.1:8642/" in answer.json()["message"]
+    assert f"by {proxy.url()} in the URL" in answer.json()["message"]
 
 
 # -- targets -----------------------------------------------------------------------------------------------------------

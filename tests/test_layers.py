@@ -21,7 +21,7 @@ FLOORS = [
     {"store"},
     {"blobs", "transfer", "verify"},
     {"index", "hashing", "upstream"},
-    {"partial"},
+    {"partial", "guard", "loops"},
     {"config"},
     {"rules"},
     {"errors", "stats", "log", "version", "presence"},

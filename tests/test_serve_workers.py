@@ -215,7 +215,7 @@ async def test_workers_share_a_unix_socket_and_an_ipv6_port(proxy_factory):
         path = f"{directory}/s"
         proxy = proxy_factory("--workers", "2", "--listen", f"unix:{path}", "--listen", "[::1]:0")
         port = next(int(each.rpartition(":")[2]) for each in running(proxy.cache_dir)[0].listen if "[::1]" in each)
-        async with client_of(f"unix:{path}", httpx.AsyncClient) as client:
+        async with client_of(f"unix:{path}", kind=httpx.AsyncClient) as client:
             told = (await client.get("/-/status")).json()
         assert {worker["pid"] for worker in told["workers"]} == pids(proxy)
         assert (await Client("::1", port).get("/-/healthz")).status == 200
@@ -263,7 +263,7 @@ async def test_a_worker_that_hangs_is_left_out_of_the_status(proxy):
 async def test_a_prefetch_lands_in_one_worker_and_is_everybody_s(origin, proxy):
     origin.pattern("/x.img", SIZE, SEED).headers(**FRESH)
     body = json.dumps({"url": "/u/x.img"})
-    async with client_of(f"{proxy.client.host}:{proxy.client.port}", httpx.AsyncClient) as client:
+    async with client_of(f"{proxy.client.host}:{proxy.client.port}", kind=httpx.AsyncClient) as client:
         answer = await client.post("/-/api/prefetch", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
     assert {answer.headers["cache-status"] for answer in (await each_worker(proxy, "/u/x.img")).values()} == {

@@ -21,7 +21,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..app import own_path
 from ..config import Settings, load
 from ..errors import ProxyError
 from ..presence import running
@@ -53,15 +52,15 @@ def url_text(argument: str) -> str:
 
 def resolved(settings: Settings, url: str) -> Target:
     """The object `url` means, in any spelling. Raises RequestError, UnknownMirror."""
-    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, addresses(settings)))
+    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, settings))
 
 
-def bare(url: str, own: Sequence[str]) -> str:
+def bare(url: str, settings: Settings) -> str:
     """`url` without our own address before it: what `fetchonce url` prints names the object it was made of."""
     target = url.encode()
-    for address in own:
+    for address in addresses(settings):
         host, _, port = address.rpartition(":")
-        target = own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
+        target = settings.access.own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
     return target.decode()
 
 

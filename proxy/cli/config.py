@@ -1,6 +1,7 @@
 """fetchonce config: is the configuration right, and what is in force."""
 
 import json
+import re
 from typing import Any
 
 import click
@@ -8,6 +9,9 @@ import msgspec
 
 from ..config import Settings
 from .common import json_option, print_json, settings_options
+
+MASK = "***"
+"""In place of what is secret."""
 
 
 @click.group()
@@ -54,6 +58,9 @@ def show_config(settings: Settings, as_json: bool) -> None:
 def in_force(settings: Settings) -> dict[str, Any]:
     whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_plain)
     whole["cache"]["dir"] = str(settings.cache_dir)
+    if whole["access"]["token"]:
+        whole["access"]["token"] = MASK
+    whole["upstream"]["proxy"] = re.sub("//.*@", f"//{MASK}@", whole["upstream"]["proxy"])
     whole["mirror"] = [
         {
             "name": mirror.name,
@@ -63,6 +70,7 @@ def in_force(settings: Settings) -> dict[str, Any]:
             "ttl": mirror.ttl,
             "checksums": list(mirror.checksums),
             "ignore_query": mirror.ignore_query,
+            "headers": {name: MASK for fields in mirror.credentials for name, _ in fields},
         }
         for mirror in settings.mirrors
     ]
@@ -81,6 +89,8 @@ def _toml(value: Any) -> str:
         # A regular expression reads best as a literal string; JSON's escapes are TOML's.
         is_literal = "\\" in value and "'" not in value and value.isprintable()
         return f"'{value}'" if is_literal else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

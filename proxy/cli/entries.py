@@ -109,7 +109,7 @@ def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
 def url(settings: Settings, url: str, as_json: bool) -> None:
     """Print the proxied form of an upstream URL."""
     own = addresses(settings)
-    target, upstream = resolved(settings, url), bare(url, own)
+    target, upstream = resolved(settings, url), bare(url, settings)
     path = proxied_path(upstream if urlsplit(upstream).scheme in ("http", "https") else target.url)
     path = f"/{target.digest}{path}" if target.digest else path
     proxied = f"http://{own[0] if own else '127.0.0.1:8642'}{path}"

@@ -20,7 +20,6 @@ from ..rules.digests import Digest
 from ..web.prefetch import Progress
 from ..web.prefetch import prefetch as fetch
 from .common import (
-    addresses,
     age_text,
     as_proxy_errors,
     bare,
@@ -80,7 +79,6 @@ async def run(
     settings: Settings, servers: list[Presence], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
-    own = addresses(settings)
     places = asyncio.Semaphore(jobs)
     bars = progress_bars(quiet)
 
@@ -95,7 +93,7 @@ async def run(
             started = time.monotonic()
             bar: TaskID | None = None
             step: Progress | None = None
-            async with aclosing(steps(bare(url, own))) as stream:
+            async with aclosing(steps(bare(url, settings))) as stream:
                 async for step in stream:
                     step["url"] = url
                     if bar is None and step["state"] in ("asking", "streaming"):
@@ -118,7 +116,7 @@ async def run(
 async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) -> AsyncIterator[Steps]:
     """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
-        async with client_of(servers[0].own, httpx.AsyncClient) as client:
+        async with client_of(servers[0].own, settings.access.token, httpx.AsyncClient) as client:
             yield partial(_through_server, client, servers[0].own, wanted)
         return
     gateway = Gateway(settings, time.time)

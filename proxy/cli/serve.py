@@ -86,7 +86,7 @@ class Serve:
         """Until it is told to stop: the exit code."""
         file = self._settings.file
         for address in file.listen:
-            refuse_network(address)
+            refuse_network(address, self._settings)
         with contextlib.ExitStack() as stack:
             sockets = []
             for address in file.listen:
@@ -209,10 +209,10 @@ def address_of(listener: socket.socket) -> str:
     return f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
 
 
-def refuse_network(address: str) -> None:
-    """There is no access control yet, so only this machine may reach us."""
+def refuse_network(address: str, settings: Settings) -> None:
+    """Raise ConfigError for an address that others can reach, as long as nobody of them may ask."""
     host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or not host or host == "localhost":
+    if address.startswith("unix:") or not host or host == "localhost" or settings.access.is_open:
         return  # of an address without a host, bind says what is wrong
     try:
         if ipaddress.ip_address(host).is_loopback:
@@ -220,8 +220,9 @@ def refuse_network(address: str) -> None:
     except ValueError:
         pass  # a name; whatever it means today, tomorrow it may be another address
     raise ConfigError(
-        f"{address} is reachable from the network, and fetchonce has no access control yet: "
-        "listen on 127.0.0.1, [::1] or unix:PATH"
+        f"{address} is reachable from the network, and nobody there may ask. say who, by a line below [access]: "
+        'clients = ["127.0.0.0/8", "::1", "192.168.0.0/16"] for networks, or token = "..." for whoever shows that. '
+        "or listen on 127.0.0.1, [::1] or unix:PATH"
     )
 
 

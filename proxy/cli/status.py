@@ -48,15 +48,15 @@ def read(settings: Settings) -> dict[str, Any]:
     servers = running(settings.cache_dir)
     for number, server in enumerate(servers, 1):
         try:
-            return _ask(server.own)
+            return _ask(server.own, settings.access.token)
         except ProxyError:
             if number == len(servers):
                 raise
     return {"fills": [], "totals": {}, "workers": []}
 
 
-def _ask(address: str) -> dict[str, Any]:
-    with as_proxy_errors(address), client_of(address) as client:
+def _ask(address: str, token: str) -> dict[str, Any]:
+    with as_proxy_errors(address), client_of(address, token) as client:
         answer = client.get("/-/status")
         if answer.status_code != 200:
             raise ProxyError(f"the server on {address} answered {answer.status_code} to /-/status")

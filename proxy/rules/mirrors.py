@@ -11,11 +11,11 @@ import hashlib
 import re
 import urllib.parse
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import ConfigError, RequestError, UnknownMirror
 from .digests import Digest
-from .entry import Headers, field
+from .entry import Headers
 
 RESERVED = frozenset({"-", "http", "https", "HTTPS", "v2"})
 """First segments that are no mirror's name; so is whatever holds one of DIGESTS."""
@@ -59,6 +59,8 @@ class Mirror:
     verify: str = "strict"
     """What a digest from a checksum file does that does not match: strict (nothing is stored), warn, or off."""
     ignore_query: bool = False
+    credentials: tuple[Headers, ...] = field(default=(), repr=False)
+    """Fields that each of `upstreams` is sent, and nobody else is; () where none has any."""
     any_scheme: bool = False
     """Upstream is asked by the scheme the client named: an allowed host."""
 
@@ -110,7 +112,7 @@ class Target:
 
     def urls_for(self, fields: Headers) -> tuple[str, ...]:
         """Where `fields` of a client's request may go: its credentials are for the mirror it asked, and no other."""
-        return self.urls[:1] if field(fields, "authorization") is not None else self.urls
+        return self.urls[:1] if any(name == "authorization" for name, _ in fields) else self.urls
 
     @property
     def url(self) -> str:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..errors import Forbidden, ProxyError, RequestError
+from ..errors import ProxyError, RequestError
 from ..gateway import Gateway
 from ..rules.digests import Digest
 from .prefetch import prefetch
@@ -29,11 +28,11 @@ def own_endpoints(gateway: Gateway) -> Starlette:
         return JSONResponse(status(gateway))
 
     async def start_prefetch(request: Request) -> Response:
-        judge_change(request)
+        gateway.settings.access.judge_change(request.method, request.headers.raw)
         try:
             asked = json.loads(await request.body())
             url, wanted, pin = asked["url"], asked.get("digest"), asked.get("pin", False)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
         if not isinstance(url, str):
             raise RequestError("url: expected a string")
@@ -65,19 +64,6 @@ def own_endpoints(gateway: Gateway) -> Starlette:
         ],
         exception_handlers={HTTPException: _http_error, ProxyError: _proxy_error},
     )
-
-
-def judge_change(request: Request) -> None:
-    """Raises Forbidden unless the request can only come from a program or from our own page.
-
-    A page elsewhere can send a POST to us through a visitor's browser, but not as JSON without asking first, and never
-    without saying where it comes from.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Forbidden("a request that changes something must be application/json")
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise Forbidden(f"a page of {origin} may not change anything here")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

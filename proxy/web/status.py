@@ -19,16 +19,17 @@ PATIENCE_SECONDS = 1.0
 async def whole_status(gateway: Gateway) -> dict[str, Any]:
     """`status` of all servers on the cache directory in one; those that do not answer in time are left out."""
     servers = await asyncio.to_thread(running, gateway.store.root)
-    parts = await asyncio.gather(*(_ask(server) for server in servers if server.pid != os.getpid()))
+    token = gateway.settings.access.token
+    parts = await asyncio.gather(*(_ask(server, token) for server in servers if server.pid != os.getpid()))
     whole = merged([status(gateway), *filter(None, parts)])
     listen = {server.pid: list(server.listen) for server in servers}
     whole["workers"] = [{**worker, "listen": listen.get(worker["pid"], [])} for worker in whole["workers"]]
     return whole
 
 
-async def _ask(server: Presence) -> dict[str, Any] | None:
+async def _ask(server: Presence, token: str) -> dict[str, Any] | None:
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS), client_of(server.own, httpx.AsyncClient) as client:
+        async with asyncio.timeout(PATIENCE_SECONDS), client_of(server.own, token, httpx.AsyncClient) as client:
             part: dict[str, Any] = (await client.get(OWN_PATH)).raise_for_status().json()
             return part
     except (httpx.HTTPError, TimeoutError, ValueError):
@@ -101,7 +102,7 @@ def fill_status(fill: Fill, now: float) -> dict[str, Any]:
         "rate": round(rate),
         "eta": round(rest / rate, 1) if rest is not None and rate else None,
         "readers": fill.readers,
-        "source": fill.source,
+        "source": fill.source.partition("?")[0],  # the query of a redirect's target is as good as a password
         "is_following": fill.is_following,
         "started_at": fill.started_at,
         "error": fill.error.message if fill.error else None,

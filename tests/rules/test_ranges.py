@@ -144,6 +144,11 @@ def offsets(spec: Spec, size: int) -> list[int]:
             return [offset for offset in range(size) if offset >= size - length]
 
 
+@given(st.text(max_size=60) | st.text("bytes=0123456789-, \t", max_size=60).map("bytes={}".format), st.integers(0, 12))
+def test_any_text_is_ranges_or_none(text: str, size: int) -> None:
+    assert all(0 <= part.start < part.end <= size for part in select(text, size) or ())
+
+
 @given(st.lists(SPECS, min_size=1, max_size=5), st.integers(0, 12))
 @unhurried
 def test_ranges_hold_the_offsets_that_were_asked_for(specs: list[Spec], size: int) -> None:

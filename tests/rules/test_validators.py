@@ -270,3 +270,16 @@ def test_dates_in_if_range_are_werkzeugs(offset: int, form: str) -> None:
     """Date far enough from Last-Modified: werkzeug does not ask whether the date is a strong validator."""
     value = datetime.fromtimestamp(MODIFIED + offset, UTC).strftime(form)
     assert if_range(value, DATED) is (werkzeug.parse_if_range_header(value).date == werkzeug.parse_date(SAME))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"]), st.text()
+    )
+)
+@unhurried
+def test_any_text_is_a_condition_or_none(fields: dict[str, str]) -> None:
+    for validator in (STRONG, WEAK, DATED, TAGGED, NOTHING):
+        assert evaluate("GET", tuple(fields.items()), validator) in (200, 304, 412)
+        for value in fields.values():
+            assert not if_range(value, validator) or value in (validator.etag, SAME, SAME_RFC850)
