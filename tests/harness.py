@@ -291,7 +291,8 @@ class Client:
 
     async def stream(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Stream:
         """The response once its head is there. `path` goes out as it is; Host is ours unless `headers` has one."""
-        fields = {"Host": f"{self.host}:{self.port}"} | dict(headers or {})
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        fields = {"Host": f"{host}:{self.port}"} | dict(headers or {})
         if "host" in (headers or {}):
             del fields["Host"]
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]

@@ -139,6 +139,21 @@ def test_storable(fields, storable):
 
 
 @pytest.mark.parametrize(
+    ("fields", "storable"),
+    [
+        case("rfc9111-3.5-silent", False, cache_control="max-age=60"),
+        case("rfc9111-3.5-public", True, cache_control="public"),
+        case("rfc9111-3.5-s-maxage", True, cache_control="s-maxage=60"),
+        case("rfc9111-3.5-must-revalidate", True, cache_control="must-revalidate"),
+        case("rfc9111-3.5-public-and-no-store", False, cache_control="public, no-store"),
+        case("rfc9111-3.5-proxy-revalidate", False, cache_control="proxy-revalidate"),
+    ],
+)
+def test_storable_of_an_answer_to_credentials(fields, storable):
+    assert is_storable(head(**fields), (("authorization", "Basic x"),)) is storable
+
+
+@pytest.mark.parametrize(
     ("fields", "forbidden"),
     [
         case("rfc9111-4.2.4-silent", False),
