@@ -2,6 +2,6 @@
 
 Read gateway.py first: it takes one request through every room. Imports go down only, and a test keeps it so:
 cli > app, server, workers > web, connection > gateway > flights, delivery, cycle, missing > checksums, outlet > fill
-> passage > asking, following > janitor > store > blobs, transfer, verify > index, hashing, upstream > partial, guard,
-loops > config > rules > errors, stats, log, version, presence.
+> passage, ingest > asking, following > janitor > store > blobs, transfer, verify > index, hashing, upstream >
+partial, guard, loops > config > rules > errors, stats, log, version, presence.
 """

@@ -4,9 +4,7 @@ A Fill belongs to the cache, not to the client who caused it; clients only read.
 ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | PASSED | FAILED. Nothing here knows HTTP to the client.
 While a digest is expected, or may yet turn out to be, nobody gets the last byte.
 
-The coordinator (`run`) lives on the event loop and owns every field. Transfers run in threads: they read a socket into
-a buffer and write the buffer to the file, and tell the loop how far they are. A gap is a gap: the first bytes, a reader
-far ahead, a broken transfer and a fill taken up after a restart are all "start a segment at the gap".
+`run` goes the way: follow another process, ask, bring the bytes in (ingest.py), verify, store.
 """
 
 import asyncio
@@ -16,46 +14,21 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from logging import INFO, WARNING
 
-from .asking import BACKOFF_SECONDS, Asking, Begun, NotModified, Passing, Rooms
-from .errors import (
-    DigestMismatch,
-    OutOfSpace,
-    ProxyError,
-    StoreError,
-    UpstreamChanged,
-    UpstreamError,
-    UpstreamRange,
-)
-from .following import Follower, Leader
+from .asking import Asking, Begun, NotModified, Passing, Rooms
+from .errors import DigestMismatch, OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
+from .following import Follower
+from .ingest import Ingest
 from .log import events, log
 from .partial import Partial, PartialRecord
 from .passage import Passage
 from .rules import vary
-from .rules.entry import Entry, Head, Headers, field, refreshed
+from .rules.entry import Entry, Head, Headers, refreshed
 from .rules.mirrors import Target
-from .rules.segments import BIG_BYTES, Ramp, plan, split
 from .rules.validators import resume_validator
-from .transfer import Transfer, open_rest
 from .upstream import Exchange
 from .verify import AskChecksums, Verifier
-
-WAKE_BYTES = 4 * 1024**2
-"""Readers are woken for this much at once: each wake costs every reader a call. 1 MiB made eight readers 8 % slower."""
-WAKE_SECONDS = 0.005
-"""... or after this long, so that a slow upstream's bytes do not lie about."""
-CHECKPOINT_BYTES = 128 * 1024**2
-"""So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
-MEASURE_SECONDS = 0.1
-"""Over this long a fill's rate is taken, once its new connections flow: short beside a big fill."""
-BACKOFF_MAX = 10.0
-"""Retries are BACKOFF_SECONDS apart, doubled for each one that brought no byte, up to this."""
-RESUMABLE_BYTES = 4 * 1024**2
-"""From here on a killed process's fill is taken up; less is fetched anew in no time, and costs no sync."""
-RETRY_AFTER_MAX = 120.0
-"""Seconds upstream may ask us to wait in the middle of a body, with clients waiting for the rest."""
 
 
 class FillState(enum.Enum):
@@ -97,45 +70,25 @@ class Fill:
         """Whether any client lets the body be stored (no-store forbids it)."""
         self.source = target.url
         """Where bytes come from, for people."""
-        self.fetched = 0
-        """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
         self.readers = 0
         self.started_at = self.answered_at = rooms.clock()
         self.passage: Passage | None = None
         self._stale, self._condition = stale, condition
-        self._fields = vary.with_each(condition)
         self._ask_checksums = ask_checksums
         self._rooms = rooms
-        self._loop = asyncio.get_running_loop()
         self._partial: Partial | None = None
         self._former: Partial | None = None
-        self._running: list[Transfer] = []
         self._waiting: Counter[int] = Counter()
         self._changed = asyncio.Event()
-        self._attention = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._follower: Follower | None = None
         """While another process fills."""
-        self._leader: Leader | None = None
-        """While others may follow this one."""
-        self._woken_total = 0
-        self._wake_timer: asyncio.TimerHandle | None = None
-        self._ramp = Ramp(rooms.settings.connections)
-        self._may_jump = False
-        """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
-        self._first_url = self._url = target.url
-        """Which of the target's URLs gave the head, and which is asked now."""
-        self._asks_whole = False
-        """Whether ranges did not give what was asked for: then all of it is asked for, and compared."""
-        self._failures = 0
-        """Transfers that broke since the last byte."""
-        self._last_error: BaseException | None = None
-        self._saving: asyncio.Future[None] | None = None
-        self._checkpointed = 0
-        """Bytes that survive a power cut."""
+        self._ingest: Ingest | None = None
+        """From STREAMING on, where this one does."""
+        self.began_at = target.url
+        """The URL that gave the head."""
         self.is_following = False
         """Whether another process began it: what came is its work."""
-        self.is_stopped = False
-        """Whether it is on its way to its end, and nobody may join."""
 
     # -- for readers --------------------------------------------------------------------------------------------------
 
@@ -160,9 +113,9 @@ class Fill:
         return self.length is not None and self.received == self.length
 
     @property
-    def began_at(self) -> str:
-        """The URL that gave the head."""
-        return self._first_url
+    def fetched(self) -> int:
+        """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
+        return self._ingest.fetched if self._ingest else 0
 
     @property
     def is_withheld(self) -> bool:
@@ -172,6 +125,11 @@ class Fill:
     @property
     def is_over(self) -> bool:
         return self.state not in (FillState.ASKING, FillState.STREAMING)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it is on its way to its end, and nobody may join."""
+        return self._stopping.is_set()
 
     @property
     def age(self) -> float:
@@ -209,8 +167,8 @@ class Fill:
         try:
             if self._follower:
                 self._follower.look()
-            elif self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
-                self._attention.set()
+            elif self._ingest:
+                self._ingest.look(offset)
             while (stop := self.readable(offset)) <= offset and (offset != self.length or self.is_withheld):
                 if self.error:
                     raise self.error
@@ -265,12 +223,11 @@ class Fill:
 
     def stop(self) -> None:
         """End the fill where it is; what came is kept for the next one, if upstream lets us go on there."""
-        self.is_stopped = True
-        self._attention.set()
+        self._stopping.set()
         if self._follower:
             self._follower.stop()
-        for transfer in self._running:
-            transfer.cancel()
+        if self._ingest:
+            self._ingest.stop()
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
@@ -278,7 +235,7 @@ class Fill:
         """Another process is filling it: its file is read along."""
         self._partial = partial
         self.head, self.length = record.head, record.head.length
-        self._first_url = record.source
+        self.began_at = record.source
         self.source, self.is_following = f"another process, from {record.source}", True
         # That process verifies, and what comes of it is seen in what it stores.
         self.verifier.expect(self.length)
@@ -294,9 +251,8 @@ class Fill:
             right = await self._follower.wait_right()
             self._follower = None
             self._check_stopped()
-            first = await self._ask()
-            if self.state is FillState.STREAMING:
-                await self._stream(first)
+            if answer := await self._ask():
+                await self._bring_in(answer)
                 await self._finish()
             self._rooms.stats.count_fill(self.state.value)
         except ProxyError as error:
@@ -314,13 +270,13 @@ class Fill:
                 self._rooms.janitor.release(self._partial)
             self.verifier.close()
             self._follower = None
-            if self._leader:
-                self._leader.close()
+            if self._ingest:
+                self._ingest.close()
             if right is not None:
                 os.close(right)
 
-    async def _ask(self) -> Transfer | None:
-        """Ask what is to be fetched: the first transfer, or None if nothing is."""
+    async def _ask(self) -> Begun | None:
+        """Ask what is to be fetched; None if nothing is."""
         entry = await self._rooms.store.lookup(self.target.key)
         if self.is_following and entry and entry.head.generation == self.head.generation:
             self.partial.extents.add(0, entry.size)
@@ -349,31 +305,43 @@ class Fill:
         if isinstance(answer, Passing):
             self._pass(answer)
             return None
-        self._begin(answer)
-        return answer.first
+        return answer
 
-    def _begin(self, answer: Begun) -> None:
+    async def _bring_in(self, answer: Begun) -> None:
         # A send that is on its way holds the descriptor of what we followed, by its number.
         self._former, self._partial = self._partial, answer.partial
         self.head, self.length = answer.head, answer.head.length
-        self._first_url, self._url, self.source = answer.source, answer.exchange.url, answer.exchange.final_url
+        self.began_at, self.source = answer.source, answer.exchange.final_url
         self._rooms.health.answered(answer.exchange.url)
-        has_ranges = answer.exchange.status == 206 or field(answer.exchange.headers, "accept-ranges") == "bytes"
-        is_told_apart = resume_validator(self.head.headers) is not None
-        self._may_jump = has_ranges and self.length is not None and is_told_apart
         self.answered_at = self._rooms.clock()
-        if self.length and self.length >= RESUMABLE_BYTES and is_told_apart:
-            self._checkpoint()
+        self._ingest = Ingest(
+            self.target, self.urls, self._condition, answer, self._rooms, self._waiting.keys(), self._grown
+        )
         self.verifier.begin(self.partial, self.length)
         self.state = FillState.STREAMING
         self._publish()
-        kind = "fill.resumed" if self.received else "fill.started"
-        log(events, INFO, kind, key=self.target.key[:12], url=self._url, have=self.received, bytes=self.length)
+        log(
+            events,
+            INFO,
+            "fill.resumed" if self.received else "fill.started",
+            key=self.target.key[:12],
+            url=answer.exchange.url,
+            have=self.received,
+            bytes=self.length,
+        )
+        await self._ingest.run()
+        self.length = self._ingest.length
+        self._publish()
+
+    def _grown(self) -> None:
+        if not self.is_stopped:
+            self.verifier.follow(self.partial.extents.reach(0))
+        self._publish()
 
     def _pass(self, answer: Passing) -> None:
         self.head, self.length = answer.head, answer.head.length
-        self.source, self._first_url = answer.exchange.final_url, answer.exchange.url
-        forbidden = f"{self._first_url} is not to be kept: its Cache-Control or Vary forbids it"
+        self.source, self.began_at = answer.exchange.final_url, answer.exchange.url
+        forbidden = f"{self.began_at} is not to be kept: its Cache-Control or Vary forbids it"
         self.error = answer.error or UpstreamError(forbidden)
         self.answered_at = self._rooms.clock()
         self.passage = self._passage(answer.exchange)
@@ -385,7 +353,7 @@ class Fill:
         log(events, level, "fill.not_kept", key=self.target.key[:12], reason=self.error)
 
     def _passage(self, exchange: Exchange | None = None) -> Passage:
-        known = self.head, self._first_url, self._fields
+        known = self.head, self.began_at, vary.with_each(self._condition)
         return Passage(self.target, self._rooms, self._ask_checksums, *known, exchange)
 
     async def _unchanged(self, answer: NotModified) -> None:
@@ -395,73 +363,11 @@ class Fill:
         self._publish()
         log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=answer.url)
 
-    async def _stream(self, first: Transfer | None) -> None:
-        """Run transfers until no gap is left. Raises the last error once retrying is of no use."""
-        if first:
-            self._start(first)
-        if self._saving:  # it is told of: others may find it
-            self._leader = await Leader.listen(self.partial, self._attention.set)
-        if self._may_jump and self.length is not None and self.length >= BIG_BYTES:
-            self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
-        while not self.is_whole:
-            self._check_stopped()
-            if not self._running and self._last_error:
-                await self._back_off(self._last_error)
-            if self.length is not None and (self._may_jump or not self._running):
-                waiting = {*self._waiting, *(self._leader.waiting if self._leader else ())} if self._may_jump else ()
-                todo = plan(self.partial.extents, self.length, self._running, waiting, self._rooms.settings.connections)
-                for transfer in todo.cancel:
-                    assert isinstance(transfer, Transfer)
-                    transfer.cancel()
-                for offset, stop in todo.start:
-                    self._start(Transfer(offset, stop, written=offset))
-                while self._may_jump and (part := split(self._running, self._ramp.allowed)):
-                    self._start(Transfer(*part, written=part[0]))
-            elif not self._running:
-                self._start(Transfer(0, None))
-            await self._attention.wait()
-            self._attention.clear()
-
-    def _measure(self, before: int) -> None:
-        """Every MEASURE_SECONDS: judge whether the connections we have are worth it, and whether more would be."""
-        if self.is_over or self.is_whole or not self._may_jump:
-            return
-        flowing = sum(transfer.is_flowing for transfer in self._running)
-        self._ramp.judge((self.fetched - before) / MEASURE_SECONDS, flowing)
-        self._attention.set()
-        self._loop.call_later(MEASURE_SECONDS, self._measure, self.fetched)
-
-    async def _back_off(self, error: BaseException) -> None:
-        """Wait before the next try, or raise `error` if there is none.
-
-        The mirror that broke is asked once more, then whoever failed longest ago.
-        """
-        self._failures += 1
-        others = [url for url in self.urls if url != self._url]
-        if isinstance(error, UpstreamChanged) and self._url != self._first_url and others:
-            pass  # that mirror has something else; the first one may still have ours
-        elif not isinstance(error, UpstreamError) or isinstance(error, UpstreamChanged):
-            raise error
-        if self._failures > self._rooms.settings.retries:
-            raise error
-        if self._failures > 1 or isinstance(error, UpstreamChanged):
-            self._rooms.health.failed(self._url, self._loop.time())
-            self._url = self._rooms.health.order(self.urls, self._loop.time())[0]
-        delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1)), error.retry_after or 0.0)
-        if delay > RETRY_AFTER_MAX:
-            raise error
-        log(events, WARNING, "fill.broken", key=self.target.key[:12], error=error, retry_in=delay, next=self._url)
-        await self._pause(delay)
-        self._last_error = None
-        self._attention.set()
-
     async def _pause(self, seconds: float) -> None:
         """Wait; raises UpstreamError once the fill is stopped."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not self.is_stopped:
-                    await self._attention.wait()
-                    self._attention.clear()
+                await self._stopping.wait()
         self._check_stopped()
 
     def _check_stopped(self) -> None:
@@ -471,7 +377,6 @@ class Fill:
     async def _finish(self) -> None:
         """Every byte is there: verify and store."""
         assert self.length is not None
-        await self._end_transfers()
         verified = await self._verify()
         digest = self.verifier.digests["sha256"]
         if not self.is_wanted:
@@ -510,129 +415,21 @@ class Fill:
 
     async def _put_away(self) -> None:
         """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""
-        await self._end_transfers()
-        if not self._partial or not self._partial.is_ours:
+        if not self._partial or not self._ingest:
             return
         keep = self.is_wanted and not isinstance(self.error, OutOfSpace)
         try:
             is_same = not isinstance(self.error, (UpstreamChanged, DigestMismatch))
             may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
             if keep and is_same and may_go_on:
-                await self._rooms.store.save(self._partial, self._record())
+                await self._rooms.store.save(self._partial, self._ingest.record())
             else:
                 is_short = isinstance(self.error, OutOfSpace) and not self.is_whole
                 await self._rooms.store.discard(self._partial, at_once=is_short)
         except StoreError as error:
             log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
 
-    # -- transfers ----------------------------------------------------------------------------------------------------
-
-    def _start(self, transfer: Transfer) -> None:
-        for other in self._running:
-            if other.offset < transfer.offset and (other.stop is None or other.stop > transfer.offset):
-                transfer.cut = other, other.stop
-                other.stop = transfer.offset
-        self._running.append(transfer)
-        alone = len(self._running) == 1
-        known = self.head, self._first_url, transfer
-        question = partial(
-            open_rest,
-            self._rooms.upstream,
-            self._url,
-            *known,
-            whole=alone and self._asks_whole,
-            alone=alone,
-            fields=self._fields,
-        )
-        tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
-        done = self._loop.run_in_executor(self._rooms.threads, transfer.run, self.partial, question, tell)
-        done.add_done_callback(lambda done: self._ended(transfer, done.exception()))
-
-    def _checkpoint(self) -> None:
-        """Let what has come survive a power cut; one at a time, in a thread."""
-        if self._saving and not self._saving.done():
-            return
-        self._checkpointed = self.received
-        self._saving = self._loop.run_in_executor(self._rooms.threads, self.partial.save, self._record())
-        self._saving.add_done_callback(self._saved_or_not)
-
-    def _saved_or_not(self, saving: asyncio.Future[None]) -> None:
-        if error := saving.exception():
-            log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
-
-    def _record(self) -> PartialRecord:
-        return PartialRecord(
-            key=self.target.key,
-            url=self.target.url,
-            mirror=self.target.mirror.name,
-            source=self._first_url,
-            head=self.head,
-            extents=list(self.partial.extents),
-        )
-
-    async def _end_transfers(self) -> None:
-        """Stop what still runs, and wait until no thread writes any more."""
-        if self._saving:
-            await asyncio.wait([self._saving])
-        for transfer in self._running:
-            transfer.cancel()
-        while self._running:
-            self._attention.clear()
-            await self._attention.wait()
-
-    def _arrived(self, transfer: Transfer) -> None:
-        # The flag first: a write after this line tells again, one before it is seen below.
-        transfer.is_told = False
-        count = transfer.written - transfer.offset
-        if not count:
-            return
-        extents = self.partial.extents
-        before = extents.total
-        extents.add(transfer.offset, transfer.offset + count)
-        transfer.offset += count
-        transfer.is_flowing = True
-        self.fetched += count
-        self._rooms.stats.fetched_bytes += count
-        if extents.total == before:
-            return  # compared, not written
-        self._failures = 0
-        if not self.is_stopped:
-            self.verifier.follow(extents.reach(0))
-        if extents.total - self._checkpointed >= CHECKPOINT_BYTES:
-            self._checkpoint()
-        if self._woken_total == 0 or extents.total - self._woken_total >= WAKE_BYTES:
-            self._publish()
-        elif self._wake_timer is None:
-            self._wake_timer = self._loop.call_later(WAKE_SECONDS, self._publish)
-
-    def _ended(self, transfer: Transfer, error: BaseException | None) -> None:
-        self._arrived(transfer)
-        self._running.remove(transfer)
-        if transfer.is_cancelled:
-            pass  # whatever it ended with was our doing
-        elif error is None:
-            self.length = transfer.offset if self.length is None else self.length
-        else:
-            if transfer.cut and transfer.cut[0].stop == transfer.offset:
-                transfer.cut[0].stop = transfer.cut[1]  # nothing came: the other one does it after all
-            # Whatever the reason, upstream likes one connection better; what runs goes on, and readers wait for it.
-            self._may_jump = False
-            self._asks_whole = self._asks_whole or isinstance(error, UpstreamRange)
-            self._last_error = error
-        self._publish()
-        self._attention.set()
-
-    # -- waking -------------------------------------------------------------------------------------------------------
-
     def _publish(self) -> None:
-        if self._wake_timer:
-            self._wake_timer.cancel()
-            self._wake_timer = None
-        if self._partial and self._partial.is_ours and self.received != self._woken_total:
-            self._partial.tell(self._partial.extents)
-            if self._leader:
-                self._leader.wake()
-        self._woken_total = self.received
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -15,7 +15,7 @@ FLOORS = [
     {"flights", "delivery", "cycle", "missing"},
     {"checksums", "outlet"},
     {"fill"},
-    {"passage"},
+    {"passage", "ingest"},
     {"asking", "following"},
     {"janitor"},
     {"store"},

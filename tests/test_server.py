@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from proxy.connection import PIPELINED, REFUSED, Limits, Protocol
-from proxy.errors import ClientGone, ConfigError
+from proxy.errors import ClientGone, ConfigError, FileEnded
 from proxy.outlet import FIRST_BYTES, SMALL_BYTES, TURN_BYTES, KernelOutlet
 from proxy.server import GRACE_SECONDS, Server, bind
 from tests.harness import Client, Truncated, until
@@ -495,7 +495,7 @@ async def test_a_file_shorter_than_promised_breaks_the_answer(serve, caplog, fil
     with pytest.raises(Truncated) as caught:
         await site.client.get("/")
     assert caught.value.partial == BODY
-    assert [type(error) for error in tracebacks(caplog)] == [EOFError]
+    assert [type(error) for error in tracebacks(caplog)] == [FileEnded]
 
 
 @pytest.mark.parametrize(

@@ -73,18 +73,12 @@ class Ramp:
     limit: int
     allowed: int = 1
     _rate: float = 0.0
-    _is_news: bool = False
-    """Whether some of the allowed ones were not there all the time since the last call."""
 
-    def judge(self, rate: float, flowing: int) -> None:
-        """Take note of `rate` bytes a second since the last call, by the `flowing` connections that bring bytes now."""
-        if flowing < self.allowed or self._is_news:
-            self._is_news = flowing < self.allowed
-            return
+    def judge(self, rate: float) -> None:
+        """Take note of the `rate`, in bytes a second, of as many connections as are allowed."""
         if rate >= FAST_RATE or rate < self._rate * GAIN:
             self.limit = self.allowed
         self._rate = rate
-        self._is_news = self.allowed < self.limit
         self.allowed = min(self.limit, 2 * self.allowed)
 
 
