@@ -56,17 +56,7 @@ async def seconds(directory: Path, url: str, size: int, connections: int, reader
         began = time.monotonic()
         if readers:
             # curl: reading in this process would cost more than the rest of it.
-            curl = (
-                "curl",
-                "-sS",
-                "--noproxy",
-                "*",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{size_download}",
-                proxy.url("/u/big.img"),
-            )
+            curl = "curl", "-sS", "--noproxy", "*", "-o", "/dev/null", "-w", "%{size_download}", proxy.url("/u/big.img")
             clients = [await asyncio.create_subprocess_exec(*curl, stdout=subprocess.PIPE) for _ in range(readers)]
             got = {out for out, _ in await asyncio.gather(*(client.communicate() for client in clients))}
             assert got == {str(size).encode()}, got
