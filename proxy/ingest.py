@@ -77,6 +77,8 @@ class Ingest:
         """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
         self._ramp = Ramp(rooms.settings.connections if (self.length or 0) >= BIG_BYTES else 1)
         self._measuring: asyncio.TimerHandle | None = None
+        self._is_short = False
+        """Whether a reader waits for a connection."""
         self._asks_whole = False
         """Whether ranges did not give what was asked for: then all of it is asked for, and compared."""
         self._failures = 0
@@ -104,7 +106,11 @@ class Ingest:
 
     def look(self, offset: int) -> None:
         """A reader waits at `offset` now: nearer bytes come first."""
-        if self._may_jump and not any(transfer.serves(offset) for transfer in self._running):
+        for transfer in self._running:
+            if transfer.serves(offset):
+                transfer.is_wanted = True
+                return
+        if self._may_jump:
             self._attention.set()
 
     def stop(self) -> None:
@@ -135,12 +141,15 @@ class Ingest:
                 await self._back_off(self._last_error)
             if self.length is not None and (self._may_jump or not self._running):
                 waiting = {*self._waiting, *(self._leader.waiting if self._leader else ())} if self._may_jump else ()
+                for transfer in self._running:
+                    transfer.is_wanted = transfer.is_wanted or any(map(transfer.serves, waiting))
                 todo = plan(self.partial.extents, self.length, self._running, waiting, self._rooms.settings.connections)
-                for transfer in todo.cancel:
-                    assert isinstance(transfer, Transfer)
-                    transfer.cancel()
+                for given_up in todo.cancel:
+                    assert isinstance(given_up, Transfer)
+                    given_up.cancel()
                 for offset, stop in todo.start:
-                    self._start(Transfer(offset, stop, written=offset))
+                    self._start(Transfer(offset, stop, written=offset, is_wanted=offset in waiting))
+                self._is_short = todo.is_short
                 while self._may_jump and (part := split(self._running, self._ramp.allowed)):
                     self._start(Transfer(*part, written=part[0]))
             elif not self._running:
@@ -242,6 +251,8 @@ class Ingest:
         if extents.total == before:
             return  # compared, not written
         self._failures = 0
+        if self._is_short and transfer.is_turn_over:
+            self._attention.set()
         if extents.total - self._checkpointed >= CHECKPOINT_BYTES:
             self._checkpoint()
         if self._told == 0 or extents.total - self._told >= WAKE_BYTES:

@@ -11,6 +11,8 @@ from .extents import Extents
 
 NEAR_BYTES = 4 * 1024**2
 """A reader this close ahead of a running transfer waits for it: less than what a new connection would cost."""
+TURN_BYTES = 8 * 1024**2
+"""So much comes for readers at one place before their connection goes to others: each turn is a request upstream."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +21,18 @@ class Segment:
 
     offset: int
     stop: int | None
+    begun: int = -1
+    """Where it began."""
+    is_wanted: bool = False
+    """Whether a reader has waited for its bytes."""
+
+    def __post_init__(self) -> None:
+        if self.begun < 0:
+            self.begun = self.offset
+
+    @property
+    def is_turn_over(self) -> bool:
+        return self.offset - self.begun >= TURN_BYTES
 
     def serves(self, offset: int) -> bool:
         """Whether a reader waiting at `offset` need only wait for this transfer."""
@@ -32,12 +46,19 @@ class Plan:
     """(offset, stop) of new segments."""
     cancel: tuple[Segment, ...] = ()
     """Running segments that give their connection to a reader elsewhere."""
+    is_short: bool = False
+    """Whether a reader has to wait for a connection, until somebody's turn is over."""
 
 
 def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Iterable[int], limit: int) -> Plan:
-    """The next step of a fill of `length` bytes whose upstream honours ranges, with at most `limit` connections."""
+    """The next step of a fill of `length` bytes whose upstream honours ranges, with at most `limit` connections.
+
+    Where there are more readers than connections, these go round.
+    """
     wanted = [offset for offset in sorted(set(waiting)) if offset < length and extents.reach(offset) == offset]
-    idle = [segment for segment in running if not any(segment.serves(offset) for offset in wanted)]
+    idle = [segment for segment in running if segment.is_turn_over or not segment.is_wanted]
+    idle.sort(key=lambda segment: (segment.is_wanted, segment.begun - segment.offset))
+    is_short = False
     start: list[tuple[int, int]] = []
     cancel: list[Segment] = []
     for offset in wanted:
@@ -47,13 +68,14 @@ def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Ite
             continue
         if len(running) - len(cancel) + len(start) >= limit:
             if not idle:
+                is_short = True
                 break
-            cancel.append(idle.pop())
+            cancel.append(idle.pop(0))
         ends = [extents.next_start(offset), *(segment.offset for segment in running if segment not in cancel)]
         start.append((offset, min([end for end in ends if end is not None and end > offset], default=length)))
     if not start and len(running) == len(cancel) and (gaps := extents.gaps(length)):
         start.append(gaps[0])
-    return Plan(tuple(start), tuple(cancel))
+    return Plan(tuple(start), tuple(cancel), is_short)
 
 
 BIG_BYTES = 64 * 1024**2

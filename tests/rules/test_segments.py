@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.rules.extents import Extents
-from proxy.rules.segments import FAST_RATE, NEAR_BYTES, SPLIT_BYTES, Plan, Ramp, Segment, plan, split
+from proxy.rules.segments import FAST_RATE, NEAR_BYTES, SPLIT_BYTES, TURN_BYTES, Plan, Ramp, Segment, plan, split
 
 MB = 1024**2
 SIZE = 100 * MB
@@ -38,11 +38,24 @@ def test_a_new_segment_ends_where_another_begins():
     assert plan(extents, SIZE, running, [40 * MB], 4) == Plan(start=((40 * MB, 60 * MB),))
 
 
-def test_with_one_connection_a_reader_takes_it_from_nobody_who_waits():
-    main = Segment(10 * MB, SIZE)
+def test_with_one_connection_a_reader_takes_it_from_nobody_whose_turn_it_is():
     extents = Extents.from_pairs([(0, 10 * MB)])
-    assert plan(extents, SIZE, [main], [60 * MB], 1) == Plan(start=((60 * MB, SIZE),), cancel=(main,))
-    assert plan(extents, SIZE, [main], [10 * MB, 60 * MB], 1) == Plan()
+    unwanted, main = Segment(10 * MB, SIZE), Segment(10 * MB, SIZE, is_wanted=True)
+    far = ((60 * MB, SIZE),)
+    assert plan(extents, SIZE, [unwanted], [60 * MB], 1) == Plan(start=far, cancel=(unwanted,))
+    assert plan(extents, SIZE, [main], [10 * MB, 60 * MB], 1) == Plan(is_short=True)
+    assert plan(extents, SIZE, [main], [60 * MB], 1) == Plan(is_short=True)  # its reader is at what it has got just now
+    main.begun -= TURN_BYTES
+    assert plan(extents, SIZE, [main], [10 * MB, 60 * MB], 1) == Plan(start=far, cancel=(main,))
+
+
+def test_connections_go_round_where_readers_are_more():
+    extents, running = Extents.from_pairs([(0, 9 * MB), (50 * MB, 59 * MB)]), []
+    for begun in (0, 50 * MB):
+        running.append(Segment(begun + 9 * MB, SIZE, begun=begun, is_wanted=True))
+    running[0].begun -= MB
+    waiting = [segment.offset for segment in running] + [30 * MB]
+    assert plan(extents, SIZE, running, waiting, 2) == Plan(start=((30 * MB, 50 * MB),), cancel=(running[0],))
 
 
 def test_a_reader_of_what_is_there_starts_nothing():
@@ -60,7 +73,8 @@ def states(draw):
         if kind == "there":
             extents.add(start * MB, end * MB)
         elif kind == "running" and len(running) < 4:
-            running.append(Segment(start * MB, end * MB))
+            begun = start - draw(st.integers(0, 10))
+            running.append(Segment(start * MB, end * MB, begun=max(0, begun) * MB, is_wanted=draw(st.booleans())))
     waiting = draw(st.lists(st.integers(0, 99).map(lambda n: n * MB), max_size=5))
     return extents, running, waiting, draw(st.integers(max(1, len(running)), 6))
 
@@ -79,7 +93,7 @@ def test_a_plan_keeps_to_its_limit_starts_in_gaps_only_and_never_stands_still(st
     if extents.gaps(SIZE):
         assert left or result.start
     for segment in result.cancel:
-        assert not any(segment.serves(offset) for offset in waiting if extents.reach(offset) == offset)
+        assert segment.is_turn_over or not segment.is_wanted
 
 
 def test_connections_are_doubled_as_long_as_that_makes_it_faster():
