@@ -11,7 +11,6 @@ from collections import Counter
 
 import pytest
 
-from proxy.rules.segments import TURN_BYTES
 from tests.harness import Truncated, until
 from tests.origin import LAST_MODIFIED, Origin, Pattern, pattern_bytes, pattern_sha256
 
@@ -160,20 +159,6 @@ async def test_a_big_object_comes_over_several_connections(origin, proxy):
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, 3)
     assert len({request.connection for request in origin.log}) >= 4
     assert origin.bytes_sent("/big.img") < size * 1.2
-
-
-async def test_eight_readers_at_eight_places_do_not_cost_a_request_for_each_piece(origin, proxy):
-    size = 64 << 20
-    origin.pattern("/big.img", size, seed=3).throttle(8 << 20)
-
-    async def read(start):
-        part = {"Range": f"bytes={start}-{start + size // 8 - 1}"}
-        return (await (await proxy.stream("/u/big.img", part)).rest()) == pattern_bytes(
-            size, 3, start, start + size // 8
-        )
-
-    assert all(await asyncio.gather(*(read(start) for start in range(0, size, size // 8))))
-    assert origin.count("/big.img") <= 8 + size // TURN_BYTES
 
 
 async def test_connections_1_is_one_connection(origin, proxy_factory):

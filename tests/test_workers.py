@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from proxy.rules.segments import TURN_BYTES
 from tests.harness import Truncated, until
 from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 
@@ -253,3 +254,18 @@ async def test_a_body_that_is_not_stored_is_verified_by_every_process(origin, pr
                         await stream.rest()
                     assert broken.value.partial == pattern_bytes(SIZE, SEED, HALF, SIZE - 1)
     assert origin.count("/x.img") == 1
+
+
+async def test_readers_at_many_places_in_two_processes_do_not_cost_a_request_for_each_piece(origin, processes):
+    size = 64 << 20
+    origin.pattern("/big.img", size, SEED).throttle(16 << 20)
+
+    async def read(proxy, start):
+        part = {"Range": f"bytes={start}-{start + size // 8 - 1}"}
+        got = await (await proxy.stream("/u/big.img", part)).rest()
+        return got == pattern_bytes(size, SEED, start, start + size // 8)
+
+    async with await processes[0].stream("/u/big.img"):
+        places = range(0, size, size // 8)
+        assert all(await asyncio.gather(*(read(proxy, start) for proxy in processes[:3] for start in places)))
+    assert origin.count("/big.img") <= 8 + size // TURN_BYTES
