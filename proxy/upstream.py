@@ -92,7 +92,9 @@ class Upstream:
         once a redirect leads to another scheme, host or port, not even back.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
-        here, via = url, ("via", f"1.1 {pseudonym(self._cache_dir)}")
+        here, came_by = url, field(headers, "via")
+        own = f"1.1 {pseudonym(self._cache_dir)}"
+        headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {own}" if came_by else own))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):
@@ -101,7 +103,7 @@ class Upstream:
                 here,
                 headers=[
                     (name.encode("latin-1"), value.encode("latin-1"))
-                    for name, value in (*_without(USUAL, {name.lower() for name, _ in fields}), via, *fields)
+                    for name, value in (*_without(USUAL, {name.lower() for name, _ in fields}), *fields)
                 ],
             )
             request.url = _VerbatimUrl(here)

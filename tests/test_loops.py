@@ -53,6 +53,17 @@ async def test_of_several_upstreams_one_that_is_ourselves_is_passed_over(origin,
     assert (await proxy.get("/u/x.img")).body == BODY
 
 
+async def test_two_that_ask_each_other_are_508(proxy_factory):
+    ports = [free_port(), free_port()]
+    first, _ = (
+        proxy_factory(mirrors={"loop": f"http://127.0.0.1:{other}/loop/"}, listen=f"127.0.0.1:{port}")
+        for port, other in (ports, reversed(ports))
+    )
+    answer = await first.get("/loop/x.img")
+    assert answer.status == 508
+    assert "leads back to fetchonce" in answer.json()["message"]
+
+
 async def test_one_fetchonce_may_ask_another(origin, proxy_factory):
     parent = proxy_factory()
     child = proxy_factory(mirrors={"u": parent.url("/u/")})

@@ -11,12 +11,12 @@ from .headers import HOP_BY_HOP, OURS
 
 NEGOTIATING = {"accept": "*/*", "accept-language": "*"}
 """Fields that go upstream, and what it means that they are not there (RFC 9110 §12.5.1, §12.5.4)."""
-PASSED_ON = ("cache-control", "pragma", "authorization")
-"""What the client asks of all caches on the way (RFC 9111 §5.2), and who he is."""
+PASSED_ON = ("cache-control", "pragma", "authorization", "via")
+"""What the client asks of all caches on the way (RFC 9111 §5.2), who he is, and by which proxies he comes."""
 KEPT_BACK = (
     HOP_BY_HOP
     | OURS
-    | {"accept-encoding", "cookie", "expect", "forwarded", "host", "range", "user-agent", "via"}
+    | {"accept-encoding", "cookie", "expect", "forwarded", "host", "range", "user-agent"}
     | {"if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", *PASSED_ON, "*", ""}
 )
 """Fields that are no client's, whatever Vary says."""
