@@ -1,52 +1,24 @@
 """How long a big body takes the first time, with one connection and with several: `python -m tests.bench`.
 
-nginx is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. Settings take turns
-in each round, so that a busy machine is busy for all of them, and medians are compared, not seconds. The cache is in
-TMPDIR: on a slow disk, name one in memory.
+The scripted origin is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. (nginx's
+limit_rate would not do: the first second of each request is free.) Settings take turns in each round, so that a busy
+machine is busy for all of them, and medians are compared, not seconds. The cache is in TMPDIR: on a slow disk, name one
+in memory.
 """
 
 import argparse
 import asyncio
-import contextlib
-import socket
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.harness import Proxy, until
-from tests.origin import pattern_bytes, pattern_sha256
+from tests.origin import Origin, pattern_sha256
 
 MB = 1024**2
 SEED = 1
-NGINX = """\
-daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-    access_log off; sendfile on; client_body_temp_path {directory}; proxy_temp_path {directory};
-    fastcgi_temp_path {directory}; uwsgi_temp_path {directory}; scgi_temp_path {directory};
-    add_header Cache-Control max-age=600;
-    server {{ listen 127.0.0.1:{port}; root {directory}/www; limit_rate {rate}m; }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def mirror(directory: Path, size: int, rate: int) -> Iterator[str]:
-    """nginx with `size` bytes at /big.img, `rate` MiB/s for each connection; its URL."""
-    (directory / "www").mkdir()
-    (directory / "www" / "big.img").write_bytes(pattern_bytes(size, SEED))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    config = directory / "nginx.conf"
-    config.write_text(NGINX.format(directory=directory, port=port, rate=rate))
-    with subprocess.Popen(["nginx", "-c", str(config), "-e", str(directory / "error.log")]) as process:
-        try:
-            yield f"http://127.0.0.1:{port}/"
-        finally:
-            process.terminate()
 
 
 async def seconds(directory: Path, url: str, size: int, connections: int, readers: int) -> float:
@@ -84,7 +56,9 @@ async def main() -> None:
     options = parser.parse_args()
     size = options.size * MB
     took: dict[tuple[int, int], list[float]] = {}
-    with tempfile.TemporaryDirectory() as top, mirror(Path(top), size, options.rate) as url:
+    with Origin() as origin:
+        origin.pattern("/big.img", size, SEED).throttle(options.rate * MB).headers(cache_control="max-age=600")
+        url = origin.url()
         for _ in range(options.rounds):
             for readers in (0, 8):
                 for connections in options.connections:
