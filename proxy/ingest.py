@@ -19,7 +19,7 @@ from .partial import PartialRecord
 from .rules import vary
 from .rules.entry import Headers, field
 from .rules.mirrors import Target
-from .rules.segments import BIG_BYTES, Ramp, plan, split
+from .rules.segments import BIG_BYTES, Ramp, end_of, plan, split
 from .rules.validators import resume_validator
 from .transfer import Transfer, open_rest
 
@@ -150,7 +150,7 @@ class Ingest:
                 for offset, stop in todo.start:
                     self._start(Transfer(offset, stop, written=offset, is_wanted=offset in waiting))
                 self._is_short = todo.is_short
-                while self._may_jump and (part := split(self._running, self._ramp.allowed)):
+                while self._may_jump and (part := split(self.partial.extents, self.length, self._running, self._ramp)):
                     self._start(Transfer(*part, written=part[0]))
             elif not self._running:
                 self._start(Transfer(0, None))
@@ -269,7 +269,8 @@ class Ingest:
             self.length = transfer.offset if self.length is None else self.length
         else:
             if transfer.cut and transfer.cut[0].stop == transfer.offset:
-                transfer.cut[0].stop = transfer.cut[1]  # nothing came: the other one does it after all
+                # Nothing came: the other one does it after all.
+                transfer.cut[0].stop = end_of(transfer.offset, self.partial.extents, self._running) or transfer.cut[1]
             # Whatever the reason, upstream likes one connection better; what runs goes on, and readers wait for it.
             self._may_jump = False
             self._asks_whole = self._asks_whole or isinstance(error, UpstreamRange)

@@ -1,7 +1,7 @@
 """How long a big body takes the first time, with one connection and with several: `python -m tests.bench`.
 
-The scripted origin is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. (nginx's
-limit_rate would not do: the first second of each request is free.) Settings take turns in each round, so that a busy
+The scripted origin is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. (Not
+nginx: of its limit_rate the first second of each request is free.) Settings take turns in each round, so that a busy
 machine is busy for all of them, and medians are compared, not seconds. The cache is in TMPDIR: on a slow disk, name one
 in memory.
 """

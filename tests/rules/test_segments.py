@@ -116,10 +116,52 @@ def test_a_fast_mirror_keeps_its_one_connection():
     assert ramp.allowed == 1
 
 
-def test_the_longest_part_is_halved():
-    running = [Segment(0, 20 * MB), Segment(40 * MB, 100 * MB)]
-    assert split(running, 4) == (70 * MB, 100 * MB)
-    assert split(running, 2) is None
-    assert split([Segment(0, 2 * SPLIT_BYTES - 1)], 4) is None
-    assert split([Segment(0, None)], 4) is None
-    assert split([], 4) is None
+def ramp(allowed, piece=10 * MB):
+    return Ramp(limit=8, allowed=allowed, piece=piece)
+
+
+def test_the_first_piece_that_nobody_is_at_comes_next():
+    extents = Extents.from_pairs([(0, 5 * MB)])
+    running = [Segment(5 * MB, 15 * MB), Segment(60 * MB, 70 * MB)]
+    assert split(extents, SIZE, running, ramp(4)) == (15 * MB, 25 * MB)
+    assert split(extents, SIZE, running, ramp(2)) is None
+    assert split(extents, SIZE, [], ramp(4)) is None
+    running.append(Segment(15 * MB, 45 * MB))
+    assert split(extents, SIZE, running, ramp(4)) == (45 * MB, 60 * MB)  # what is left of it would be too little
+    running.append(Segment(45 * MB, 60 * MB))
+    assert split(extents, SIZE, running, ramp(8)) == (70 * MB, 80 * MB)
+
+
+def test_where_somebody_is_at_everything_the_longest_ends_after_its_piece():
+    main = Segment(5 * MB, SIZE)
+    extents = Extents.from_pairs([(0, 5 * MB)])
+    assert split(extents, SIZE, [main], ramp(2)) == (15 * MB, 25 * MB)
+    assert split(extents, SIZE, [main], ramp(2, 80 * MB)) == (52 * MB + MB // 2, SIZE)  # or is halved
+    extents = Extents.from_pairs([(0, SIZE - 2 * SPLIT_BYTES + 1)])
+    assert split(extents, SIZE, [Segment(SIZE - 2 * SPLIT_BYTES + 1, SIZE)], ramp(4)) is None
+    assert split(Extents(), SIZE, [Segment(0, None)], ramp(4)) is None
+
+
+def test_a_piece_is_what_a_connection_brings_in_a_second():
+    ramp = Ramp(limit=8)
+    ramp.judge(20e6)
+    assert ramp.piece == 20_000_000
+    ramp.judge(30e6)  # of two
+    assert ramp.piece == 15_000_000
+    ramp.judge(1e6)
+    assert ramp.piece == SPLIT_BYTES
+
+
+@given(states(), st.integers(1, 60))
+def test_pieces_are_of_what_is_missing_and_nobody_is_at(state, megabytes):
+    extents, running, _, limit = state
+    part = split(extents, SIZE, running, ramp(limit + 1, megabytes * MB))
+    if part is None:
+        return
+    start, stop = part
+    assert start < stop <= SIZE
+    assert extents.reach(start) == start
+    assert extents.next_start(start) is None or extents.next_start(start) >= stop
+    for segment in running:
+        is_cut = segment.offset < start < segment.stop
+        assert is_cut or segment.stop <= start or segment.offset >= stop
