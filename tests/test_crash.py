@@ -236,7 +236,7 @@ class World:
         assert self.proxy.terminate() == 0
         # Not by `fetchonce ls`, which begins with putting the index right.
         index = Index(self.cache / "index")
-        rows = {key: index.get(key) for key in index.keys()}  # noqa: SIM118 - it is no mapping
+        rows = {entry.key: entry for entry, _ in index.records()}
         index.close()
         sidecars = [msgspec.json.decode(path.read_bytes(), type=Entry) for path in self.cache.glob("blobs/*/*.json")]
         assert rows == {entry.key: entry for entry in sidecars}
