@@ -5,6 +5,9 @@ blobs/ab/HEX                bodies by SHA-256, immutable
 blobs/ab/HEX.KEY.json       sidecars, the truth: one for each URL whose body this is
 damaged/                    what did not fit, moved out of the way for a person to look at
 
+A commit writes the sidecar first, and a body is whole and synced before its sidecar is there. So a sidecar without its
+blob, whose body still lies in partial/, is a commit that was killed: the next start ends it.
+
 Everything here blocks, and is called in one thread (store.py). Between processes, what changes blobs and sidecars holds
 locks/store; who only reads finds a blob as long as its sidecar is there, and reads an open one on when it is gone.
 """
@@ -14,7 +17,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,10 +81,12 @@ class Blobs:
 
     index: Index
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, is_held: Callable[[str], bool]) -> None:
+        """`is_held`: whether any process has the right to fill that key."""
         self.root = root
         self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
-        self._right = root / "locks" / "store"
+        self._partial, self._right = root / "partial", root / "locks" / "store"
+        self._is_held = is_held
         self.was_damaged: list[tuple[str, str]] = []
         """What was moved aside since the start (URL, or name of a file that does not say it), and why."""
 
@@ -134,7 +139,7 @@ class Blobs:
             sidecars = {name for name in names if name.endswith(".json") and not name.startswith(".")}
             for name in sidecars:
                 found.setdefault(name.split(".")[1], []).append(name)
-            for name in names - sidecars - {name.partition(".")[0] for name in sidecars}:
+            for name in sorted(names - sidecars - {name.partition(".")[0] for name in sidecars}):
                 if name.startswith(".") or "." not in name:
                     (directory / name).unlink(missing_ok=True)
         return found
@@ -237,9 +242,12 @@ class Blobs:
         """The sidecar's entry; None if it or its blob does not fit, and what does not is moved aside."""
         try:
             entry = self._decoded(path, path.read_bytes())
-            size = self._blob(entry.digest).stat().st_size
-            if size == entry.size:
+            blob, part = self._blob(entry.digest), partials.path_of(self._partial, entry.key, entry.head.generation)
+            if size_of(blob) == entry.size:
                 return entry
+            if size_of(part) == entry.size:
+                return self._end_commit(entry, part)
+            size = blob.stat().st_size
             self._set_aside(entry, f"its body has {size} bytes instead of {entry.size}")
         except Damaged as error:
             log(events, 30, "store.damaged", path=path, reason=error, kept_in=self.damaged)
@@ -260,7 +268,8 @@ class Blobs:
     def commit(self, partial: Partial, entry: Entry) -> Entry:
         """Make a whole body the entry of its key, and return it as it is stored: a pin is carried over.
 
-        Order: bytes, blob, sidecar, index; the old generation goes last. After an error the partial is what it was.
+        Order: bytes, sidecar, blob, index, each durable before the next; the old generation goes last. The blob first
+        would be a body of which nobody knows whose it is. After an error the partial is what it was.
         """
         partials.sync_data(partial.fd)
         actual = os.fstat(partial.fd).st_size
@@ -271,17 +280,22 @@ class Blobs:
             old = self._current(entry.key)
             if old:
                 entry = replace(entry, pinned=old.pinned)
-            blob.parent.mkdir(mode=0o700, exist_ok=True)
-            is_new = not (blob.exists() and blob.stat().st_size == entry.size)  # else it came by another URL before
-            if is_new:
-                os.rename(partial.path, blob)
+            if not blob.parent.exists():
+                blob.parent.mkdir(mode=0o700)
+                partials.sync_directory(self.directory)
+            is_new = size_of(blob) != entry.size  # else it came by another URL before
+            is_moved = False
             try:
+                self._write_sidecar(entry)
                 if is_new:
+                    os.rename(partial.path, blob)
+                    is_moved = True
                     partials.sync_directory(blob.parent)
-                self._write(entry)
+                self.index.set(entry)
             except (OSError, *INDEX_ERRORS):
-                # No space for them: an entry that only half of us knows of is worse than none.
-                if is_new:
+                # No space for them: an entry that only half of us knows of is worse than none. Killed here, it is
+                # ended after all: the sidecar goes when the body is back.
+                if is_moved:
                     os.rename(blob, partial.path)
                 if not (old and old.digest == entry.digest):
                     with contextlib.suppress(OSError):
@@ -292,6 +306,19 @@ class Blobs:
             if old and old.digest != entry.digest:
                 self._drop_files(old)
         partial.unlink()
+        return entry
+
+    def _end_commit(self, entry: Entry, part: Path) -> Entry | None:
+        """End a commit that was killed before its body was moved; None where that is not for us to do."""
+        sidecar = self._sidecar(entry)
+        if self._is_held(entry.key) or part.stat().st_mtime_ns > sidecar.stat().st_mtime_ns:
+            # Another fill has taken the body up, and commits it anew.
+            sidecar.unlink()
+            return None
+        os.rename(part, self._blob(entry.digest))
+        partials.sync_directory(sidecar.parent)
+        self._count(entry.size)
+        log(events, 20, "store.commit_ended", url=entry.url, bytes=entry.size)
         return entry
 
     def _count(self, count: int) -> None:
@@ -317,8 +344,11 @@ class Blobs:
             return entry
 
     def _write(self, entry: Entry) -> None:
-        partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
+        self._write_sidecar(entry)
         self.index.set(entry)
+
+    def _write_sidecar(self, entry: Entry) -> None:
+        partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
 
     def remove(self, key: str) -> Entry | None:
         """Forget the entry; its body goes with the last URL that has it. Returns what was removed."""
@@ -401,3 +431,11 @@ class Blobs:
         with open(self._right, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of the file; None if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
