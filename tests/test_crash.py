@@ -23,10 +23,12 @@ import pytest
 
 from proxy.index import Index
 from proxy.rules.entry import Entry
+from proxy.rules.segments import BIG_BYTES
 from tests.harness import REPOSITORY, Proxy, Truncated, until
 from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 
-SIZE = 64 << 20
+SIZE = BIG_BYTES - (1 << 20)
+"""Comes over one connection: the tests count what is asked for."""
 SEED = 5
 
 
