@@ -17,7 +17,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,42 +94,44 @@ class Blobs:
 
     def open(self) -> None:
         """Open the index and put it right. The directories are there, locks/ too."""
-        try:
-            self.index = Index(self.index_dir)
-            self._reconcile()
-        except Busy:
-            raise  # it is whole, and somebody is at it
-        except (StoreError, *INDEX_ERRORS) as error:
-            # Nothing in it is worth saving: the sidecars say it all.
-            aside = self.root / f"index.broken.{int(time.time())}"
-            log(events, 30, "index.rebuilt", reason=error, kept_as=aside)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(self.index_dir, aside)
-            self.index = Index(self.index_dir)
-            self._reconcile()
+        with self._locked():  # of several who find it broken one rebuilds it
+            try:
+                self._open_index()
+            except Busy:
+                raise  # it is whole, and somebody is at it
+            except (StoreError, *INDEX_ERRORS) as error:
+                # Nothing in it is worth saving: the sidecars say it all. Who has it open sees the new one in its place.
+                aside = self.root / f"index.broken.{int(time.time())}"
+                log(events, 30, "index.rebuilt", reason=error, kept_as=aside)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(self.index_dir, aside)
+                self._open_index()
+
+    def _open_index(self) -> None:
+        self.index = Index(self.index_dir)
+        self._reconcile()
 
     def close(self) -> None:
         self.index.close()
 
     def _reconcile(self) -> None:
-        """Make the index say what the sidecars say; a crash between the two leaves either one behind."""
-        with self._exclusively():
-            found = self._swept()
-            rows = {entry.key: f"{entry.digest}.{entry.key}.json" for entry, _ in self.index.records()}
-            for key in rows.keys() - found.keys():
+        """Make the index say what the sidecars say; a crash between the two leaves either behind. Needs the lock."""
+        found = self._swept()
+        rows = {entry.key: f"{entry.digest}.{entry.key}.json" for entry, _ in self.index.records()}
+        for key in rows.keys() - found.keys():
+            self.index.remove(key)
+        for key, names in found.items():
+            if names == [rows.get(key)]:
+                continue
+            entries = [entry for name in names if (entry := self._read_sidecar(self.directory / name[:2] / name))]
+            if entries:
+                newest = max(entries, key=lambda entry: entry.stored_at)
+                self.index.set(newest)
+                for entry in entries:
+                    if entry.digest != newest.digest:
+                        self._drop_files(entry)
+            elif key in rows:
                 self.index.remove(key)
-            for key, names in found.items():
-                if names == [rows.get(key)]:
-                    continue
-                entries = [entry for name in names if (entry := self._read_sidecar(self.directory / name[:2] / name))]
-                if entries:
-                    newest = max(entries, key=lambda entry: entry.stored_at)
-                    self.index.set(newest)
-                    for entry in entries:
-                        if entry.digest != newest.digest:
-                            self._drop_files(entry)
-                elif key in rows:
-                    self.index.remove(key)
 
     def _swept(self) -> dict[str, list[str]]:
         """Names of all sidecars by key. Removes what is half written, and bodies that no sidecar tells of."""
@@ -148,7 +150,7 @@ class Blobs:
 
     def find(self, key: str) -> Opened | None:
         """The entry of `key`, opened; None if there is none, or its body is not what the entry says."""
-        row = self.index.get(key)
+        row = self._current_index().get(key)
         if row is None:
             return None
         try:
@@ -171,13 +173,17 @@ class Blobs:
 
     def having(self, digest: Digest) -> list[Entry]:
         """What the index says of URLs whose body is known to have `digest`: a hint, to be looked up."""
-        name = digest.hex if digest.algorithm == "sha256" else self.index.blob_of(digest.hex)
+        name = digest.hex if digest.algorithm == "sha256" else self._current_index().blob_of(digest.hex)
         paths = sorted((self.directory / name[:2]).glob(f"{name}.*.json")) if name else ()
         rows = (self.index.get(path.name.split(".")[1]) for path in paths)
         return [row for row in rows if row and row.digest == name]
 
     def records(self) -> list[Record]:
-        return [Record(entry, usage) for entry, usage in self.index.records()]
+        return [Record(entry, usage) for entry, usage in self._current_index().records()]
+
+    def count(self, uses: Mapping[str, Usage]) -> None:
+        """As Index.count."""
+        self._current_index().count(uses)
 
     def candidates(self, in_use: set[str]) -> list[Candidate]:
         """What may be evicted; `in_use` are digests of bodies that are being read."""
@@ -185,7 +191,7 @@ class Blobs:
             Candidate(
                 brief.key, brief.url, brief.digest, brief.head.length, used_at, brief.pinned, brief.digest in in_use
             )
-            for brief, used_at in self.index.briefs()
+            for brief, used_at in self._current_index().briefs()
         ]
 
     def committed_bytes(self) -> int:
@@ -427,10 +433,27 @@ class Blobs:
         return self.directory / entry.digest[:2] / f"{entry.digest}.{entry.key}.json"
 
     @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with open(self._right, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """With the lock, and the index that all others have."""
+        with self._locked():
+            if not self.index.is_current():
+                log(events, 30, "index.reopened", reason="another process has put a new one in its place")
+                self.index.close()
+                self._open_index()
+            yield
+
+    def _current_index(self) -> Index:
+        """The index to read in without the lock."""
+        if not self.index.is_current():
+            with self._exclusively():
+                pass
+        return self.index
 
 
 def size_of(path: Path) -> int | None:

@@ -228,7 +228,7 @@ class Store:
     async def flush(self) -> None:
         uses, self._uses = self._uses, {}
         if uses:
-            await self._do(self.blobs.index.count, uses)
+            await self._do(self.blobs.count, uses)
 
     async def _flush_regularly(self) -> None:
         while True:

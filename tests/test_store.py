@@ -190,6 +190,43 @@ async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
         assert {record.entry.url for record in await store.records()} == {"http://a/x", "http://a/y"}
 
 
+async def test_who_had_the_index_open_that_another_process_rebuilt_goes_on_in_the_new_one(opened, tmp_path):
+    script = """
+import asyncio, sys
+from pathlib import Path
+from proxy.store import Store
+
+async def main():
+    store = Store(Path(sys.argv[1]))
+    await store.start()
+    print(sys.argv[2], len(await store.records()), flush=True)
+    input()
+    print(sys.argv[2], len(await store.records()))
+    await store.close()
+
+asyncio.run(main())
+"""
+    async with opened() as running:
+        await put(running, "x", BODY)
+        for path in (tmp_path / "cache" / "index").iterdir():
+            path.write_bytes(os.urandom(5000))
+        rebuilding = subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path / "cache", "rows"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert rebuilding.stdout.readline() == "rows 1\n"
+            assert await content(running, "x") == BODY
+            await put(running, "y", b"y")
+        finally:
+            told, _ = rebuilding.communicate("\n", timeout=30)
+        assert told == "rows 2\n"
+        assert {record.entry.url for record in await running.records()} == {"http://a/x", "http://a/y"}
+    assert len(list((tmp_path / "cache").glob("index.broken.*"))) == 1
+
+
 async def test_a_crash_between_two_generations_leaves_the_newer_one(opened, tmp_path):
     async with opened() as store:
         await put(store, "x", BODY)
