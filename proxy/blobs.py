@@ -5,6 +5,9 @@ blobs/ab/HEX                bodies by SHA-256, immutable
 blobs/ab/HEX.KEY.json       sidecars, the truth: one for each URL whose body this is
 damaged/                    what did not fit, moved out of the way for a person to look at
 
+A commit writes the sidecar first, and a body is whole and synced before its sidecar is there. So a sidecar without its
+blob, whose body still lies in partial/, is a commit that was killed: the next start ends it.
+
 Everything here blocks, and is called in one thread (store.py). Between processes, what changes blobs and sidecars holds
 locks/store; who only reads finds a blob as long as its sidecar is there, and reads an open one on when it is gone.
 """
@@ -14,7 +17,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,10 +81,12 @@ class Blobs:
 
     index: Index
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, is_held: Callable[[str], bool]) -> None:
+        """`is_held`: whether any process has the right to fill that key."""
         self.root = root
         self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
-        self._right = root / "locks" / "store"
+        self._partial, self._right = root / "partial", root / "locks" / "store"
+        self._is_held = is_held
         self.was_damaged: list[tuple[str, str]] = []
         """What was moved aside since the start (URL, or name of a file that does not say it), and why."""
 
@@ -89,42 +94,44 @@ class Blobs:
 
     def open(self) -> None:
         """Open the index and put it right. The directories are there, locks/ too."""
-        try:
-            self.index = Index(self.index_dir)
-            self._reconcile()
-        except Busy:
-            raise  # it is whole, and somebody is at it
-        except (StoreError, *INDEX_ERRORS) as error:
-            # Nothing in it is worth saving: the sidecars say it all.
-            aside = self.root / f"index.broken.{int(time.time())}"
-            log(events, 30, "index.rebuilt", reason=error, kept_as=aside)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(self.index_dir, aside)
-            self.index = Index(self.index_dir)
-            self._reconcile()
+        with self._locked():  # of several who find it broken one rebuilds it
+            try:
+                self._open_index()
+            except Busy:
+                raise  # it is whole, and somebody is at it
+            except (StoreError, *INDEX_ERRORS) as error:
+                # Nothing in it is worth saving: the sidecars say it all. Who has it open sees the new one in its place.
+                aside = self.root / f"index.broken.{int(time.time())}"
+                log(events, 30, "index.rebuilt", reason=error, kept_as=aside)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(self.index_dir, aside)
+                self._open_index()
+
+    def _open_index(self) -> None:
+        self.index = Index(self.index_dir)
+        self._reconcile()
 
     def close(self) -> None:
         self.index.close()
 
     def _reconcile(self) -> None:
-        """Make the index say what the sidecars say; a crash between the two leaves either one behind."""
-        with self._exclusively():
-            found = self._swept()
-            rows = {entry.key: f"{entry.digest}.{entry.key}.json" for entry, _ in self.index.records()}
-            for key in rows.keys() - found.keys():
+        """Make the index say what the sidecars say; a crash between the two leaves either behind. Needs the lock."""
+        found = self._swept()
+        rows = {entry.key: f"{entry.digest}.{entry.key}.json" for entry, _ in self.index.records()}
+        for key in rows.keys() - found.keys():
+            self.index.remove(key)
+        for key, names in found.items():
+            if names == [rows.get(key)]:
+                continue
+            entries = [entry for name in names if (entry := self._read_sidecar(self.directory / name[:2] / name))]
+            if entries:
+                newest = max(entries, key=lambda entry: entry.stored_at)
+                self.index.set(newest)
+                for entry in entries:
+                    if entry.digest != newest.digest:
+                        self._drop_files(entry)
+            elif key in rows:
                 self.index.remove(key)
-            for key, names in found.items():
-                if names == [rows.get(key)]:
-                    continue
-                entries = [entry for name in names if (entry := self._read_sidecar(self.directory / name[:2] / name))]
-                if entries:
-                    newest = max(entries, key=lambda entry: entry.stored_at)
-                    self.index.set(newest)
-                    for entry in entries:
-                        if entry.digest != newest.digest:
-                            self._drop_files(entry)
-                elif key in rows:
-                    self.index.remove(key)
 
     def _swept(self) -> dict[str, list[str]]:
         """Names of all sidecars by key. Removes what is half written, and bodies that no sidecar tells of."""
@@ -134,7 +141,7 @@ class Blobs:
             sidecars = {name for name in names if name.endswith(".json") and not name.startswith(".")}
             for name in sidecars:
                 found.setdefault(name.split(".")[1], []).append(name)
-            for name in names - sidecars - {name.partition(".")[0] for name in sidecars}:
+            for name in sorted(names - sidecars - {name.partition(".")[0] for name in sidecars}):
                 if name.startswith(".") or "." not in name:
                     (directory / name).unlink(missing_ok=True)
         return found
@@ -143,7 +150,7 @@ class Blobs:
 
     def find(self, key: str) -> Opened | None:
         """The entry of `key`, opened; None if there is none, or its body is not what the entry says."""
-        row = self.index.get(key)
+        row = self._current_index().get(key)
         if row is None:
             return None
         try:
@@ -166,13 +173,17 @@ class Blobs:
 
     def having(self, digest: Digest) -> list[Entry]:
         """What the index says of URLs whose body is known to have `digest`: a hint, to be looked up."""
-        name = digest.hex if digest.algorithm == "sha256" else self.index.blob_of(digest.hex)
+        name = digest.hex if digest.algorithm == "sha256" else self._current_index().blob_of(digest.hex)
         paths = sorted((self.directory / name[:2]).glob(f"{name}.*.json")) if name else ()
         rows = (self.index.get(path.name.split(".")[1]) for path in paths)
         return [row for row in rows if row and row.digest == name]
 
     def records(self) -> list[Record]:
-        return [Record(entry, usage) for entry, usage in self.index.records()]
+        return [Record(entry, usage) for entry, usage in self._current_index().records()]
+
+    def count(self, uses: Mapping[str, Usage]) -> None:
+        """As Index.count."""
+        self._current_index().count(uses)
 
     def candidates(self, in_use: set[str]) -> list[Candidate]:
         """What may be evicted; `in_use` are digests of bodies that are being read."""
@@ -180,7 +191,7 @@ class Blobs:
             Candidate(
                 brief.key, brief.url, brief.digest, brief.head.length, used_at, brief.pinned, brief.digest in in_use
             )
-            for brief, used_at in self.index.briefs()
+            for brief, used_at in self._current_index().briefs()
         ]
 
     def committed_bytes(self) -> int:
@@ -237,9 +248,12 @@ class Blobs:
         """The sidecar's entry; None if it or its blob does not fit, and what does not is moved aside."""
         try:
             entry = self._decoded(path, path.read_bytes())
-            size = self._blob(entry.digest).stat().st_size
-            if size == entry.size:
+            blob, part = self._blob(entry.digest), partials.path_of(self._partial, entry.key, entry.head.generation)
+            if size_of(blob) == entry.size:
                 return entry
+            if size_of(part) == entry.size:
+                return self._end_commit(entry, part)
+            size = blob.stat().st_size
             self._set_aside(entry, f"its body has {size} bytes instead of {entry.size}")
         except Damaged as error:
             log(events, 30, "store.damaged", path=path, reason=error, kept_in=self.damaged)
@@ -260,7 +274,8 @@ class Blobs:
     def commit(self, partial: Partial, entry: Entry) -> Entry:
         """Make a whole body the entry of its key, and return it as it is stored: a pin is carried over.
 
-        Order: bytes, blob, sidecar, index; the old generation goes last. After an error the partial is what it was.
+        Order: bytes, sidecar, blob, index, each durable before the next; the old generation goes last. The blob first
+        would be a body of which nobody knows whose it is. After an error the partial is what it was.
         """
         partials.sync_data(partial.fd)
         actual = os.fstat(partial.fd).st_size
@@ -271,17 +286,22 @@ class Blobs:
             old = self._current(entry.key)
             if old:
                 entry = replace(entry, pinned=old.pinned)
-            blob.parent.mkdir(mode=0o700, exist_ok=True)
-            is_new = not (blob.exists() and blob.stat().st_size == entry.size)  # else it came by another URL before
-            if is_new:
-                os.rename(partial.path, blob)
+            if not blob.parent.exists():
+                blob.parent.mkdir(mode=0o700)
+                partials.sync_directory(self.directory)
+            is_new = size_of(blob) != entry.size  # else it came by another URL before
+            is_moved = False
             try:
+                self._write_sidecar(entry)
                 if is_new:
+                    os.rename(partial.path, blob)
+                    is_moved = True
                     partials.sync_directory(blob.parent)
-                self._write(entry)
+                self.index.set(entry)
             except (OSError, *INDEX_ERRORS):
-                # No space for them: an entry that only half of us knows of is worse than none.
-                if is_new:
+                # No space for them: an entry that only half of us knows of is worse than none. Killed here, it is
+                # ended after all: the sidecar goes when the body is back.
+                if is_moved:
                     os.rename(blob, partial.path)
                 if not (old and old.digest == entry.digest):
                     with contextlib.suppress(OSError):
@@ -292,6 +312,19 @@ class Blobs:
             if old and old.digest != entry.digest:
                 self._drop_files(old)
         partial.unlink()
+        return entry
+
+    def _end_commit(self, entry: Entry, part: Path) -> Entry | None:
+        """End a commit that was killed before its body was moved; None where that is not for us to do."""
+        sidecar = self._sidecar(entry)
+        if self._is_held(entry.key) or part.stat().st_mtime_ns > sidecar.stat().st_mtime_ns:
+            # Another fill has taken the body up, and commits it anew.
+            sidecar.unlink()
+            return None
+        os.rename(part, self._blob(entry.digest))
+        partials.sync_directory(sidecar.parent)
+        self._count(entry.size)
+        log(events, 20, "store.commit_ended", url=entry.url, bytes=entry.size)
         return entry
 
     def _count(self, count: int) -> None:
@@ -317,8 +350,11 @@ class Blobs:
             return entry
 
     def _write(self, entry: Entry) -> None:
-        partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
+        self._write_sidecar(entry)
         self.index.set(entry)
+
+    def _write_sidecar(self, entry: Entry) -> None:
+        partials.replace(self._sidecar(entry), msgspec.json.encode(entry))
 
     def remove(self, key: str) -> Entry | None:
         """Forget the entry; its body goes with the last URL that has it. Returns what was removed."""
@@ -397,7 +433,32 @@ class Blobs:
         return self.directory / entry.digest[:2] / f"{entry.digest}.{entry.key}.json"
 
     @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with open(self._right, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """With the lock, and the index that all others have."""
+        with self._locked():
+            if not self.index.is_current():
+                log(events, 30, "index.reopened", reason="another process has put a new one in its place")
+                self.index.close()
+                self._open_index()
+            yield
+
+    def _current_index(self) -> Index:
+        """The index to read in without the lock."""
+        if not self.index.is_current():
+            with self._exclusively():
+                pass
+        return self.index
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of the file; None if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

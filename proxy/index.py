@@ -88,6 +88,15 @@ class Index:
             )
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
+        self._file = directory / str(diskcache.core.DBNAME)
+        self._identity = self._file.stat().st_ino
+
+    def is_current(self) -> bool:
+        """Whether the database is still the one in its directory: another process may have rebuilt a broken one."""
+        try:
+            return self._file.stat().st_ino == self._identity
+        except FileNotFoundError:
+            return False
 
     def get(self, key: str) -> Entry | None:
         row = self._rows.get(f"entry:{key}")

@@ -55,7 +55,7 @@ class Partial:
     ) -> None:
         """`is_ours`: with the right to fill; else only to read along. Raises StoreError."""
         self.key, self.generation, self.is_ours = key, generation, is_ours
-        self.path = directory / f"{key}.{generation}.part"
+        self.path = path_of(directory, key, generation)
         self.extents = extents if extents is not None else Extents()
         self.promised = 0
         """How many bytes others leave room for; told in the live page, and true as long as somebody may fill."""
@@ -121,6 +121,10 @@ class Partial:
         """Remove the files; readers that hold the descriptor read on."""
         for suffix in SUFFIXES:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def path_of(directory: Path, key: str, generation: str) -> Path:
+    return directory / f"{key}.{generation}.part"
 
 
 def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:

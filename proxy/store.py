@@ -87,7 +87,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.blobs = Blobs(root)
+        self.blobs = Blobs(root, self.is_held)
         self.partial, self.locks = root / "partial", root / "locks"
         self._readers: WeakSet[StoredBody] = WeakSet()
         self._hot: OrderedDict[str, Opened] = OrderedDict()
@@ -129,7 +129,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what a process that was killed left of its fills and nobody can go on with."""
-        for key in {path.name.lstrip(".").split(".")[0] for path in self.partial.iterdir()}:
+        for key in sorted({path.name.lstrip(".").split(".")[0] for path in self.partial.iterdir()}):
             right = self.lock(key)
             if right is not None:
                 partials.load(self.partial, key)
@@ -228,7 +228,7 @@ class Store:
     async def flush(self) -> None:
         uses, self._uses = self._uses, {}
         if uses:
-            await self._do(self.blobs.index.count, uses)
+            await self._do(self.blobs.count, uses)
 
     async def _flush_regularly(self) -> None:
         while True:

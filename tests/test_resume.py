@@ -118,6 +118,17 @@ async def test_a_length_that_is_a_lie_never_ends_whole(origin, proxy):
         await proxy.get("/u/x.img")
 
 
+@pytest.mark.parametrize("mirrors", [1, 2])
+async def test_a_length_that_was_a_lie_is_not_gone_on_with(origin, other, proxy_factory, mirrors):
+    proxy = proxy_factory(mirrors={"u": ",".join([origin.url(), other.url()][:mirrors])})
+    origin.body("/x.img", BODY).short(1000, times=None if mirrors == 2 else 1)
+    other.body("/x.img", BODY)
+    with pytest.raises(Truncated):
+        await proxy.get("/u/x.img")
+    await until(lambda: fills_over(proxy))
+    assert (await proxy.get("/u/x.img")).body == BODY
+
+
 async def test_a_changed_object_breaks_its_readers_and_is_fetched_anew(origin, proxy):
     new = os.urandom(len(BODY))
     resource = origin.body("/x.img", BODY).stall_at(MIDDLE, times=1)
@@ -224,7 +235,9 @@ FAULTS = {
 def may_be(fault, at, mirrors):
     """How a reader's request may end: `right` or `broken`."""
     match fault:
-        case "short length" | "changed etag" | "corrupt bytes":
+        case "short length":
+            return {"broken"}  # the length is in the reader's own head already, and nobody has so many bytes
+        case "changed etag" | "corrupt bytes":
             return {"broken"}
         case "always close" | "redirect loop" if mirrors == 1:
             return {"broken"}

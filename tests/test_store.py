@@ -190,6 +190,43 @@ async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
         assert {record.entry.url for record in await store.records()} == {"http://a/x", "http://a/y"}
 
 
+async def test_who_had_the_index_open_that_another_process_rebuilt_goes_on_in_the_new_one(opened, tmp_path):
+    script = """
+import asyncio, sys
+from pathlib import Path
+from proxy.store import Store
+
+async def main():
+    store = Store(Path(sys.argv[1]))
+    await store.start()
+    print(sys.argv[2], len(await store.records()), flush=True)
+    input()
+    print(sys.argv[2], len(await store.records()))
+    await store.close()
+
+asyncio.run(main())
+"""
+    async with opened() as running:
+        await put(running, "x", BODY)
+        for path in (tmp_path / "cache" / "index").iterdir():
+            path.write_bytes(os.urandom(5000))
+        rebuilding = subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path / "cache", "rows"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert rebuilding.stdout.readline() == "rows 1\n"
+            assert await content(running, "x") == BODY
+            await put(running, "y", b"y")
+        finally:
+            told, _ = rebuilding.communicate("\n", timeout=30)
+        assert told == "rows 2\n"
+        assert {record.entry.url for record in await running.records()} == {"http://a/x", "http://a/y"}
+    assert len(list((tmp_path / "cache").glob("index.broken.*"))) == 1
+
+
 async def test_a_crash_between_two_generations_leaves_the_newer_one(opened, tmp_path):
     async with opened() as store:
         await put(store, "x", BODY)
@@ -254,6 +291,56 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
         assert await content(store, "y") == b"y"
     bodies = {path for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.suffix != ".json"}
     assert bodies == {store.blobs.path(kept)}
+
+
+async def killed_in_a_commit(store):
+    """x has an old body, and a new one whose commit ended between the sidecar and the blob. Returns the part."""
+    old = await put(store, "x", b"old")
+    before = {path: path.read_bytes() for path in store.blobs.directory.glob("*/*")}
+    new = await put(store, "x", BODY, "g2", 2.0)
+    part = store.partial / f"{key('x')}.g2.part"
+    store.blobs.path(new).rename(part)
+    for path, data in before.items():
+        path.write_bytes(data)
+    await store._do(store.blobs.index.set, old)
+    return part
+
+
+async def test_a_start_ends_a_commit_that_was_killed_before_its_blob_was_there(opened):
+    async with opened() as running:
+        part = await killed_in_a_commit(running)
+        assert await content(running, "x") == b"old"
+        counted = running.blobs.committed_bytes()
+        async with opened() as store:
+            assert await content(store, "x") == await content(running, "x") == BODY
+            assert not part.exists()
+            assert len(list(store.blobs.directory.glob("*/*"))) == 2
+            assert store.blobs.committed_bytes() == counted + len(BODY)
+            assert store.blobs.was_damaged == []
+
+
+async def test_a_start_leaves_a_killed_commit_to_the_process_that_has_taken_up_its_body(opened):
+    async with opened() as running:
+        await killed_in_a_commit(running)
+        right = running.lock(key("x"))
+        partial = await running.create(key("x"), "g2")
+        async with opened() as store:
+            assert await content(store, "x") == b"old"
+            assert partial.path.exists()
+            await running.commit(partial, entry_of("x", BODY, "g2", 3.0))
+            assert await content(store, "x") == BODY
+            assert store.blobs.was_damaged == []
+        os.close(right)
+
+
+async def test_a_body_that_was_written_to_after_its_sidecar_is_not_believed(opened):
+    async with opened() as store:
+        part = await killed_in_a_commit(store)
+        part.write_bytes(os.urandom(len(BODY)))
+    async with opened() as store:
+        assert await content(store, "x") == b"old"
+        assert store.blobs.was_damaged == []
+        assert len(list(store.blobs.directory.glob("*/*"))) == 2
 
 
 async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_path):

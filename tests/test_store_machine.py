@@ -245,20 +245,20 @@ class StoreMachine(RuleBasedStateMachine):
         part.write_bytes(body if step else body[: len(body) // 2])
         if step >= 2:
             blob.parent.mkdir(mode=0o700, exist_ok=True)
-            os.rename(part, blob)
-        if step >= 3:
             sidecar.with_name(f".{sidecar.name}.{os.getpid()}").write_bytes(b'{"key": "half')
-        if step >= 4:
-            self.run(store._do(write_sidecar, store, entry))
+        if step >= 3:
+            sidecar.write_bytes(msgspec.json.encode(entry))
             self.known[name] = Known(entry, body)
+        if step >= 4:
+            os.rename(part, blob)
         if step >= 5:
             self.run(store._do(store.blobs.index.set, entry))
         self.abandon(store)
-        if step == 4:
+        if step in (3, 4):
             # Until somebody reconciles, the old one is as good as the new one for the other process.
             self.run(self.stores[1 - number].close())
         self.stores[number] = self.opened()
-        if step == 4:
+        if step in (3, 4):
             self.stores[1 - number] = self.opened()
 
     @rule(number=numbers, name=names)
@@ -310,10 +310,6 @@ class StoreMachine(RuleBasedStateMachine):
         if self.stores:
             records = self.run(self.stores[0].records())
             assert {record.entry.url[-1] for record in records} == set(self.known)
-
-
-def write_sidecar(store: Store, entry: Entry) -> None:
-    store.blobs._sidecar(entry).write_bytes(msgspec.json.encode(entry))
 
 
 TestStore = StoreMachine.TestCase
