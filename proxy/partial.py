@@ -132,9 +132,9 @@ def load(directory: Path, key: str) -> tuple[PartialRecord, Partial] | None:
 
     Call it with the right to fill `key` only: another process's running partial looks like an orphan.
     """
-    for left in (*directory.glob(f".{key}.*"), *directory.glob(f"{key}.*.sock")):
+    for left in sorted((*directory.glob(f".{key}.*"), *directory.glob(f"{key}.*.sock"))):
         left.unlink(missing_ok=True)
-    for page in (*directory.glob(f"{key}.*.json"), *directory.glob(f"{key}.*.state")):
+    for page in sorted((*directory.glob(f"{key}.*.json"), *directory.glob(f"{key}.*.state"))):
         if not page.with_suffix(".part").exists():
             page.unlink(missing_ok=True)
     found: tuple[PartialRecord, Partial] | None = None

@@ -439,7 +439,7 @@ async def test_killed_while_it_puts_the_directory_right_it_does_so_the_next_time
     (tmp_path / "undisturbed").mkdir()
 
     def again(directory):
-        shutil.copytree(template, directory / "cache", ignore=shutil.ignore_patterns("*.sock"))
+        shutil.copytree(template, directory / "cache")
         world = World(directory)
         world.renew("/x.img", 50)
         return world
