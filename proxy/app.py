@@ -72,7 +72,7 @@ class App:
         method = scope["method"]
         if method == "CONNECT":
             raise MethodNotAllowed(
-                f"fetchonce does not tunnel. replace https:// by http://{_address(scope)}/ in the URL, and set no proxy"
+                f"fetchonce does not tunnel. replace https:// by {_base(scope)}/ in the URL, and set no proxy"
             )
         if method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{method} is not allowed: fetchonce only reads (GET and HEAD)")
@@ -155,12 +155,12 @@ class _Exchange:
         self.sent += message.get("count", 0) + len(message.get("body", b""))
 
 
-def _address(scope: Scope) -> str:
-    """HOST:PORT that the client has reached us by."""
+def _base(scope: Scope) -> str:
+    """The URL of what the client has reached us by."""
     host, port = scope.get("server") or ("", None)
     if port is None:
-        return "127.0.0.1:8642"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return "http://127.0.0.1:8642"
+    return f"{scope['scheme']}://[{host}]:{port}" if ":" in host else f"{scope['scheme']}://{host}:{port}"
 
 
 def _shown(target: bytes) -> str:

@@ -34,6 +34,9 @@ SHIPPED = next(
 """The configuration that comes with fetchonce: inside the installed package, or `config/` of a checkout."""
 
 
+HTTPS = "https://"
+"""Before an address in `listen`: TLS is spoken there."""
+
 OURS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via"}
     | {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
@@ -113,6 +116,8 @@ class ServerSection(Section, frozen=True):
     idle_timeout: Duration = Duration(75)
     connections: typing.Annotated[int, msgspec.Meta(ge=1)] = 4096
     stop_timeout: Duration = Duration(10)
+    tls_cert: str = ""
+    tls_key: str = ""
 
 
 class LogSection(Section, frozen=True):
@@ -162,6 +167,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def cache_dir(self) -> Path:
         configured = self.file.cache.dir
         return Path(configured).expanduser() if configured else Path(platformdirs.user_cache_dir("fetchonce"))
+
+    @property
+    def listens_for_https(self) -> bool:
+        return any(address.startswith(HTTPS) for address in self.file.listen)
+
+    @property
+    def tls_files(self) -> tuple[Path, Path]:
+        """The PEM files of the server's certificate and of its key, which may be one."""
+        section = self.file.server
+        cert = Path(section.tls_cert).expanduser() if section.tls_cert else tls_dir() / TLS_SERVER
+        return cert, Path(section.tls_key).expanduser() if section.tls_key else cert
+
+
+TLS_SERVER = "server.pem"
+"""Certificate and key in one, so that they are replaced as one."""
+
+
+def tls_dir() -> Path:
+    """Where `tls init` keeps what it makes, unless told otherwise."""
+    return Path(platformdirs.user_config_dir("fetchonce")) / "tls"
 
 
 def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

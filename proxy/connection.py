@@ -5,13 +5,13 @@ A subclass of uvicorn's protocol. Nothing here knows of a cache; file bytes leav
 """
 
 import asyncio
-import logging
 import math
 import socket
 import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from logging import DEBUG, INFO, WARNING
 from typing import Any
 
 import httptools
@@ -35,6 +35,9 @@ LINGER_SECONDS = 2.0
 """How long a client that we refused may go on sending before it is cut off."""
 REFUSED = 128
 """Connections above the limit that are told so; further ones are dropped."""
+TLS_HANDSHAKE = b"\x16\x03"
+"""How a TLS client begins (RFC 8446 §5.1); what it makes of an answer in plain text, only its log may say."""
+TLS = "this port speaks plain http: write http://, or listen on https://HOST:PORT too (fetchonce tls init)"
 KEEPIDLE_SECONDS = 60
 """Silence after which the kernel asks whether the peer still lives."""
 
@@ -133,7 +136,7 @@ class Protocol(HttpToolsProtocol):
             transport.abort()
         elif excess > 0:
             if excess == 1:
-                log(events, logging.WARNING, "server.full", connections=self.limits.connections)
+                log(events, WARNING, "server.full", connections=self.limits.connections)
             self._refuse(503, f"all {self.limits.connections} connections are taken; try again later")
         else:
             self.expire_in(self.limits.header_timeout)
@@ -188,7 +191,8 @@ class Protocol(HttpToolsProtocol):
                     raise cause or error from None
         except httptools.HttpParserError as error:
             if not self._is_deaf:
-                self._refuse(400, f"malformed request: {error}")
+                is_tls = data[:2] == TLS_HANDSHAKE
+                self._refuse(400, TLS if is_tls else f"malformed request: {error}", INFO if is_tls else DEBUG)
         if self._is_deaf:
             return
         self._is_spread = self._in_head
@@ -309,10 +313,10 @@ class Protocol(HttpToolsProtocol):
             return
         self._set_clock()
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, level: int = DEBUG) -> None:
         """Answer `status` when its turn comes, then close; nothing of what still comes is parsed."""
         client = (self.client or ("unix",))[0]
-        log(events, logging.DEBUG, "server.refused", status=status, message=message, client=client)
+        log(events, level, "server.refused", status=status, message=message, client=client)
         self._is_deaf = True
         is_head = self.scope is not None and self.scope.get("method") == "HEAD"
         self._refusal = answer(status, message, has_body=not is_head)

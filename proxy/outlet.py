@@ -181,8 +181,13 @@ class CopyOutlet:
 
     async def send(self, file: int, offset: int, count: int) -> int:
         """As KernelOutlet.send; the caller waits until the transport's buffer is empty enough again."""
-        # If this is cancelled and `file` closed, the thread may read another file; nobody sees what it read.
-        data = await self._loop.run_in_executor(self._threads, os.pread, file, min(count, COPY_BYTES), offset)
+        count = min(count, COPY_BYTES)
+        data: bytes | bytearray | None = read_now(file, offset, count)
+        if data is None:
+            # If this is cancelled and `file` closed, the thread may read another file; nobody sees what it read.
+            data = await self._loop.run_in_executor(self._threads, os.pread, file, count, offset)
+        else:
+            await asyncio.sleep(0)  # a reader that is always ready must not starve the others
         self._transport.write(data)
         return len(data)
 

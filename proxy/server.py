@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 from uvicorn.server import ServerState
 
+from .config import HTTPS
 from .connection import LINGER_SECONDS, App, Limits, Protocol
 from .errors import ConfigError
 from .log import events, log
@@ -45,11 +46,13 @@ class Server:
         *,
         limits: Limits | None = None,
         stop_timeout: float = 10.0,
+        tls_sockets: Sequence[socket.socket] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.stopping = False
         """True from the first signal or stop(): an endless answer should look at it and end."""
-        self._app, self._sockets, self._limits, self._tls = app, sockets, limits or Limits(), tls
+        self._app, self._limits = app, limits or Limits()
+        self._sockets = [*((sock, None) for sock in sockets), *((sock, tls) for sock in tls_sockets)]
         self._stop_timeout = stop_timeout
         self._is_forced = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,15 +80,15 @@ class Server:
         with self._signals(loop):
             try:
                 config = self._config()
-                for sock in self._sockets:
+                for sock, tls in self._sockets:
                     listeners.append(
                         await loop.create_server(
                             lambda: Protocol(config, state, {}, loop, self._limits, threads),
                             sock=sock,
                             backlog=BACKLOG,
-                            ssl=self._tls,
-                            ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
-                            ssl_shutdown_timeout=LINGER_SECONDS if self._tls else None,
+                            ssl=tls,
+                            ssl_handshake_timeout=self._limits.header_timeout if tls else None,
+                            ssl_shutdown_timeout=LINGER_SECONDS if tls else None,
                         )
                     )
                 await self._stop.wait()
@@ -96,7 +99,7 @@ class Server:
                 self.stopping = True
                 for listener in listeners:
                     listener.close()
-                for sock in self._sockets:
+                for sock, _ in self._sockets:
                     sock.close()
                 try:
                     await self._drain(state)
@@ -170,16 +173,19 @@ class Server:
 
 
 def bind(listen: str) -> socket.socket:
-    """A listening socket for `HOST:PORT`, `[v6]:PORT` or `unix:PATH`; port 0 takes a free one. Raises ConfigError."""
+    """A listening socket for `HOST:PORT`, `[v6]:PORT`, both also after `https://`, or `unix:PATH`; port 0 takes a free
+    one. Raises ConfigError."""
     if listen.startswith("unix:"):
         return _bind_unix(listen, listen.removeprefix("unix:"))
-    host, _, port = listen.rpartition(":")
+    host, _, port = listen.removeprefix(HTTPS).rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         raise ConfigError(f"cannot listen on {listen}: write an IPv6 address in brackets, such as [::1]:8642")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"cannot listen on {listen}: expected HOST:PORT such as 127.0.0.1:8642, or unix:PATH")
+        raise ConfigError(
+            f"cannot listen on {listen}: expected HOST:PORT such as 127.0.0.1:8642, https://HOST:PORT or unix:PATH"
+        )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:

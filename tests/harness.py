@@ -31,7 +31,7 @@ RECEIVE_BYTES = 256 * 1024
 HEAD_LIMIT_BYTES = 256 * 1024
 LINE_BYTES = 128  # a chunk's size line, and little of its data
 
-STARTED = re.compile(r'server\.started.*\blisten="?http://\[?([\w.:]+?)\]?:(\d+)')
+STARTED = re.compile(r'server\.started.*\blisten="?https?://\[?([\w.:]+?)\]?:(\d+)')
 
 _numbers = itertools.count(1)  # two processes on one cache directory have two configuration files
 

@@ -10,7 +10,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"app", "server", "workers"},
-    {"web", "connection"},
+    {"web", "connection", "tls"},
     {"gateway"},
     {"flights", "delivery", "cycle", "missing"},
     {"checksums", "outlet"},

@@ -89,7 +89,8 @@ class Site:
         """The last request's task by path."""
         self.socket = listener or bind("127.0.0.1:0")
         self.port = self.socket.getsockname()[1]
-        self.server = Server(self, [self.socket], **options)
+        plain, secure = ([], [self.socket]) if options.get("tls") else ([self.socket], [])
+        self.server = Server(self, plain, tls_sockets=secure, **options)
         self.client = Client("127.0.0.1", self.port)
         self.run: asyncio.Task[None] | None = None
 
@@ -784,7 +785,7 @@ async def test_after_connect_or_upgrade_the_connection_ends(serve, head):
 @pytest.mark.parametrize(
     ("data", "status", "words"),
     [
-        (b"\x16\x03\x01\x02\x00\x01", 400, "malformed"),
+        (b"\x16\x03\x01\x02\x00\x01", 400, "this port speaks plain http"),
         (b"XYZ / HTTP/1.1\r\n\r\n", 400, "malformed"),
         (b"GET / HTTP/1.1\nHost: a\n\n", 400, "malformed"),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400, "malformed"),

@@ -46,8 +46,8 @@ def main() -> None:
     logs.set_up("error")
 
 
-from . import config, entries, prefetch, serve, space, status  # noqa: E402  (they hang themselves into the group)
+from . import config, entries, prefetch, serve, space, status, tls  # noqa: E402  (they hang themselves into the group)
 
-for module in (serve, prefetch, entries, space, status, config):
+for module in (serve, prefetch, entries, space, status, config, tls):
     for command in module.COMMANDS:
         main.add_command(command)

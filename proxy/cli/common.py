@@ -21,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..config import Settings, load
+from ..config import HTTPS, Settings, load
 from ..errors import ProxyError
 from ..presence import running
 from ..rules.mirrors import MirrorTable, Target
@@ -58,16 +58,21 @@ def resolved(settings: Settings, url: str) -> Target:
 def bare(url: str, settings: Settings) -> str:
     """`url` without our own address before it: what `fetchonce url` prints names the object it was made of."""
     target = url.encode()
-    for address in addresses(settings):
-        host, _, port = address.rpartition(":")
+    for base in bases(settings):
+        host, _, port = base.partition("://")[2].rpartition(":")
         target = settings.access.own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
     return target.decode()
 
 
-def addresses(settings: Settings) -> list[str]:
-    """HOST:PORT of the servers that run on the cache directory, then of the configuration."""
+def bases(settings: Settings) -> list[str]:
+    """http(s)://HOST:PORT of the servers that run on the cache directory, then of the configuration."""
     known = [address for server in running(settings.cache_dir) for address in server.listen]
-    return [address for address in dict.fromkeys((*known, *settings.file.listen)) if not address.startswith("unix:")]
+    return [base_url(each) for each in dict.fromkeys((*known, *settings.file.listen)) if not each.startswith("unix:")]
+
+
+def base_url(listen: str) -> str:
+    """The URL of an address to listen on; what has none stays as it is."""
+    return listen if listen.startswith(("unix:", HTTPS)) else f"http://{listen}"
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

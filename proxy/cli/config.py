@@ -2,12 +2,15 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import click
 import msgspec
 
 from ..config import Settings
+from ..errors import ConfigError
+from ..tls import certificate
 from .common import json_option, print_json, settings_options
 
 MASK = "***"
@@ -24,6 +27,8 @@ def config() -> None:
 @settings_options
 def check(settings: Settings, as_json: bool) -> None:
     """Exit 0 if the configuration is right; else say which file, line and key is not, and what was expected."""
+    if (found := certificate(settings)) and (problem := found.problem(time.time())):
+        raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
     if as_json:
         print_json({"file": settings.sources[0], "sources": settings.sources, "mirrors": len(settings.mirrors)})
     else:

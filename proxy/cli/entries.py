@@ -16,9 +16,9 @@ from ..partial import PartialRecord
 from ..rules.mirrors import proxied_path
 from ..store import Store
 from .common import (
-    addresses,
     age_text,
     bare,
+    bases,
     json_option,
     opened_store,
     print_json,
@@ -108,11 +108,11 @@ def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
 @settings_options
 def url(settings: Settings, url: str, as_json: bool) -> None:
     """Print the proxied form of an upstream URL."""
-    own = addresses(settings)
+    own = bases(settings)
     target, upstream = resolved(settings, url), bare(url, settings)
     path = proxied_path(upstream if urlsplit(upstream).scheme in ("http", "https") else target.url)
     path = f"/{target.digest}{path}" if target.digest else path
-    proxied = f"http://{own[0] if own else '127.0.0.1:8642'}{path}"
+    proxied = f"{own[0] if own else 'http://127.0.0.1:8642'}{path}"
     if as_json:
         print_json({"url": target.url, "mirror": target.mirror.name, "proxied": proxied})
     else:

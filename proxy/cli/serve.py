@@ -17,21 +17,24 @@ from msgspec.structs import replace
 
 from .. import log as logs
 from ..app import App
-from ..config import Settings, load
-from ..connection import Limits
+from ..config import HTTPS, Settings, load
+from ..connection import REFUSED, Limits
 from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
 from ..presence import announced
 from ..rules.mirrors import MirrorTable
 from ..server import Server, bind, shared
+from ..tls import Context, certificate
 from ..workers import Link, Supervisor
-from .common import leave
+from .common import base_url, leave
 
 
 @click.command(short_help="Run the proxy (the default command).")
 @click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG].")
-@click.option("--listen", multiple=True, metavar="HOST:PORT|unix:PATH", help="Where to listen [127.0.0.1:8642].")
+@click.option(
+    "--listen", multiple=True, metavar="[https://]HOST:PORT|unix:PATH", help="Where to listen [127.0.0.1:8642]."
+)
 @click.option("--cache-dir", metavar="DIR", help="Where to keep what was fetched [the user's cache directory].")
 @click.option("--max-size", metavar="SIZE", help="How much to keep, such as 50GB; 0: no limit [50GB].")
 @click.option("--allow", multiple=True, metavar="HOST", help="Fetch from this host too; *.HOST for its subdomains.")
@@ -81,6 +84,7 @@ class Serve:
         self._settings = read_settings()
         self._listen: list[str] = []
         self._set_up_log()
+        self._tls = self._tls_context()
 
     def run(self) -> int:
         """Until it is told to stop: the exit code."""
@@ -92,7 +96,10 @@ class Serve:
             for address in file.listen:
                 sockets.append(bind(address))
                 stack.callback(sockets[-1].close)
-            self._listen = [address_of(each) for each in sockets]
+            self._listen = [
+                f"{HTTPS if address.startswith(HTTPS) else ''}{address_of(each)}"
+                for address, each in zip(file.listen, sockets, strict=True)
+            ]
             if file.server.workers == 1:
                 asyncio.run(self._serve(sockets))
                 log(events, logging.INFO, "server.stopped")
@@ -120,7 +127,10 @@ class Serve:
         settings = self._settings
         gateway = Gateway(settings, time.time, offline=self._offline)
         await gateway.start()
-        sockets = [*listening, bind("127.0.0.1:0")] if link else listening
+        secure = [sock for sock, address in zip(listening, self._listen, strict=True) if address.startswith(HTTPS)]
+        sockets = [sock for sock in listening if sock not in secure]
+        if link or not sockets:  # our own commands speak plain http, and trust nobody
+            sockets.append(bind("127.0.0.1:0"))
         try:
             section = settings.file.server
             server = Server(
@@ -133,6 +143,8 @@ class Serve:
                     connections=section.connections,
                 ),
                 stop_timeout=section.stop_timeout,
+                tls_sockets=secure,
+                tls=self._tls,
             )
 
             def reload() -> None:
@@ -155,12 +167,12 @@ class Serve:
                     self._say_started()
                 await server.run()
         finally:
-            for each in sockets:
+            for each in (*sockets, *secure):
                 each.close()
             await gateway.close()
 
     def _say_started(self) -> None:
-        urls = ",".join(each if each.startswith("unix:") else f"http://{each}" for each in self._listen)
+        urls = ",".join(map(base_url, self._listen))
         file, cache_dir = self._settings.file, self._settings.cache_dir
         log(events, logging.INFO, "server.started", listen=urls, cache_dir=cache_dir, workers=file.server.workers)
 
@@ -172,6 +184,7 @@ class Serve:
         """Read the settings again, and whether they are in force now; `take` may raise ConfigError."""
         try:
             fresh, unchanged = as_running(self._read_settings(), self._settings)
+            fresh_certificate = certificate(fresh)
             take(fresh)
         except ConfigError as error:
             log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
@@ -180,8 +193,20 @@ class Serve:
             log(events, logging.WARNING, "config.needs_restart", keys="listen, cache.dir, server.workers")
         self._settings = fresh
         self._set_up_log()
+        if fresh_certificate and self._tls:
+            self._tls.use(fresh_certificate)
+            if not is_worker:
+                fresh_certificate.report(time.time())
         log(events, logging.INFO, "config.reloaded", mirrors=len(fresh.mirrors))
         return True
+
+    def _tls_context(self) -> Context | None:
+        """Made before there are workers, who share it."""
+        first = certificate(self._settings)
+        if first is None:
+            return None
+        first.report(time.time())
+        return Context(first, self._settings.file.server.connections + REFUSED)
 
     def _set_up_log(self) -> None:
         logs.set_up(self._settings.file.log.level)
@@ -211,7 +236,7 @@ def address_of(listener: socket.socket) -> str:
 
 def refuse_network(address: str, settings: Settings) -> None:
     """Raise ConfigError for an address that others can reach, as long as nobody of them may ask."""
-    host = address.rpartition(":")[0].strip("[]")
+    host = address.removeprefix(HTTPS).rpartition(":")[0].strip("[]")
     if address.startswith("unix:") or not host or host == "localhost" or settings.access.is_open:
         return  # of an address without a host, bind says what is wrong
     try:

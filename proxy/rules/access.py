@@ -89,11 +89,11 @@ class Access:
         A client that has us as its http_proxy and uses our URLs too asks `GET http://127.0.0.1:8642/ubuntu/...`.
         """
         scheme, found, rest = target.partition(b"://")
-        if not found or scheme.lower() != b"http" or not server or server[1] is None:
+        if not found or scheme.lower() not in (b"http", b"https") or not server or server[1] is None:
             return target
         authority, slash, path = rest.partition(b"/")
         host = authority.decode("latin-1")
-        port = host.rpartition(":")[2] if re.search(r":\d+\Z", host) else "80"
+        port = host.rpartition(":")[2] if re.search(r":\d+\Z", host) else "80" if scheme.lower() == b"http" else "443"
         return slash + path or b"/" if port == str(server[1]) and self.is_own(host, server[0]) else target
 
     def is_bearing(self, headers: RawHeaders) -> bool:

@@ -50,8 +50,8 @@ def own_endpoints(gateway: Gateway) -> Starlette:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def root(request: Request) -> Response:
-        here = request.headers.get("host", "HOST:PORT")
-        text = f"this is fetchonce: in a URL, replace https:// by http://{here}/. /-/status tells what is going on"
+        here = f"{request.scope['scheme']}://{request.headers.get('host', 'HOST:PORT')}"
+        text = f"this is fetchonce: in a URL, replace https:// by {here}/. /-/status tells what is going on"
         return JSONResponse({"message": text})
 
     return Starlette(
