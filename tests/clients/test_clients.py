@@ -1,56 +1,15 @@
 """Real clients through a running fetchonce, while the fill runs and afterwards; every byte is compared."""
 
 import asyncio
-import hashlib
 import json
 import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.clients.tools import SEED, SIZE, asked, build_go, fills_over, needs, run, sha256
 from tests.harness import REPOSITORY, until
 from tests.origin import pattern_sha256
-
-SIZE = 48 << 20
-SEED = 7
-RATE = 24 << 20
-
-
-def needs(program):
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
-async def run(*command, check=True, cwd=None, env=None):
-    """(exit code, standard output) of a program, which must succeed unless `check` is off."""
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        env={**environment, **(env or {})},
-    )
-    out, err = await process.communicate()
-    assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
-    return process.returncode, out
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def fills_over(proxy):
-    return not (await proxy.status())["fills"]
-
-
-@pytest.fixture
-def image(origin):
-    """A slow, big image."""
-    return origin.pattern("/images/noble.img", SIZE, SEED).throttle(RATE).headers(cache_control="max-age=600")
 
 
 @needs("curl")
@@ -151,21 +110,8 @@ async def test_qemu_img_reads_over_http(origin, proxy, qcow2, tmp_path, filled):
 
 @pytest.fixture(scope="session")
 def limadl(tmp_path_factory):
-    """Lima's own downloader as a program; built from its Go module."""
-    go = shutil.which("go")
-    if not go:
-        pytest.skip("Go is not installed")
-    version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
-    if version < (1, 25):
-        pytest.skip(f"Lima's module needs Go 1.25 or newer, here is {'.'.join(map(str, version))}")
-    program = tmp_path_factory.mktemp("lima") / "limadl"
-    subprocess.run(
-        [go, "build", "-trimpath", "-o", program, "."],
-        cwd=Path(__file__).parent / "lima",
-        env={**os.environ, "CGO_ENABLED": "0"},
-        check=True,
-    )
-    return program
+    """Lima's own downloader as a program."""
+    return build_go("lima", tmp_path_factory.mktemp("lima"))
 
 
 @pytest.mark.timeout(600)
