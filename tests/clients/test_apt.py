@@ -12,13 +12,12 @@ import subprocess
 
 import pytest
 
-from tests.clients.tools import asked, needs, run, sha256
+from tests.clients.tools import FORMS, asked, needs, run, sha256
 from tests.harness import until
 
 pytestmark = [needs("apt-ftparchive"), needs("dpkg-deb"), needs("gpg")]
 PAYLOAD_BYTES = 8 << 20
 RELEASE = "/debian/dists/stable/InRelease"
-FORMS = ["by URL", "as http_proxy"]
 
 
 class Archive:
@@ -73,18 +72,6 @@ class Archive:
 
     def _ftparchive(self, *arguments):
         return subprocess.run(["apt-ftparchive", *arguments], cwd=self.folder, check=True, capture_output=True).stdout
-
-
-@pytest.fixture(scope="session")
-def signer(tmp_path_factory):
-    """A GnuPG home with one key."""
-    home = tmp_path_factory.mktemp("gpg")
-    home.chmod(0o700)
-    gpg = ["gpg", "--batch", "--quiet", "--homedir", home]
-    subprocess.run([*gpg, "--passphrase", "", "--quick-gen-key", "x@example.org", "default", "sign"], check=True)
-    subprocess.run([*gpg, "-o", home / "key.gpg", "--export"], check=True)
-    yield home
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
 
 
 @pytest.fixture

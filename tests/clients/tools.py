@@ -12,6 +12,7 @@ import pytest
 SIZE = 48 << 20
 SEED = 7
 RATE = 24 << 20
+FORMS = ["by URL", "as http_proxy"]
 
 
 def needs(program):
