@@ -30,7 +30,12 @@ async def run(*command, check=True, cwd=None, env=None):
         cwd=cwd,
         env={**environment, **(env or {})},
     )
-    out, err = await process.communicate()
+    try:
+        out, err = await process.communicate()
+    finally:
+        if process.returncode is None:  # the test's time is over
+            process.kill()
+            await process.wait()
     assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
     return process.returncode, out
 
