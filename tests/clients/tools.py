@@ -47,7 +47,7 @@ def build_go(name, folder):
         pytest.skip("Go is not installed")
     version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
     if version < (1, 25):
-        pytest.skip(f"Lima's module needs Go 1.25 or newer, here is {'.'.join(map(str, version))}")
+        pytest.skip(f"the modules need Go 1.25 or newer, here is {'.'.join(map(str, version))}")
     program = folder / name
     subprocess.run(
         [go, "build", "-trimpath", "-o", program, "."],
