@@ -123,10 +123,10 @@ def multipart(ranges: Sequence[Range], size: int, content_type: str | None, boun
     """
     kind = "" if content_type is None else f"Content-Type: {content_type}\r\n"
     parts = []
-    for index, part in enumerate(ranges):
-        # The line break before a delimiter belongs to it (RFC 2046 §5.1.1); nothing goes before the first.
-        delimiter = f"--{boundary}\r\n" if index == 0 else f"\r\n--{boundary}\r\n"
-        head = f"{delimiter}{kind}Content-Range: {content_range(part, size)}\r\n\r\n"
+    for part in ranges:
+        # The line break before the first may be left out (RFC 2046 §5.1.1), but zsync, used to Apache's and nginx's,
+        # asks again for ever where it is not there.
+        head = f"\r\n--{boundary}\r\n{kind}Content-Range: {content_range(part, size)}\r\n\r\n"
         parts.append((head.encode("latin-1"), part))
     trailer = f"\r\n--{boundary}--\r\n".encode("latin-1")
     return Multipart(

@@ -1,56 +1,15 @@
 """Real clients through a running fetchonce, while the fill runs and afterwards; every byte is compared."""
 
 import asyncio
-import hashlib
 import json
 import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.clients.tools import SEED, SIZE, build_go, fills_over, needs, run, sha256
 from tests.harness import REPOSITORY, until
 from tests.origin import pattern_sha256
-
-SIZE = 48 << 20
-SEED = 7
-RATE = 24 << 20
-
-
-def needs(program):
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
-async def run(*command, check=True, cwd=None, env=None):
-    """(exit code, standard output) of a program, which must succeed unless `check` is off."""
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        env={**environment, **(env or {})},
-    )
-    out, err = await process.communicate()
-    assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
-    return process.returncode, out
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def fills_over(proxy):
-    return not (await proxy.status())["fills"]
-
-
-@pytest.fixture
-def image(origin):
-    """A slow, big image."""
-    return origin.pattern("/images/noble.img", SIZE, SEED).throttle(RATE).headers(cache_control="max-age=600")
 
 
 @needs("curl")
@@ -67,6 +26,48 @@ async def test_curl_takes_up_a_broken_download(origin, proxy, image, tmp_path):
     await run("curl", "-sf", "-C", "-", "-o", file, url)  # from disk
     assert sha256(file) == pattern_sha256(SIZE, SEED)
     assert origin.count("/images/noble.img") == 1
+
+
+@needs("curl")
+@pytest.mark.parametrize("upstream", [{}, {"etag": None}], ids=["upstream's ETag", "our own ETag"])
+@pytest.mark.parametrize("filled", [False, True], ids=["while filling", "from disk"])
+async def test_curl_is_told_that_its_copy_is_the_newest(origin, proxy, tmp_path, upstream, filled):
+    path = "/images/noble.img"
+    image = origin.pattern(path, SIZE, SEED).headers(cache_control="max-age=600", **upstream).stall_at(SIZE // 2)
+    stream = await proxy.stream(f"/u{path}")
+    if filled:
+        image.release()
+        await until(lambda: fills_over(proxy))
+    saved = tmp_path / "etag"
+    saved.write_text(stream.headers["etag"] + "\n")
+
+    async def code(*condition):
+        curl = ("curl", "-sf", "-o", tmp_path / "out", "-w", "%{http_code}")
+        return (await run(*curl, *condition, proxy.url(f"/u{path}")))[1]
+
+    assert await code("--etag-compare", saved) == b"304"
+    assert await code("-z", stream.headers["last-modified"]) == b"304"
+    image.release()
+    saved.write_text('"another"\n')
+    assert await code("--etag-compare", saved) == b"200"
+    assert sha256(tmp_path / "out") == pattern_sha256(SIZE, SEED)
+    assert await code("-z", "Sun, 01 Jan 2023 00:00:00 GMT") == b"200"
+    assert origin.requests == 1
+
+
+@needs("curl")
+async def test_curl_keeps_its_copy_until_there_is_a_new_image(origin, proxy_factory, tmp_path):
+    image = origin.body("/latest/noble.img", b"old" * 1000)
+    moving = f"[[mirror]]\nname = 'm'\nupstreams = ['{origin.url()}']\nmoving = ['/latest/']\nttl = '0s'\n"
+    proxy = proxy_factory(config_text=moving, mirrors={})
+    file = tmp_path / "noble.img"
+    # As diskimage-builder does it: by the time of the file, which is the image's own.
+    curl = ("curl", "-sfR", "-o", file, "-z", file, "-w", "%{http_code}", proxy.url("/m/latest/noble.img"))
+    assert [(await run(*curl))[1] for _ in range(2)] == [b"200", b"304"]
+    image.generation(b"new" * 2000)
+    assert (await run(*curl))[1] == b"200"
+    assert file.read_bytes() == b"new" * 2000
+    assert [request.status for request in origin.log] == [200, 304, 200]
 
 
 @needs("wget")
@@ -151,21 +152,8 @@ async def test_qemu_img_reads_over_http(origin, proxy, qcow2, tmp_path, filled):
 
 @pytest.fixture(scope="session")
 def limadl(tmp_path_factory):
-    """Lima's own downloader as a program; built from its Go module."""
-    go = shutil.which("go")
-    if not go:
-        pytest.skip("Go is not installed")
-    version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
-    if version < (1, 25):
-        pytest.skip(f"Lima's module needs Go 1.25 or newer, here is {'.'.join(map(str, version))}")
-    program = tmp_path_factory.mktemp("lima") / "limadl"
-    subprocess.run(
-        [go, "build", "-trimpath", "-o", program, "."],
-        cwd=Path(__file__).parent / "lima",
-        env={**os.environ, "CGO_ENABLED": "0"},
-        check=True,
-    )
-    return program
+    """Lima's own downloader as a program."""
+    return build_go("lima", tmp_path_factory.mktemp("lima"))
 
 
 @pytest.mark.timeout(600)

@@ -230,10 +230,10 @@ def test_content_range() -> None:
 
 
 def test_multipart_is_written_as_in_the_rfc() -> None:
-    """The example of RFC 9110 §14.6."""
+    """The example of RFC 9110 §14.6, with the line break that may precede the first boundary."""
     frame = multipart([Range(500, 1000), Range(7000, 8000)], 8000, "application/pdf", "THIS_STRING_SEPARATES")
     first = (
-        b"--THIS_STRING_SEPARATES\r\nContent-Type: application/pdf\r\nContent-Range: bytes 500-999/8000\r\n\r\n",
+        b"\r\n--THIS_STRING_SEPARATES\r\nContent-Type: application/pdf\r\nContent-Range: bytes 500-999/8000\r\n\r\n",
         Range(500, 1000),
     )
     second = (

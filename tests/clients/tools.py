@@ -1,0 +1,72 @@
+"""Running other people's programs, and what every test of them needs."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SIZE = 48 << 20
+SEED = 7
+RATE = 24 << 20
+FORMS = ["by URL", "as http_proxy"]
+
+
+def needs(program):
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+async def run(*command, check=True, cwd=None, env=None):
+    """(exit code, standard output) of a program, which must succeed unless `check` is off."""
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env={**environment, **(env or {})},
+    )
+    try:
+        out, err = await process.communicate()
+    finally:
+        if process.returncode is None:  # the test's time is over
+            process.kill()
+            await process.wait()
+    assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
+    return process.returncode, out
+
+
+def build_go(name, folder):
+    """The program in tests/clients/NAME, built from its Go modules."""
+    go = shutil.which("go")
+    if not go:
+        pytest.skip("Go is not installed")
+    version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
+    if version < (1, 25):
+        pytest.skip(f"the modules need Go 1.25 or newer, here is {'.'.join(map(str, version))}")
+    program = folder / name
+    subprocess.run(
+        [go, "build", "-trimpath", "-o", program, "."],
+        cwd=Path(__file__).parent / name,
+        env={**os.environ, "CGO_ENABLED": "0"},
+        check=True,
+    )
+    return program
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def fills_over(proxy):
+    return not (await proxy.status())["fills"]
+
+
+def asked(proxy, method, path):
+    """The log's lines of requests by `method` for a path that ends so."""
+    return [line for line in proxy.log if f"method={method} " in line and f"{path} status=" in line]
