@@ -14,6 +14,7 @@ ProxyError                    500
 ├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
 ├── UpstreamError             502   theirs: refused, broke off, answered nonsense
 │   ├── UpstreamTimeout       504
+│   ├── Unconfirmed           504   there is no asking, and without it what is stored may not be used
 │   ├── DigestMismatch        502   the body is whole, and another than it must be
 │   ├── UpstreamPage          502   a web page where a file should be
 │   ├── UpstreamRange         502   these two only within a fill, which deals with them
@@ -119,6 +120,10 @@ class UpstreamPage(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
+    status = 504
+
+
+class Unconfirmed(UpstreamError):
     status = 504
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody, Watch
-from .errors import NotInCache, OutOfSpace, ProxyError, RequestError, UpstreamError, UpstreamStatus
+from .errors import NotInCache, OutOfSpace, ProxyError, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
 from .fill import Fill, FillState
 from .flights import Flights
 from .janitor import Janitor
@@ -231,6 +231,11 @@ class Gateway:
             if not policy.may_serve_stale(request.headers, target, entry, status, now=now):
                 if isinstance(error, UpstreamStatus):
                     self.missing.note(target, error, now)
+                elif entry and vary.is_for(request.headers, entry.head):  # RFC 9111 §5.2.2.2
+                    error = Unconfirmed(
+                        f"{error.message}. what is stored of it may not be used without asking: its Cache-Control, or "
+                        "stale_if_error, forbids it. serve --offline gives it nevertheless"
+                    )
                 raise error.with_header("cache-status", f"fetchonce; {told}") from None
             assert entry
             return self._stored(request, target, entry, "STALE", told, now)

@@ -186,6 +186,8 @@ def may_serve_stale(
         return True  # asked only because the client would have liked it so
     wished = request_directives(headers).get("stale-if-error")
     allowed = max(target.mirror.stale_if_error, 0.0 if is_ruled(target) else window(entry.head, "stale-if-error"))
+    if allowed and upstream_status is None:
+        allowed = NEVER  # disconnected (§4.2.4): nobody knows when there will be an answer again
     return may_be_stale(target, entry) and -left <= (allowed if wished is None else delta_seconds(wished) or 0)
 
 
