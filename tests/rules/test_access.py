@@ -114,7 +114,9 @@ def test_a_unix_socket_is_this_machine():
         (b"http://far.example:8642/x", None),
         (b"http://x@127.0.0.1:8642/x", None),
         (b"http://127.0.0.1:8642@far.example/x", None),
-        (b"https://127.0.0.1:8642/x", None),
+        (b"https://127.0.0.1:8642/x", b"/x"),
+        (b"https://localhost/x", None),
+        (b"ftp://127.0.0.1:8642/x", None),
         (b"/http://127.0.0.1:8642/x", None),
     ],
 )
