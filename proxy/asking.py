@@ -35,6 +35,9 @@ PATIENCE = 5.0
 """Seconds upstream may ask us to wait before the next one: some clients give up after 10 s without a head."""
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each further one."""
+BACKOFF_MAX = 10.0
+RETRY_AFTER_MAX = 120.0
+"""Seconds upstream may ask us to wait in the middle of a body, with clients waiting for the rest."""
 SAYS_NOTHING = frozenset({401, 403, 429})
 """Answers, beside 5xx, that say nothing of the object: what we have of it may still be of use."""
 
@@ -208,6 +211,14 @@ class Asking:
             return record.source, record.head, partial
         await self._rooms.store.discard(partial)
         return None
+
+
+def pause_after(error: UpstreamError, failures: int, retries: int) -> float:
+    """Seconds until the next try in the middle of a body, after so many without a byte; raises `error` if none is."""
+    delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2.0 ** (failures - 1)), error.retry_after or 0.0)
+    if failures > retries or delay > RETRY_AFTER_MAX:
+        raise error
+    return delay
 
 
 async def open_exchange(rooms: Rooms, url: str, fields: Headers, method: str = "GET") -> Exchange:

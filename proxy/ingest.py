@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from logging import WARNING
 
-from .asking import BACKOFF_SECONDS, Begun, Rooms
+from .asking import Begun, Rooms, pause_after
 from .errors import UpstreamChanged, UpstreamError, UpstreamRange
 from .following import Leader
 from .log import events, log
@@ -31,12 +31,8 @@ CHECKPOINT_BYTES = 128 * 1024**2
 """So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
 MEASURE_SECONDS = 0.1
 """Over this long a fill's rate is taken, from when all its connections flow: short beside a big fill."""
-BACKOFF_MAX = 10.0
-"""Retries are BACKOFF_SECONDS apart, doubled for each one that brought no byte, up to this."""
 RESUMABLE_BYTES = 4 * 1024**2
 """From here on a killed process's fill is taken up; less is fetched anew in no time, and costs no sync."""
-RETRY_AFTER_MAX = 120.0
-"""Seconds upstream may ask us to wait in the middle of a body, with clients waiting for the rest."""
 
 
 class Ingest:
@@ -187,14 +183,10 @@ class Ingest:
             pass  # that mirror has something else; the first one may still have ours
         elif not isinstance(error, UpstreamError) or isinstance(error, UpstreamChanged):
             raise error
-        if self._failures > self._rooms.settings.retries:
-            raise error
+        delay = pause_after(error, self._failures, self._rooms.settings.retries)
         if self._failures > 1 or isinstance(error, UpstreamChanged):
             self._rooms.health.failed(self._url, self._loop.time())
             self._url = self._rooms.health.order(self._urls, self._loop.time())[0]
-        delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2 ** (self._failures - 1)), error.retry_after or 0.0)
-        if delay > RETRY_AFTER_MAX:
-            raise error
         log(events, WARNING, "fill.broken", key=self._target.key[:12], error=error, retry_in=delay, next=self._url)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):

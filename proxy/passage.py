@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from .asking import BACKOFF_SECONDS, Rooms, first_answer
+from .asking import Rooms, first_answer, pause_after
 from .errors import UpstreamChanged, UpstreamError
 from .rules.digests import Algorithm, Digest
 from .rules.entry import Head, Headers
@@ -110,12 +110,13 @@ class Passage:
             except UpstreamError as error:
                 self.close()
                 failures += 1
-                if not self._can_go_on or failures > self._rooms.settings.retries:
+                if not self._can_go_on:
                     raise
+                delay = pause_after(error, failures, self._rooms.settings.retries)
                 if failures > 1:  # the mirror that broke is asked once more
                     health.failed(self._url, loop.time())
                     self._url = health.order(self._target.urls_for(self._fields), loop.time())[0]
-                await asyncio.sleep(max(BACKOFF_SECONDS * 2**failures, error.retry_after or 0.0))
+                await asyncio.sleep(delay)
             else:
                 self._rooms.stats.fetched_bytes += len(data)
                 return data
