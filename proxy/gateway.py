@@ -228,7 +228,8 @@ class Gateway:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
             told = f"fwd={why}; " + (f"detail={error.detail}" if status is None else f"fwd-status={status}")
             now = self.clock()
-            if not policy.may_serve_stale(request.headers, target, entry, status, now=now):
+            is_head = request.method == "HEAD"
+            if not policy.may_serve_stale(request.headers, target, entry, status, now=now, is_head=is_head):
                 if isinstance(error, UpstreamStatus):
                     self.missing.note(target, error, now)
                 elif entry and vary.is_for(request.headers, entry.head):  # RFC 9111 §5.2.2.2

@@ -171,19 +171,26 @@ def condition(entry: Entry) -> Headers:
 
 
 def may_serve_stale(
-    headers: Headers, target: Target, entry: Entry | None, upstream_status: int | None, *, now: float
+    headers: Headers,
+    target: Target,
+    entry: Entry | None,
+    upstream_status: int | None,
+    *,
+    now: float,
+    is_head: bool = False,
 ) -> bool:
     """Whether a question that failed falls back to what is stored (RFC 9111 §4.2.4, RFC 5861 §4).
 
     `upstream_status` is None where upstream was not reached or gave no answer. A 4xx is upstream's word: it stands.
+    HEAD always does: tools ask it to learn whether their own copy will do, and give up where it fails.
     """
     if entry is None or not vary.is_for(headers, entry.head):
         return False
     if upstream_status is not None and upstream_status < 500 and upstream_status != 429:
         return False
     left = freshness_left(target, entry, now)
-    if left > 0:
-        return True  # asked only because the client would have liked it so
+    if is_head or left > 0:  # fresh: asked only because the client would have liked it so
+        return True
     wished = request_directives(headers).get("stale-if-error")
     allowed = max(target.mirror.stale_if_error, 0.0 if is_ruled(target) else window(entry.head, "stale-if-error"))
     if allowed and upstream_status is None:
