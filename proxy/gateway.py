@@ -242,7 +242,9 @@ class Gateway:
             return self._stored(request, target, entry, "STALE", told, now)
         self.missing.forget(target)
         if fill.state is FillState.PASSED:
-            passage = fill.passage if is_first else fill.detour()
+            passage = fill.passage if is_first else None
+            if passage is None and target.digest == fill.target.digest:  # else it would be held to another's wish
+                passage = fill.detour()
             if passage is None:
                 fields = vary.passed_on(request.headers, None)
                 passage = await watch.wait(self.flights.open_passage(target, fields))
