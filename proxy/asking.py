@@ -24,10 +24,10 @@ from .rules.entry import Entry, Head, Headers
 from .rules.freshness import is_storable
 from .rules.health import Health
 from .rules.mirrors import Target
-from .rules.validators import confirms, resume_validator
+from .rules.validators import condition, confirms, resume_validator
 from .stats import Stats
 from .store import Store
-from .transfer import Transfer, confirming, head_of, is_rest, rest_condition
+from .transfer import Transfer, head_of, is_rest, rest_condition
 from .upstream import Exchange, Upstream, first_error, status_error
 
 TRIES = 3
@@ -169,7 +169,7 @@ class Asking:
         if gaps:
             fields = rest_condition(head, gaps[0][0])
         else:  # a process that died had every byte, and had not stored it yet
-            fields = confirming(head) if urlsplit(url).netloc == urlsplit(source).netloc else ()
+            fields = condition(head.headers) if urlsplit(url).netloc == urlsplit(source).netloc else ()
         exchange = await open_exchange(self._rooms, url, (*fields, *vary.with_each(self._condition)))
         if is_rest(exchange, head, gaps[0][0]) if gaps else exchange.status == 304:
             try:

@@ -17,6 +17,7 @@ from .rules.digests import Expected
 from .rules.entry import Entry, Headers
 from .rules.mirrors import Target
 from .rules.policy import Ask
+from .rules.validators import condition
 from .store import Store
 
 ANEW = (("cache-control", "no-cache"),)
@@ -92,7 +93,7 @@ class Checksums:
             for sibling in target.checksums:
                 entry = await self._store.lookup(sibling.key)
                 if entry and entry.validated_at < fill.answered_at:
-                    await self._join(sibling, entry, policy.condition(entry) + ANEW, keep=True)
+                    await self._join(sibling, entry, condition(entry.head.headers) + ANEW, keep=True)
 
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it."""

@@ -260,7 +260,7 @@ class Gateway:
             told = f"fwd={why}; fwd-status=304"
             return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
         body: Body = fill
-        if target.digest and (fill.verifier.expected is None or fill.verifier.expected.digest != target.digest):
+        if target.digest and target.digest != fill.target.digest:
             body = DemandingBody(fill, target.digest)
         if fill.is_whole and fill.is_wanted and not is_first:
             self.store.touch(target.key, self.clock())

@@ -135,7 +135,7 @@ class Janitor:
         self._tell(partial, there + wanted)
         try:
             if (await self._space()).lacking(wanted):
-                async with self._right():
+                async with right_to_evict(self._store):
                     candidates, space = await self._look()
                     eviction = await chosen(candidates, space.lacking(wanted))
                     if eviction.lacking and length is not None:
@@ -151,7 +151,7 @@ class Janitor:
     async def _relieve(self, count: int) -> bool:
         """Free at least `count` bytes of a full disk, or as many as can be; False if there are none."""
         try:
-            async with self._turn, self._right():
+            async with self._turn, right_to_evict(self._store):
                 candidates, space = await self._look()
                 # A quota may be used up though the file system has space.
                 eviction = await chosen(candidates, max(count, space.lacking(count)))
@@ -164,7 +164,7 @@ class Janitor:
         """Keep the limits, whoever broke them."""
         async with self._turn:
             self._store.forget_stale()
-            async with self._right():
+            async with right_to_evict(self._store):
                 candidates, space = await self._look()
                 eviction = await chosen(candidates, space.lacking())
                 await self._evict(eviction)
@@ -223,12 +223,6 @@ class Janitor:
         size, free = disk(self._store.root)
         min_free = min(self.limits.min_free, size // SHARE)
         return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)
-
-    @contextlib.asynccontextmanager
-    async def _right(self) -> AsyncIterator[None]:
-        """The right to evict, of all processes on the directory."""
-        async with right_to_evict(self._store):
-            yield
 
     def _out_of_space(
         self, url: str, wanted: int, candidates: list[Candidate], space: Space, eviction: Eviction

@@ -139,12 +139,6 @@ def is_other(exchange: Exchange, head: Head, source: str) -> bool:
     return False
 
 
-def confirming(head: Head) -> Headers:
-    """Fields that ask whether the body that `head` tells of is still the one (RFC 9110 §13.1.2)."""
-    etag, changed = field(head.headers, "etag"), field(head.headers, "last-modified")
-    return (("if-none-match", etag),) if etag else (("if-modified-since", changed or ""),)
-
-
 def rest_condition(head: Head, start: int, stop: int | None = None) -> Headers:
     """Fields that ask for the bytes from `start` to `stop` (None: the end) of that very body (RFC 9110 §13.1.5)."""
     last = "" if stop is None or stop == head.length else str(stop - 1)

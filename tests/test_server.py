@@ -903,16 +903,21 @@ async def test_a_slow_head_is_refused(serve):
 
 
 async def test_a_slow_head_waits_for_the_answer_before_it(serve):
+    is_time = asyncio.Event()
+
     async def app(scope, receive, send):
         await send(start(4))
-        await asyncio.sleep(0.4)
+        await is_time.wait()
         await send(body(b"slow"))
 
     site = await serve(app, limits=Limits(header_timeout=0.1))
-    received = await site.client.raw(request() + b"G")
-    first, _, second = received.partition(b"slow")
-    assert first.startswith(b"HTTP/1.1 200 ")
-    assert message_of(second)[0] == 408
+    async with await site.client.connect() as connection:
+        await connection.send(request() + b"G")
+        stream = await connection.answer()
+        assert message_of(await site.client.raw(b"G", close=False))[0] == 408  # whose head began after that one
+        is_time.set()
+        assert await stream.rest() == b"slow"
+        assert message_of(await connection.rest())[0] == 408
 
 
 async def test_a_silent_connection_is_closed(serve):
@@ -932,13 +937,21 @@ async def test_an_idle_connection_is_closed(serve):
 
 
 async def test_a_slow_answer_is_not_idle(serve):
+    is_time = asyncio.Event()
+
     async def app(scope, receive, send):
         await send(start(2))
-        await asyncio.sleep(0.4)
+        if scope["path"] == "/slow":
+            await is_time.wait()
         await send(body(b"ok"))
 
     site = await serve(app, limits=Limits(idle_timeout=0.1, header_timeout=0.1))
-    assert (await site.client.get("/")).body == b"ok"
+    async with await site.client.stream("/slow") as slow, await site.client.connect() as idle:
+        await idle.send(request())
+        await (await idle.answer()).rest()
+        assert await idle.rest() == b""  # idle for longer than allowed, and that began later
+        is_time.set()
+        assert await slow.rest() == b"ok"
 
 
 async def test_a_body_reaches_the_app(serve):

@@ -107,6 +107,14 @@ def progress_bars(quiet: bool) -> Progress:
     )
 
 
+def say_beside(bars: Progress, quiet: bool, text: str) -> None:
+    """A line on standard error, above the bars where there are any."""
+    if not bars.disable:
+        bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    elif not quiet:
+        click.echo(text, err=True)
+
+
 def leave(code: int) -> NoReturn:
     """End the process now, where transfers may have run.
 

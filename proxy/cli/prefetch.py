@@ -27,6 +27,7 @@ from .common import (
     leave,
     print_json,
     progress_bars,
+    say_beside,
     settings_options,
     size_text,
     url_text,
@@ -81,12 +82,7 @@ async def run(
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     places = asyncio.Semaphore(jobs)
     bars = progress_bars(quiet)
-
-    def say(text: str) -> None:
-        if not bars.disable:
-            bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif not quiet:
-            click.echo(text, err=True)
+    say = partial(say_beside, bars, quiet)
 
     async def one(url: str, steps: Steps) -> Progress:
         async with places:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from .common import (
     opened_store,
     print_json,
     progress_bars,
+    say_beside,
     settings_options,
     size_text,
     table,
@@ -189,12 +191,7 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
         for entry in sorted(entries, key=lambda entry: entry.url):
             blobs.setdefault(entry.digest, []).append(entry)
         bar = progress_bars(quiet)
-
-        def say(text: str) -> None:
-            if not bar.disable:
-                bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-            elif not quiet:
-                click.echo(text, err=True)
+        say = partial(say_beside, bar, quiet)
 
         for each in results:
             say(f"{each['state']:8} {each['url']}: {each['message']}")

@@ -31,6 +31,7 @@ from .freshness import (
 )
 from .headers import Directives, cache_control, delta_seconds
 from .mirrors import Mirror, Target
+from .validators import condition
 
 NEVER = float("inf")
 GONE = frozenset({404, 410})
@@ -91,13 +92,18 @@ def decide(
         granted = stale_while_revalidate(directives, target, entry)
         if satisfies(directives, age, left, max(granted, max_stale(directives, target, entry))):
             is_granted = 0 < granted >= -left
-            return Serve(ttl, condition(entry) + vary.passed_on(headers, entry.head) if is_granted else None)
+            return Serve(ttl, _question(headers, entry) if is_granted else None)
     if offline or "only-if-cached" in directives:
         return Refuse()
     if entry is None:
         return Ask(vary.passed_on(headers, None))
     why = "vary-miss" if not is_selected else "request" if left > 0 else "stale"
-    return Ask(condition(entry) + vary.passed_on(headers, entry.head), why)
+    return Ask(_question(headers, entry), why)
+
+
+def _question(headers: Headers, entry: Entry) -> Headers:
+    """What to ask upstream with, for a client's request with `headers`, where `entry` is stored."""
+    return condition(entry.head.headers) + vary.passed_on(headers, entry.head)
 
 
 def request_directives(headers: Headers) -> Directives:
@@ -162,12 +168,6 @@ def is_ruled(target: Target) -> bool:
 
 def may_be_stale(target: Target, entry: Entry) -> bool:
     return is_ruled(target) or not forbids_stale(entry.head)
-
-
-def condition(entry: Entry) -> Headers:
-    """The fields that ask "only if it changed" (RFC 9111 §4.3.1); upstream's own validators, never ours."""
-    etag, changed = field(entry.head.headers, "etag"), field(entry.head.headers, "last-modified")
-    return (*((("if-none-match", etag),) if etag else ()), *((("if-modified-since", changed),) if changed else ()))
 
 
 def may_serve_stale(

@@ -108,6 +108,15 @@ def _entity_tags(value: str) -> list[str]:
     return tags
 
 
+def condition(headers: Headers) -> Headers:
+    """The fields that ask "only if it is not this any more" of what came under `headers` (RFC 9111 §4.3.1).
+
+    Upstream's own validators, never ours.
+    """
+    etag, changed = field(headers, "etag"), field(headers, "last-modified")
+    return (*((("if-none-match", etag),) if etag else ()), *((("if-modified-since", changed),) if changed else ()))
+
+
 def resume_validator(headers: Headers) -> str | None:
     """What to send as If-Range to go on with a body that came under `headers`; None if nothing tells its generation.
 
