@@ -1,7 +1,5 @@
 """fetchonce: a local caching proxy in front of VM image mirrors.
 
-Read gateway.py first: it takes one request through every room. Imports go down only, and a test keeps it so:
-cli > app, server, workers > web, connection, tls > gateway > flights, delivery, cycle, missing > checksums, outlet >
-fill > passage, ingest > asking, following > janitor > store > blobs, transfer, verify > index, hashing, upstream >
-partial, guard, loops > config > rules > errors, stats, log, version, presence.
+Read gateway.py first: it takes one request through every room. Each folder's `__init__.py` says the law of that folder,
+and tests/test_layers.py keeps the laws.
 """

@@ -25,11 +25,11 @@ from .errors import (
 from .gateway import Gateway, Request
 from .log import access as access_log
 from .log import events, log
-from .loops import pseudonym
 from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
-from .upstream import WAY_OUT
+from .store.pseudonym import pseudonym
+from .upstream.client import WAY_OUT
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]

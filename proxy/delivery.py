@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .errors import ClientGone, FileEnded, OutOfSpace, PreconditionFailed, RangeNotSatisfiable, StoreError
-from .passage import Passage
+from .fill.passthrough import Passage
 from .rules import ranges, validators
 from .rules.entry import Head, Headers, field
 from .rules.mirrors import Target

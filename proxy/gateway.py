@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from .config import Settings
 from .delivery import Body, Delivery, HeadBody, Watch
 from .errors import NotInCache, OutOfSpace, ProxyError, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
-from .fill import Fill, FillState
-from .flights import Flights
-from .janitor import Janitor
-from .missing import Missing
+from .fill.fill import Fill, FillState
+from .fill.flights import Flights
+from .fill.transfer import head_of
+from .fill.verify import mismatch
+from .negative import Missing
 from .rules import policy, vary
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
@@ -26,9 +27,8 @@ from .rules.freshness import current_age
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
-from .store import Store
-from .transfer import head_of
-from .verify import mismatch
+from .store.janitor import Janitor
+from .store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 
 from proxy.config import load
-from proxy.upstream import Upstream
+from proxy.upstream.client import Upstream
 from tests.harness import Proxy
 from tests.origin import Origin
 

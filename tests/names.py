@@ -17,7 +17,7 @@ from pathlib import Path
 
 from proxy.config import load
 from proxy.errors import UpstreamError
-from proxy.upstream import Upstream
+from proxy.upstream.client import Upstream
 from tests.origin import Origin
 
 PUBLIC = "93.184.216.34"

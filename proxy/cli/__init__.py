@@ -1,4 +1,4 @@
-"""The command line: one file for each group of commands. Nobody imports this.
+"""The command line, one file for each group of commands: nobody imports it.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration. What a command is asked for goes to standard output, all else to
 standard error.

@@ -26,7 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..config import TLS_SERVER
 from ..errors import ProxyError
-from ..tls import RENEW_SECONDS
+from ..serving.tls import RENEW_SECONDS
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)  # Apple's limit is 398

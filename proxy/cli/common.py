@@ -23,9 +23,9 @@ from rich.progress import (
 
 from ..config import HTTPS, Settings, load
 from ..errors import ProxyError
-from ..presence import running
 from ..rules.mirrors import MirrorTable, Target
-from ..store import Store
+from ..store.servers import running
+from ..store.store import Store
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import msgspec
 
 from ..config import Settings
 from ..errors import ConfigError
-from ..tls import certificate
+from ..serving.tls import certificate
 from .common import json_option, print_json, settings_options
 
 MASK = "***"

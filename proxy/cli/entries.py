@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import click
 
-from ..blobs import Record
 from ..config import Settings
-from ..partial import PartialRecord
 from ..rules.mirrors import proxied_path
-from ..store import Store
+from ..store.blobs import Record
+from ..store.partial import PartialRecord
+from ..store.store import Store
 from .common import (
     age_text,
     bare,

@@ -15,10 +15,10 @@ from rich.progress import TaskID
 from ..config import Settings
 from ..errors import ProxyError
 from ..gateway import Gateway
-from ..presence import Presence, client_of, running
+from ..prefetch import Progress
+from ..prefetch import prefetch as fetch
 from ..rules.digests import Digest
-from ..web.prefetch import Progress
-from ..web.prefetch import prefetch as fetch
+from ..store.servers import Presence, client_of, running
 from .common import (
     age_text,
     as_proxy_errors,

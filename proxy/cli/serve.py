@@ -18,15 +18,15 @@ from msgspec.structs import replace
 from .. import log as logs
 from ..app import App
 from ..config import HTTPS, Settings, load
-from ..connection import REFUSED, Limits
 from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
-from ..presence import announced
 from ..rules.mirrors import MirrorTable
-from ..server import Server, bind, shared
-from ..tls import Context, certificate
-from ..workers import Link, Supervisor
+from ..serving.connection import REFUSED, Limits
+from ..serving.server import Server, bind, shared
+from ..serving.supervisor import Link, Supervisor
+from ..serving.tls import Context, certificate
+from ..store.servers import announced
 from .common import base_url, leave
 
 

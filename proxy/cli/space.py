@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from ..config import Settings, duration, size
-from ..janitor import right_to_evict
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate, choose, total, unused_since
-from ..store import Store
+from ..store.janitor import right_to_evict
+from ..store.store import Store
 from .common import (
     age_text,
     json_option,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..config import Settings
 from ..errors import ProxyError
-from ..presence import client_of, running
+from ..store.servers import client_of, running
 from .common import (
     age_text,
     as_proxy_errors,

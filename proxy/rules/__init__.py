@@ -1,1 +1,1 @@
-"""Decisions without side effects: no I/O, no clock (`now` is an argument), no asyncio."""
+"""Decisions, pure: no I/O, no clock (`now` is an argument), no asyncio."""

@@ -1,1 +1,1 @@
-"""What people and monitors see. Reads snapshots, changes nothing but what the API is asked to."""
+"""What people and monitors see: it reads snapshots, and changes nothing but by calling the gateway."""

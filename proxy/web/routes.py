@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from ..errors import ProxyError, RequestError
 from ..gateway import Gateway
+from ..prefetch import prefetch
 from ..rules.digests import Digest
-from .prefetch import prefetch
 from .status import OWN_PATH, status, whole_status
 
 

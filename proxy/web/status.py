@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from ..fill import Fill
+from ..fill.fill import Fill
 from ..gateway import Gateway
-from ..presence import Presence, client_of, running
+from ..store.servers import Presence, client_of, running
 
 OWN_PATH = "/-/status/own"
 PATIENCE_SECONDS = 1.0

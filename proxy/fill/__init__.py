@@ -1,0 +1,1 @@
+"""Bodies on their way into the cache: the only place that holds both the store and the way upstream."""

@@ -1,0 +1,220 @@
+"""Whether a growing body is the one it must be.
+
+A digest is expected because a client says so, or because a checksum file beside the object does, which may still be on
+its way when the body is. As long as it is not settled the last byte is withheld; of the wrong body it is for ever.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from logging import WARNING
+
+from ..errors import DigestMismatch
+from ..log import events, log
+from ..rules.digests import Algorithm, Digest, Expected, is_worth_a_look
+from ..rules.entry import Entry
+from ..rules.mirrors import Target
+from ..store.partial import Partial
+from .hashing import TrailingHash
+
+CHECKSUM_SECONDS = 5.0
+"""How long a whole body waits for a checksum file that is still on its way; then there is none."""
+RECHECK_SECONDS = 15.0
+"""How long a body that does not match waits for the checksum file to be fetched anew."""
+
+AskChecksums = Callable[[Target, bool], Awaitable[Expected | None]]
+"""What the checksum files say of a target; True: upstream is asked even for files that are fresh here."""
+
+
+class Verifier:
+    """Of one fill: `begin` with the body, `follow` while it grows, `verify` when it is whole, `close` in any case.
+
+    `settled` is called when the last byte may go out after all.
+    """
+
+    def __init__(
+        self, target: Target, ask_checksums: AskChecksums, threads: Executor, settled: Callable[[], None]
+    ) -> None:
+        self._target, self._ask, self._threads, self._settled = target, ask_checksums, threads, settled
+        self.expected = Expected(target.digest) if target.digest else None
+        self.digests: dict[str, str] = {}
+        """Of the whole body, by algorithm, once it is verified."""
+        self.is_withheld = False
+        """Whether the last byte is kept back from all readers."""
+        self._partial: Partial
+        self._hashes: dict[str, TrailingHash] = {}
+        self._lookup: asyncio.Task[Expected | None] | None = None
+
+    def expect(self, length: int | None) -> None:
+        """Withhold the last byte if the body must be verified. `length` is None while nobody knows it."""
+        self.is_withheld = is_to_be_verified(self._target, length)
+
+    def begin(self, partial: Partial, length: int | None) -> None:
+        """Begin to hash, and to look for the digest."""
+        self.expect(length)
+        self._partial = partial
+        self._hashes.clear()
+        self._hash("sha256")
+        if self.expected:
+            self._hash(self.expected.digest.algorithm)
+        elif has_checksums(self._target, length):
+            self._lookup = asyncio.create_task(self._look_up(), name=f"checksums {self._target.key[:12]}")
+
+    async def _look_up(self) -> Expected | None:
+        self.expected = await ask_for(self._target, self._ask)
+        if self.expected:
+            self._hash(self.expected.digest.algorithm)
+        else:
+            self._release()
+        return self.expected
+
+    def follow(self, end: int) -> None:
+        """Every byte before `end` is in the file.
+
+        Where nobody waits for the digest it is left for the end: readers need the processor more.
+        """
+        if self.is_withheld:
+            for each in self._hashes.values():
+                each.follow(end)
+
+    def want(self, algorithm: str) -> None:
+        """Let `digests` have this algorithm too, if it is not too late for that."""
+        if self._hashes and not self.digests:
+            self._hash(algorithm)
+
+    async def verify(self, length: int, source: str, others: Sequence[str]) -> str | None:
+        """By what the whole body is the right one, for people; None if nobody tells. Then the last byte may go.
+
+        It came from the URL `source`, and could be had from `others`. Raises DigestMismatch, StoreError.
+        """
+        verified = await self._judge(length, source, others)
+        # All hashes before the last byte: what a reader asks of them is there once it has that.
+        digests: dict[str, str] = {}
+        while missing := self._hashes.keys() - digests.keys():
+            for algorithm in missing:
+                digests[algorithm] = await self._hash(algorithm).finish(length)
+        self.digests = digests
+        self._release()
+        return verified
+
+    async def confirm(self, partial: Partial, entry: Entry, source: str) -> None:
+        """Another process has verified the body and stored it as `entry`; only what our client asked for is left.
+
+        Raises DigestMismatch, StoreError.
+        """
+        if self.expected and not entry.has(self.expected.digest):
+            self._partial = partial
+            got = await self._digest(self.expected.digest.algorithm, entry.size)
+            if got != self.expected.digest:
+                raise mismatch(self.expected, got, source)
+        self.digests = {"sha256": entry.digest} | ({"sha512": entry.sha512} if entry.sha512 else {})
+        self._release()
+
+    async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
+        if self._lookup:
+            try:
+                async with asyncio.timeout(CHECKSUM_SECONDS):
+                    await self._lookup
+            except TimeoutError:
+                log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")
+        if self.expected is None:
+            return None
+        digest = partial(self._digest, length=length)
+        return await judge(self._target, self.expected, digest, self._ask, source, others)
+
+    async def _digest(self, algorithm: Algorithm, length: int) -> Digest:
+        return Digest(algorithm, await self._hash(algorithm).finish(length))
+
+    def close(self) -> None:
+        """Let go of everything: a fill that refers to itself keeps its file open, and so its bytes on the disk."""
+        if self._lookup:
+            self._lookup.cancel()
+        self._hashes.clear()
+        self._settled = _nothing
+
+    def _hash(self, algorithm: str) -> TrailingHash:
+        if algorithm not in self._hashes:
+            self._hashes[algorithm] = TrailingHash(algorithm, self._partial, self._threads)
+        return self._hashes[algorithm]
+
+    def _release(self) -> None:
+        self.is_withheld = False
+        self._settled()
+
+
+def _nothing() -> None: ...
+
+
+def has_checksums(target: Target, length: int | None) -> bool:
+    """Whether a checksum file is to be asked about a body of `length` bytes (None: not known)."""
+    return bool(target.mirror.verify != "off" and target.checksum_paths and is_worth_a_look(target.name, length))
+
+
+def is_to_be_verified(target: Target, length: int | None) -> bool:
+    """Whether the last byte of a body must wait until its digest is known to be right."""
+    return target.digest is not None or (target.mirror.verify == "strict" and has_checksums(target, length))
+
+
+async def ask_for(target: Target, ask: AskChecksums) -> Expected | None:
+    """What a new body of `target` must have."""
+    if target.digest:
+        return Expected(target.digest)
+    # With a new generation of what moves its checksum files have moved too, be they fresh by the clock or not.
+    return await ask(target, target.mirror.is_moving(target.path))
+
+
+async def judge(
+    target: Target,
+    expected: Expected,
+    digest: Callable[[Algorithm], Awaitable[Digest]],
+    ask: AskChecksums,
+    source: str,
+    others: Sequence[str] = (),
+) -> str | None:
+    """By what the whole body is the right one, for people; None if it is not, and that is no matter here.
+
+    `digest` computes what it has of an algorithm. Raises DigestMismatch.
+    """
+    if (got := await digest(expected.digest.algorithm)) == expected.digest:
+        return str(expected)
+    if expected.source:
+        # The file may be of another time than the body: only what upstream says now counts.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_SECONDS):
+                expected = await ask(target, True) or expected
+        if (got := await digest(expected.digest.algorithm)) == expected.digest:
+            return str(expected)
+    may_pass = bool(expected.source) and target.mirror.verify == "warn"
+    log(
+        events,
+        WARNING,
+        "fill.mismatch",
+        key=target.key[:12],
+        url=source,
+        expected=expected,
+        got=got,
+        stored="yes" if may_pass else "no",
+    )
+    if may_pass:
+        return None
+    raise mismatch(expected, got, source, others[0] if others else None)
+
+
+def mismatch(expected: Expected, got: Digest | str, url: str, next_url: str | None = None) -> DigestMismatch:
+    """The error for a body of `url` that is another than it must be; `next_url` is where it is fetched from next."""
+    told = "as asked for"
+    if expected.source:
+        told = f"{expected.source} fetched {time.strftime('%H:%M:%S', time.localtime(expected.fetched_at))}"
+    if next_url:
+        advice = f"retry: the next request goes to {next_url}"
+    elif expected.source:
+        advice = "retry later; if it repeats, what is published there does not fit together"
+    else:
+        advice = "is it the digest of this very file? upstream may have replaced it"
+    return DigestMismatch(
+        f"digest mismatch for {url}\n  expected {expected.digest}  got {got}  ({told})\n  nothing was stored. {advice}",
+        next_url,
+    )

@@ -1,0 +1,88 @@
+"""One URL brought into the cache, told step by step."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TypedDict
+
+from .errors import DigestMismatch, ProxyError
+from .fill.fill import Fill, FillState
+from .gateway import Gateway
+from .rules.digests import Digest
+from .rules.entry import Entry
+
+STEP_SECONDS = 0.2
+
+
+class Progress(TypedDict):
+    url: str
+    state: str
+    """asking, streaming; at the end complete (fetched now), cached (was there) or failed."""
+    bytes: int
+    length: int | None
+    digest: str | None
+    """sha256:HEX once it is stored."""
+    message: str | None
+    """Why it failed."""
+
+
+async def prefetch(
+    gateway: Gateway, url: str, digest: Digest | None = None, *, pin: bool = False
+) -> AsyncGenerator[Progress]:
+    """Fetch `url` (any spelling) and report until it is in or has failed; the last step says which. No ProxyError.
+
+    What has not the digest it must have is fetched from the next mirror, as long as there is one. `pin`: and keep it
+    from eviction. A caller who stops listening does not stop the fill.
+    """
+    try:
+        while True:
+            try:
+                async with gateway.fetch(url, digest) as got:
+                    if isinstance(got, Entry):
+                        if pin:
+                            await gateway.store.pin(got.key)
+                        yield _stored(url, "cached", got)
+                        return
+                    while not got.is_over:
+                        yield _step(url, got)
+                        try:
+                            async with asyncio.timeout(STEP_SECONDS):
+                                await got.wait_over()
+                        except TimeoutError:
+                            continue
+                    if got.error:
+                        raise got.error
+                    if got.entry:
+                        await gateway.check(url, digest, got.entry)
+                        if pin:
+                            await gateway.store.pin(got.entry.key)
+                    yield _step(url, got)
+                    return
+            except DigestMismatch as error:
+                if error.next_url is None:
+                    raise
+    except ProxyError as error:
+        yield {"url": url, "state": "failed", "bytes": 0, "length": None, "digest": None, "message": error.message}
+
+
+def _step(url: str, fill: Fill) -> Progress:
+    if fill.entry:
+        return _stored(url, "complete" if fill.state is FillState.COMPLETE else "cached", fill.entry)
+    return {
+        "url": url,
+        "state": fill.state.value,
+        "bytes": fill.received,
+        "length": fill.length,
+        "digest": None,
+        "message": None,
+    }
+
+
+def _stored(url: str, state: str, entry: Entry) -> Progress:
+    return {
+        "url": url,
+        "state": state,
+        "bytes": entry.size,
+        "length": entry.size,
+        "digest": f"sha256:{entry.digest}",
+        "message": None,
+    }

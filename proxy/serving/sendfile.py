@@ -1,0 +1,199 @@
+"""How file bytes leave a connection: by the kernel, or by copying where it does not go.
+
+This process never waits for a disk or for a socket on its event loop. What is in the page cache and what the socket
+takes at once goes inline; all else goes in a thread. Nothing here knows HTTP.
+"""
+
+import asyncio
+import errno
+import os
+import select
+import socket
+from concurrent.futures import Executor
+from functools import partial
+
+from ..errors import ClientGone
+
+FIRST_BYTES = 256 * 1024
+"""The first piece of an answer, for the time to first byte; a socket that takes more at once has earned a thread."""
+TURN_BYTES = 4 * 1024**2
+"""Sent inline before the other connections get their turn."""
+BURST_BYTES = 64 * 1024**2
+"""Sent in a thread before the loop is asked again."""
+PATIENCE_MS = 20
+"""How long a thread waits for a fast client that has now filled its socket; a slow one goes back to the loop."""
+SMALL_BYTES = 16 * 1024
+"""Up to here one write of head and body is cheaper than a write and a sendfile."""
+COPY_BYTES = 256 * 1024
+"""Read and written at once where sendfile does not go; also what a slow client costs there."""
+
+GONE = {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT}
+GONE |= {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""A file or a socket that sendfile does not take."""
+
+
+def in_page_cache(file: int, offset: int, count: int) -> bool:
+    """Whether the last byte of the slice is there without waiting for a disk; True where the kernel cannot say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return True
+    try:
+        os.preadv(file, [bytearray(1)], offset + count - 1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # tmpfs and others answer EOPNOTSUPP
+    return True
+
+
+def read_now(file: int, offset: int, count: int) -> bytearray | None:
+    """The slice, or None if it is not wholly in the page cache, or the kernel cannot say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return None
+    data = bytearray(count)
+    try:
+        return data if os.preadv(file, [data], offset, os.RWF_NOWAIT) == count else None
+    except OSError:
+        return None
+
+
+def send_and_close(out: int, file: int, offset: int, count: int, *, is_cold: bool) -> int:
+    """Send what a client takes without long pauses, in a thread, which may wait for the disk. Returns the bytes sent.
+
+    The two descriptors are this call's own: nobody can close them meanwhile, and have their numbers name another
+    client's socket or another file.
+    """
+    try:
+        if is_cold and hasattr(os, "posix_fadvise"):
+            # One turn further than asked, so that the disk reads while the client does.
+            os.posix_fadvise(file, offset, min(count, TURN_BYTES) + TURN_BYTES, os.POSIX_FADV_WILLNEED)
+        writable = select.poll()
+        writable.register(out, select.POLLOUT)
+        sent = 0
+        while sent < count:
+            try:
+                step = os.sendfile(out, file, offset + sent, count - sent)
+            except BlockingIOError:
+                if not writable.poll(PATIENCE_MS):
+                    break
+                continue
+            if not step:
+                break
+            sent += step
+        return sent
+    finally:
+        os.close(out)
+        os.close(file)
+
+
+class KernelOutlet:
+    """os.sendfile into one connection.
+
+    It works on a dup of the socket: asyncio and uvloop both refuse add_writer on a descriptor that a transport owns,
+    and uvloop has no loop.sendfile. The dup must be closed before the transport's socket, else the client sees no end.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, sock: socket.socket) -> None:
+        self._loop, self._threads = loop, threads
+        self._fd = os.dup(sock.fileno())
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_full = False
+        self._burst = self._taken = 0
+        """Bytes since the loop last had its turn, and of the last call."""
+
+    async def send(self, file: int, offset: int, count: int) -> int:
+        """Send up to `count` bytes, at least one; 0 if the file ends here. The transport's buffer must be empty."""
+        while True:
+            if self._is_full and self._fd >= 0:  # it may have been closed while a thread was at it
+                await self._writable()
+            elif self._burst >= TURN_BYTES:
+                self._burst = 0
+                await asyncio.sleep(0)  # a reader that is always ready must not starve the others
+            if self._fd < 0:
+                raise ClientGone("the client has closed the connection")
+            # Fast readers of much get a thread that stays with them: one call after the other from the loop gives eight
+            # of them half the speed. Not the rest: a hop costs 0.1 ms, and a slow client's socket takes little at once.
+            is_cold = not in_page_cache(file, offset, min(count, TURN_BYTES))
+            try:
+                if is_cold or min(count, self._taken) > FIRST_BYTES:
+                    sent = await self._send_in_thread(file, offset, count, is_cold=is_cold)
+                    self._burst = 0
+                    if not sent:  # the socket is full, or the file ends: a small call will tell
+                        self._taken, self._is_full = 0, True
+                        continue
+                else:
+                    sent = os.sendfile(
+                        self._fd, file, offset, min(count, FIRST_BYTES if not self._taken else TURN_BYTES)
+                    )
+            except BlockingIOError:
+                self._is_full = True
+                continue
+            except OSError as error:
+                if error.errno in GONE:
+                    raise ClientGone(error.errno, error.strerror) from error
+                raise
+            self._burst += sent
+            self._taken = sent
+            return sent
+
+    async def _send_in_thread(self, file: int, offset: int, count: int, *, is_cold: bool) -> int:
+        mine = os.dup(file)
+        try:
+            out = os.dup(self._fd)
+        except OSError:
+            os.close(mine)
+            raise
+        job = partial(send_and_close, out, mine, offset, min(count, BURST_BYTES), is_cold=is_cold)
+        sending = self._loop.run_in_executor(self._threads, job)
+        # Shielded: a job cancelled before a thread takes it would never close its descriptors. Whatever it then ends
+        # with, nobody wants to know.
+        sending.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(sending)
+
+    async def _writable(self) -> None:
+        """Wait until the socket takes bytes again or close() is called. There is no time limit: a client may pause as
+        long as it likes, and costs no memory and no thread meanwhile; a dead one is found by TCP itself."""
+        waiter = self._waiter = self._loop.create_future()
+        self._loop.add_writer(self._fd, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if self._fd >= 0:  # after close() the number may be another connection's
+                self._loop.remove_writer(self._fd)
+        self._is_full = False
+
+    def close(self) -> None:
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        self._loop.remove_writer(fd)
+        os.close(fd)
+        if self._waiter:
+            _wake(self._waiter)
+
+
+class CopyOutlet:
+    """Read and write, where sendfile does not go: TLS, and files or sockets the kernel refuses."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, transport: asyncio.Transport) -> None:
+        self._loop, self._threads, self._transport = loop, threads, transport
+
+    async def send(self, file: int, offset: int, count: int) -> int:
+        """As KernelOutlet.send; the caller waits until the transport's buffer is empty enough again."""
+        count = min(count, COPY_BYTES)
+        data: bytes | bytearray | None = read_now(file, offset, count)
+        if data is None:
+            # If this is cancelled and `file` closed, the thread may read another file; nobody sees what it read.
+            data = await self._loop.run_in_executor(self._threads, os.pread, file, count, offset)
+        else:
+            await asyncio.sleep(0)  # a reader that is always ready must not starve the others
+        self._transport.write(data)
+        return len(data)
+
+    def close(self) -> None: ...
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

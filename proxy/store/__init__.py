@@ -1,0 +1,1 @@
+"""The cache directory: nothing else touches it, and nothing here knows the network."""

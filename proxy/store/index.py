@@ -1,0 +1,152 @@
+"""The index: cache key -> Entry, and how often it was used. A cache of the sidecars: losing it loses only counts.
+
+diskcache.Cache with everything switched off that could act by itself: no eviction, no statistics, no files of its own,
+and a Disk that knows JSON alone (its pickle is CVE-2025-69872: who can write the directory could run code).
+Not thread-safe on purpose: the store's one thread owns it, since SQLite connections are per thread.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diskcache
+import msgspec
+
+from ..errors import StoreError
+from ..rules.entry import Entry
+
+
+class IndexDisk(diskcache.Disk):  # type: ignore[misc]
+    """Keys are text and values bytes, both inside the database. Anything else is refused in both directions."""
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise TypeError(f"an index key is text, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> str:
+        if not raw or not isinstance(key, str):
+            raise sqlite3.DatabaseError("the index holds a key that is no text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, None, sqlite3.Binary]:
+        if not isinstance(value, bytes) or read:
+            raise TypeError(f"an index value is bytes, not {type(value).__name__}")
+        return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> bytes:
+        if mode != diskcache.core.MODE_RAW or filename is not None:
+            raise sqlite3.DatabaseError("the index holds a value that is no JSON")
+        return bytes(value)
+
+
+Busy: type[Exception] = diskcache.Timeout
+"""Another process writes for too long."""
+INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
+"""What an Index raises: the disk, or a row that is damaged; Busy."""
+
+R = TypeVar("R")
+
+
+class Usage(msgspec.Struct, frozen=True):
+    hits: int = 0
+    used_at: float = 0.0
+    """Unix time of the last request answered from the entry."""
+
+
+class Length(msgspec.Struct, frozen=True):
+    length: int
+
+
+class Brief(msgspec.Struct, frozen=True):
+    """As much of an entry as space is judged by; decoding the whole of each row takes five times as long."""
+
+    key: str
+    url: str
+    digest: str
+    stored_at: float
+    head: Length
+    pinned: bool
+
+
+class Index:
+    """Raises StoreError where the database cannot be opened, and INDEX_ERRORS later."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            self._rows = diskcache.Cache(
+                str(directory),
+                disk=IndexDisk,
+                eviction_policy="none",
+                cull_limit=0,
+                size_limit=2**62,
+                statistics=0,
+                # mmap makes SQLite's WAL-reset corruption (fixed in 3.51.3) worse.
+                sqlite_mmap_size=0,
+                timeout=10,
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the index {directory} cannot be opened: {error}") from error
+        self._file = directory / str(diskcache.core.DBNAME)
+        self._identity = self._file.stat().st_ino
+
+    def is_current(self) -> bool:
+        """Whether the database is still the one in its directory: another process may have rebuilt a broken one."""
+        try:
+            return self._file.stat().st_ino == self._identity
+        except FileNotFoundError:
+            return False
+
+    def get(self, key: str) -> Entry | None:
+        row = self._rows.get(f"entry:{key}")
+        return None if row is None else msgspec.json.decode(row, type=Entry)
+
+    def set(self, entry: Entry) -> None:
+        self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
+        if entry.sha512:
+            self._rows.set(f"sha512:{entry.sha512}", entry.digest.encode())
+
+    def blob_of(self, sha512: str) -> str | None:
+        """SHA-256 (hex) of the body with that SHA-512; the body may be gone."""
+        row = self._rows.get(f"sha512:{sha512}")
+        return None if row is None else bytes(row).decode()
+
+    def forget_blob_of(self, sha512: str) -> None:
+        self._rows.delete(f"sha512:{sha512}")
+
+    def remove(self, key: str) -> None:
+        self._rows.delete(f"entry:{key}")
+        self._rows.delete(f"use:{key}")
+
+    def records(self) -> Iterator[tuple[Entry, Usage]]:
+        uses = dict(self._all("use", Usage))
+        for key, entry in self._all("entry", Entry):
+            yield entry, uses.get(key, Usage())
+
+    def briefs(self) -> Iterator[tuple[Brief, float]]:
+        """Every entry in brief and the time of its last use."""
+        uses = {key: use.used_at for key, use in self._all("use", Usage)}
+        for key, brief in self._all("entry", Brief):
+            yield brief, max(uses.get(key, 0.0), brief.stored_at)
+
+    def _all(self, kind: str, row: type[R]) -> Iterator[tuple[str, R]]:
+        """All rows of a kind; in one statement, since there may be very many, and never all of them in memory."""
+        sql = "SELECT key, value FROM Cache WHERE key > ? AND key < ?"
+        for key, value in self._rows._sql(sql, (f"{kind}:", f"{kind};")):
+            yield key.removeprefix(f"{kind}:"), msgspec.json.decode(value, type=row)
+
+    def usage(self, key: str) -> Usage:
+        row = self._rows.get(f"use:{key}")
+        return Usage() if row is None else msgspec.json.decode(row, type=Usage)
+
+    def count(self, uses: Mapping[str, Usage]) -> None:
+        """Add `uses` to what is on record, in one transaction; other processes count on the same rows."""
+        with self._rows.transact():
+            for key, use in uses.items():
+                before = self.usage(key)
+                after = Usage(before.hits + use.hits, max(before.used_at, use.used_at))
+                self._rows.set(f"use:{key}", msgspec.json.encode(after))
+
+    def close(self) -> None:
+        self._rows.close()
