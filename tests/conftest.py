@@ -81,7 +81,8 @@ def make_upstream(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Upst
             config = tmp_path / "upstream.toml"
             config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
             mirror = [{"name": "u", "upstreams": [origin.url(), *bases]}]
-            upstream = Upstream(load(str(config), {"upstream": {"proxy": ""}, "mirror": mirror, **sections}))
+            settings = load(str(config), {"upstream": {"proxy": ""}, "mirror": mirror, **sections})
+            upstream = Upstream(settings, "fetchonce-test")
             stack.callback(upstream.close)
             return upstream
 

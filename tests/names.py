@@ -66,7 +66,7 @@ def way_out() -> Iterator[Upstream]:
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "fetchonce.toml")
         config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{directory}'\n")
-        upstream = Upstream(load(str(config), PROXY_FREE))
+        upstream = Upstream(load(str(config), PROXY_FREE), "fetchonce-test")
     try:
         yield upstream
     finally:

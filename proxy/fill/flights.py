@@ -17,6 +17,7 @@ from ..rules.health import Health
 from ..rules.mirrors import Target
 from ..stats import Stats
 from ..store.janitor import Janitor
+from ..store.pseudonym import pseudonym
 from ..store.store import Store
 from ..upstream.client import Exchange, Upstream
 from .checksums import Checksums
@@ -39,7 +40,8 @@ class Flights:
         self, store: Store, janitor: Janitor, settings: Settings, stats: Stats, clock: Callable[[], float]
     ) -> None:
         self._threads = ThreadPoolExecutor(THREADS, "transfer")
-        upstream = Upstream(settings)
+        self._via = pseudonym(store.root)
+        upstream = Upstream(settings, self._via)
         self._rooms = Rooms(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -50,7 +52,7 @@ class Flights:
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
-        self._rooms = replace(self._rooms, upstream=Upstream(settings), settings=settings.file.fill)
+        self._rooms = replace(self._rooms, upstream=Upstream(settings, self._via), settings=settings.file.fill)
 
     def running(self) -> Iterable[Fill]:
         return tuple(self._fills.values())

@@ -1,1 +1,1 @@
-"""HTTP to clients, for any ASGI app: it knows no cache, and imports nothing of the house but errors, log, config, rules."""
+"""HTTP to clients, for any ASGI app: it knows no cache, and imports errors, log, config and rules only."""

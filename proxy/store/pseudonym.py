@@ -17,6 +17,7 @@ def pseudonym(cache_dir: Path) -> str:
     """RFC 9110 §7.6.3. Where the directory cannot be written, one for this process alone."""
     path, drawn = cache_dir / "id", secrets.token_hex(4)
     try:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=cache_dir, prefix=".id-") as file:
             file.write(drawn)
             file.flush()

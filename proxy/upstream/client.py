@@ -24,7 +24,6 @@ from ..config import Settings
 from ..errors import ConfigError, UpstreamError, UpstreamStatus, UpstreamTimeout
 from ..rules.entry import Headers, field
 from ..rules.headers import delta_seconds, parse_http_date
-from ..store.pseudonym import pseudonym
 from ..version import VERSION
 from .egress import Guard, Refused
 
@@ -46,7 +45,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 class Upstream:
     """The way out: a pool of connections with the proxies, certificates and timeouts of the settings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, via: str) -> None:
+        """`via`: the name under which this cache stands in Via (RFC 9110 §7.6.3)."""
         fill, upstream = settings.file.fill, settings.file.upstream
         try:
             trust = (
@@ -83,7 +83,7 @@ class Upstream:
             key=lambda each: -len(each[0]),
         )
         self._read_timeout = float(fill.read_timeout)
-        self._cache_dir = settings.cache_dir
+        self._via = f"1.1 {via}"
 
     def open(self, url: str, *, method: str = "GET", headers: Headers = ()) -> "Exchange":
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
@@ -93,8 +93,7 @@ class Upstream:
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
         here, came_by = url, field(headers, "via")
-        own = f"1.1 {pseudonym(self._cache_dir)}"
-        headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {own}" if came_by else own))
+        headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):

@@ -33,7 +33,8 @@ def make(origin, other, tmp_path):
         config = tmp_path / "fetchonce.toml"
         config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
         named = {"name": "other", "upstreams": [other.url()]}
-        upstream = Upstream(load(str(config), {"upstream": {"proxy": ""}, "mirror": [*mirrors, named]}))
+        settings = load(str(config), {"upstream": {"proxy": ""}, "mirror": [*mirrors, named]})
+        upstream = Upstream(settings, "fetchonce-test")
         made.append(upstream)
         return upstream
 

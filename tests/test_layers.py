@@ -1,0 +1,76 @@
+"""The seven laws of DESIGN's folders, as each folder's `__init__.py` says them, kept over the imports of every file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "proxy"
+FLAT = {
+    "__main__", "app", "gateway", "delivery", "negative", "prefetch", "config", "errors", "stats", "log", "version",
+}  # fmt: skip
+PLAIN = {"errors", "log", "version", "config", "rules"}
+"""What any folder but rules/ may import."""
+MAY_IMPORT = {
+    "serving": PLAIN,
+    "upstream": PLAIN,
+    "store": PLAIN,
+    "rules": {"errors"},
+    "fill": PLAIN | {"stats", "store", "upstream"},
+    "web": PLAIN | FLAT - {"app", "__main__"} | {"fill", "store", "upstream"},
+    "cli": PLAIN | FLAT - {"__main__"} | {"fill", "store", "upstream", "serving", "web"},
+}
+"""By folder: the rooms whose names it may use, beside its own. This is the whole table."""
+FLAT_MAY_NOT_IMPORT = {"cli"}
+ACTING = {"asyncio", "os", "pathlib", "socket", "threading", "time", "random", "secrets", "subprocess", "httpx"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(how many packages up, dotted name) of each import in the file."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.module:
+                found.append((node.level, node.module))
+            else:
+                found += [(node.level, alias.name) for alias in node.names]
+    return found
+
+
+def rooms_of(path: Path) -> set[str]:
+    """The rooms that a file imports from, its own left out."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    return {name.split(".")[0] for level, name in imports(path) if level == depth} - {room(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_file_keeps_the_law_of_its_folder(path):
+    if path == PACKAGE / "__init__.py":
+        assert imports(path) == []
+    elif path.parent == PACKAGE:
+        assert room(path) in FLAT, "a file must lie in one of the seven folders, or be one of the flat ones"
+        assert path.name == "__main__.py" or not rooms_of(path) & FLAT_MAY_NOT_IMPORT
+    else:
+        assert room(path) in MAY_IMPORT, "no such folder in the table"
+        assert rooms_of(path) <= MAY_IMPORT[room(path)]
+    assert not any(name.split(".")[0] == "proxy" for _, name in imports(path)), "imports in the package are relative"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) == "rules"], ids=lambda path: path.name)
+def test_rules_are_pure(path):
+    assert not {name.split(".")[0] for level, name in imports(path) if not level} & ACTING
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_each_folder_says_its_law_in_one_sentence(folder):
+    law = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
+    first = law.split("\n\n")[0]
+    assert first.endswith(".")
+    assert 1 <= first.count(".") <= 2
