@@ -1,7 +1,7 @@
 """Whether a growing body is the one it must be.
 
-A digest is expected because a client says so, or because a checksum file beside the object does, which may still be on
-its way when the body is. As long as it is not settled the last byte is withheld; of the wrong body it is for ever.
+A digest is expected because a client names it, or because a checksum file beside the object does, which may still be on
+its way when the body is. The last byte is withheld until that is settled; of the wrong body it is withheld for ever.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from concurrent.futures import Executor
 from functools import partial
 from logging import WARNING
 
-from ..errors import DigestMismatch
+from ..errors import DigestMismatch, ProxyError
 from ..log import events, log
 from ..rules.digests import Algorithm, Digest, Expected, is_worth_a_look
 from ..rules.entry import Entry
 from ..rules.mirrors import Target
-from ..store.partial import Partial
+from .growing import Growing
 from .hashing import TrailingHash
 
 CHECKSUM_SECONDS = 5.0
@@ -30,60 +30,53 @@ AskChecksums = Callable[[Target, bool], Awaitable[Expected | None]]
 
 
 class Verifier:
-    """Of one fill: `begin` with the body, `follow` while it grows, `verify` when it is whole, `close` in any case.
+    """Of one growing body: `verify` or `confirm` when it is whole, `await close()` in any case."""
 
-    `settled` is called when the last byte may go out after all.
-    """
-
-    def __init__(
-        self, target: Target, ask_checksums: AskChecksums, threads: Executor, settled: Callable[[], None]
-    ) -> None:
-        self._target, self._ask, self._threads, self._settled = target, ask_checksums, threads, settled
-        self.expected = Expected(target.digest) if target.digest else None
+    def __init__(self, target: Target, growing: Growing, ask_checksums: AskChecksums, threads: Executor) -> None:
+        self._target, self._growing, self._ask, self._threads = target, growing, ask_checksums, threads
         self.digests: dict[str, str] = {}
         """Of the whole body, by algorithm, once it is verified."""
-        self.is_withheld = False
-        """Whether the last byte is kept back from all readers."""
-        self._partial: Partial
+        self._expected = Expected(target.digest) if target.digest else None
         self._hashes: dict[str, TrailingHash] = {}
         self._lookup: asyncio.Task[Expected | None] | None = None
+        self._trail: asyncio.Task[None] | None = None
+        if is_to_be_verified(target, growing.length):
+            growing.withhold()
 
-    def expect(self, length: int | None) -> None:
-        """Withhold the last byte if the body must be verified. `length` is None while nobody knows it."""
-        self.is_withheld = is_to_be_verified(self._target, length)
-
-    def begin(self, partial: Partial, length: int | None) -> None:
+    def begin(self) -> None:
         """Begin to hash, and to look for the digest."""
-        self.expect(length)
-        self._partial = partial
-        self._hashes.clear()
         self._hash("sha256")
-        if self.expected:
-            self._hash(self.expected.digest.algorithm)
-        elif has_checksums(self._target, length):
+        if self._expected:
+            self._hash(self._expected.digest.algorithm)
+        elif has_checksums(self._target, self._growing.length):
             self._lookup = asyncio.create_task(self._look_up(), name=f"checksums {self._target.key[:12]}")
+        self._trail = asyncio.create_task(self._follow(), name=f"hash {self._target.key[:12]}")
 
     async def _look_up(self) -> Expected | None:
-        self.expected = await ask_for(self._target, self._ask)
-        if self.expected:
-            self._hash(self.expected.digest.algorithm)
+        self._expected = await ask_for(self._target, self._ask)
+        if self._expected:
+            self._hash(self._expected.digest.algorithm)
         else:
-            self._release()
-        return self.expected
+            self._growing.release()
+        return self._expected
 
-    def follow(self, end: int) -> None:
-        """Every byte before `end` is in the file.
-
-        Where nobody waits for the digest it is left for the end: readers need the processor more.
-        """
-        if self.is_withheld:
-            for each in self._hashes.values():
-                each.follow(end)
+    async def _follow(self) -> None:
+        """Hash along where somebody waits for the digest. Else it is left for the end: readers need the processor more."""
+        async for reach in self._growing.reaches():
+            if self._growing.is_withheld:
+                with contextlib.suppress(ProxyError):  # `verify` meets it again, and tells of it
+                    await asyncio.gather(*(each.follow(reach) for each in self._hashes.values()))
 
     def want(self, algorithm: str) -> None:
         """Let `digests` have this algorithm too, if it is not too late for that."""
         if self._hashes and not self.digests:
             self._hash(algorithm)
+
+    async def wait_digests(self) -> dict[str, str]:
+        """Wait until the whole body may be read, and return its digests by algorithm; raises what the fill failed with."""
+        while not self.digests or self._growing.is_withheld:
+            await self._growing.wait_change()
+        return self.digests
 
     async def verify(self, length: int, source: str, others: Sequence[str]) -> str | None:
         """By what the whole body is the right one, for people; None if nobody tells. Then the last byte may go.
@@ -97,21 +90,20 @@ class Verifier:
             for algorithm in missing:
                 digests[algorithm] = await self._hash(algorithm).finish(length)
         self.digests = digests
-        self._release()
+        self._growing.release()
         return verified
 
-    async def confirm(self, partial: Partial, entry: Entry, source: str) -> None:
+    async def confirm(self, entry: Entry, source: str) -> None:
         """Another process has verified the body and stored it as `entry`; only what our client asked for is left.
 
         Raises DigestMismatch, StoreError.
         """
-        if self.expected and not entry.has(self.expected.digest):
-            self._partial = partial
-            got = await self._digest(self.expected.digest.algorithm, entry.size)
-            if got != self.expected.digest:
-                raise mismatch(self.expected, got, source)
+        if self._expected and not entry.has(self._expected.digest):
+            got = await self._digest(self._expected.digest.algorithm, entry.size)
+            if got != self._expected.digest:
+                raise mismatch(self._expected, got, source)
         self.digests = {"sha256": entry.digest} | ({"sha512": entry.sha512} if entry.sha512 else {})
-        self._release()
+        self._growing.release()
 
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
         if self._lookup:
@@ -120,32 +112,26 @@ class Verifier:
                     await self._lookup
             except TimeoutError:
                 log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")
-        if self.expected is None:
+        if self._expected is None:
             return None
         digest = partial(self._digest, length=length)
-        return await judge(self._target, self.expected, digest, self._ask, source, others)
+        return await judge(self._target, self._expected, digest, self._ask, source, others)
 
     async def _digest(self, algorithm: Algorithm, length: int) -> Digest:
         return Digest(algorithm, await self._hash(algorithm).finish(length))
 
-    def close(self) -> None:
-        """Let go of everything: a fill that refers to itself keeps its file open, and so its bytes on the disk."""
-        if self._lookup:
-            self._lookup.cancel()
-        self._hashes.clear()
-        self._settled = _nothing
+    async def close(self) -> None:
+        """End what is under way; no thread reads the file any more then."""
+        tasks = [task for task in (self._lookup, self._trail) if task]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:
-            self._hashes[algorithm] = TrailingHash(algorithm, self._partial, self._threads)
+            self._hashes[algorithm] = TrailingHash(algorithm, self._growing.partial, self._threads)
         return self._hashes[algorithm]
-
-    def _release(self) -> None:
-        self.is_withheld = False
-        self._settled()
-
-
-def _nothing() -> None: ...
 
 
 def has_checksums(target: Target, length: int | None) -> bool:
