@@ -243,10 +243,7 @@ class Delivery:
 
 
 def _message(piece: Piece) -> MutableMapping[str, Any]:
-    match piece:
-        case Slice(fd, start, end):
-            count = end - start
-            message = {"type": "http.response.zerocopysend", "file": fd, "offset": start, "count": count}
-        case data:
-            message = {"type": "http.response.body", "body": data}
-    return {**message, "more_body": True}
+    if isinstance(piece, Slice):
+        place = {"file": piece.fd, "offset": piece.start, "count": piece.end - piece.start}
+        return {"type": "http.response.zerocopysend", **place, "more_body": True}
+    return {"type": "http.response.body", "body": piece, "more_body": True}

@@ -38,7 +38,7 @@ from .rules.cache_status import CacheStatus
 class ProxyError(Exception):
     status = 500
     cache_status = CacheStatus(detail="failed")
-    """What the client is told of the way to this error. One raised behind a question to upstream gets a fuller one."""
+    """What Cache-Status says, unless whoever raises the error knows more (`with_cache_status`)."""
 
     def __init__(self, message: str, *, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class ProxyError(Exception):
         """Extra response headers, such as Allow or Retry-After."""
 
     def with_cache_status(self, cache_status: CacheStatus, *headers: tuple[str, str]) -> Self:
-        """The same error told with `cache_status` and more `headers`. A copy: other requests may hold this one."""
+        """A copy that has `cache_status`, and `headers` besides. A copy, because other requests may hold this one."""
         other = type(self).__new__(type(self), *self.args)
         other.__dict__.update(self.__dict__)
         other.cache_status, other.headers = cache_status, (*self.headers, *headers)

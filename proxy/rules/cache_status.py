@@ -14,9 +14,9 @@ class CacheStatus:
     fwd: str | None = None
     """Why upstream was asked: uri-miss, vary-miss, stale or request (§2.2). None: it was not."""
     fwd_status: int | None = None
-    """Upstream's status. None where it gave none, and where a stored answer would add nothing to it."""
+    """Upstream's status. None where it gave none; a 200 is left out where nothing was stored before."""
     stored: bool | None = None
-    """Whether this request has its answer stored. None: the body is in the store, or another request brings it."""
+    """Whether the body that this request fetched is stored. None where it fetched none."""
     collapsed: bool = False
     ttl: int | None = None
     """Seconds of freshness left; negative once the answer is stale."""
