@@ -9,38 +9,85 @@ deliver    delivery        body → status, headers, ranges, bytes
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
+from typing import Protocol
 
 from .config import Settings
-from .delivery import Body, Delivery, HeadBody, Watch
+from .delivery import Delivery, HeadBody, Request, Watch, while_connected
 from .errors import NotInCache, OutOfSpace, ProxyError, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
 from .fill.fill import Fill, FillState
 from .fill.flights import Flights
+from .fill.passthrough import Passage
 from .fill.transfer import head_of
 from .fill.verify import mismatch
-from .negative import Missing
+from .negative import NegativeCache
 from .rules import policy, vary
+from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age
 from .rules.mirrors import MirrorTable, Target
+from .rules.pieces import Piece, Slice
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
 from .store.janitor import Janitor
 from .store.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One GET or HEAD as the corridor sees it."""
+class FileBody(Protocol):
+    """What StoredBody and Fill are until they yield pieces themselves."""
 
-    method: str
-    target: bytes
-    """Request target as received, own address stripped."""
-    headers: Headers
-    gone: Callable[[], Awaitable[None]]
-    """Waits until the client has left."""
+    @property
+    def head(self) -> Head: ...
+    @property
+    def length(self) -> int | None: ...
+    @property
+    def fd(self) -> int: ...
+    async def wait_readable(self, offset: int) -> int: ...
+    async def wait_length(self) -> int: ...
+    def detour(self) -> Passage | None: ...
+
+
+class FilePieces:
+    def __init__(self, file: FileBody) -> None:
+        self._file = file
+        self._passage: Passage | None = None
+
+    @property
+    def head(self) -> Head:
+        return self._file.head
+
+    @property
+    def length(self) -> int | None:
+        return self._file.length
+
+    async def wait_length(self) -> int:
+        return await self._file.wait_length()
+
+    async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
+        self._passage = self._passage or self._file.detour()
+        while not self._passage and (end is None or start < end):
+            try:
+                stop = await self._file.wait_readable(start)
+            except OutOfSpace:
+                self._passage = self._file.detour()
+                if not self._passage:
+                    raise
+                break
+            if stop == start:
+                return
+            stop = stop if end is None else min(stop, end)
+            yield Slice(self._file.fd, start, stop)
+            start = stop
+        if self._passage:
+            async with contextlib.aclosing(self._passage.pieces(start, end)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    def close(self) -> None:
+        if self._passage:
+            self._passage.close()
 
 
 class DemandingBody:
@@ -95,7 +142,7 @@ class Gateway:
         self.janitor = Janitor(self.store, settings.file.cache)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
-        self.missing = Missing()
+        self.negative = NegativeCache(clock)
         self._behind: set[asyncio.Task[None]] = set()
         """What goes on behind answers; kept so that it is not lost half way."""
 
@@ -120,7 +167,7 @@ class Gateway:
         target = self.mirrors.resolve(request.target)
         if target.digest and (found := await self.store.find(target.digest, target.key)):
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
-            yield self._stored(request, target, found, "HIT", "hit", self.clock())
+            yield self._stored(request, target, found, CacheStatus(hit=True))
             return
         stored = await self.store.lookup(target.key)
         # With a digest that is not in the store, what is stored of the URL answers nothing.
@@ -129,28 +176,28 @@ class Gateway:
         match await self._decide(request.headers, target, entry, now):
             case Serve(ttl, refresh):
                 assert entry
-                word, told = ("HIT", "hit") if ttl is None else ("STALE", f"hit; ttl={ttl}")
-                delivery = self._stored(request, target, entry, word, told, now)
+                delivery = self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl))
                 if refresh is not None:
                     await self._join(target, entry, refresh, keep=True)
                 yield delivery
             case Refuse():
-                self.missing.check(target, request.headers, now)
+                self.negative.check(target, request.headers)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask(condition, why):
-                self.missing.check(target, request.headers, now)
+                self.negative.check(target, request.headers)
                 async with while_connected(request.gone) as watch:
                     asks_head = request.method == "HEAD" and entry is None and not self.flights.get(target.key)
                     if asks_head and (body := await watch.wait(self._ask_head(target, condition))):
-                        told, age = "fwd=uri-miss", body.head.age
-                        yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
+                        yield Delivery(request, target, body, CacheStatus(fwd="uri-miss"), body.head.age)
                         return
                     keep = "no-store" not in policy.request_directives(request.headers)
                     fill, is_first = await self._join(target, stored, condition, keep=keep)
                     with fill.attach():
                         if await watch.wait(is_for(request, condition, fill)):
-                            yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                            delivery = await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                            with contextlib.closing(delivery.body):
+                                yield delivery
                             return
                         await watch.wait(fill.wait_over())
                 # What others asked for is another variant. It is stored now, or not, and this request is as new.
@@ -226,21 +273,21 @@ class Gateway:
             await watch.wait(fill.wait_head())
         except UpstreamError as error:
             status = error.upstream_status if isinstance(error, UpstreamStatus) else None
-            told = f"fwd={why}; " + (f"detail={error.detail}" if status is None else f"fwd-status={status}")
+            cache_status = replace(error.cache_status, fwd=why)
             now = self.clock()
             is_head = request.method == "HEAD"
             if not policy.may_serve_stale(request.headers, target, entry, status, now=now, is_head=is_head):
                 if isinstance(error, UpstreamStatus):
-                    self.missing.note(target, error, now)
+                    self.negative.note(target, error)
                 elif entry and vary.is_for(request.headers, entry.head):  # RFC 9111 §5.2.2.2
                     error = Unconfirmed(
                         f"{error.message}. what is stored of it may not be used without asking: its Cache-Control, or "
                         "stale_if_error, forbids it. serve --offline gives it nevertheless"
                     )
-                raise error.with_header("cache-status", f"fetchonce; {told}") from None
+                raise error.with_cache_status(cache_status) from None
             assert entry
-            return self._stored(request, target, entry, "STALE", told, now)
-        self.missing.forget(target)
+            return self._stored(request, target, entry, cache_status)
+        self.negative.forget(target)
         if fill.state is FillState.PASSED:
             passage = fill.passage if is_first else None
             if passage is None and target.digest == fill.target.digest:  # else it would be held to another's wish
@@ -248,39 +295,41 @@ class Gateway:
             if passage is None:
                 fields = vary.passed_on(request.headers, None)
                 passage = await watch.wait(self.flights.open_passage(target, fields))
-            told = f"fwd={why}; stored=?0" if entry is None else f"fwd={why}; fwd-status=200; stored=?0"
-            told += "; detail=no-space" if isinstance(fill.error, OutOfSpace) else ""
-            return Delivery(request.method, request.headers, target, passage, "BYPASS", told, passage.head.age, watch)
+            detail = "no-space" if isinstance(fill.error, OutOfSpace) else None
+            cache_status = CacheStatus(fwd=why, fwd_status=200 if entry else None, stored=False, detail=detail)
+            return Delivery(request, target, passage, cache_status, passage.head.age, watch)
         if fill.state is FillState.UNCHANGED:
             assert fill.entry
             if target.digest and not fill.entry.has(target.digest):
                 raise mismatch(Expected(target.digest), f"sha256:{fill.entry.digest}", target.url)
-            if entry is None:
-                return self._stored(request, target, fill.entry, "HIT", "hit", self.clock())
-            told = f"fwd={why}; fwd-status=304"
-            return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
-        body: Body = fill
+            cache_status = CacheStatus(hit=True) if entry is None else CacheStatus(fwd=why, fwd_status=304)
+            return self._stored(request, target, fill.entry, cache_status)
+        file: FileBody = fill
         if target.digest and target.digest != fill.target.digest:
-            body = DemandingBody(fill, target.digest)
+            file = DemandingBody(fill, target.digest)
+        body = FilePieces(file)
         if fill.is_whole and fill.is_wanted and not is_first:
             self.store.touch(target.key, self.clock())
-            return Delivery(request.method, request.headers, target, body, "HIT", "hit", fill.age, watch)
-        told = f"fwd={why}" if entry is None else f"fwd={why}; fwd-status=200"
-        told += "; collapsed" if not is_first else "; stored" if fill.is_wanted else "; stored=?0"
-        word = "MISS" if is_first else "FOLLOW"
-        return Delivery(request.method, request.headers, target, body, word, told, fill.age, watch)
+            return Delivery(request, target, body, CacheStatus(hit=True), fill.age, watch)
+        cache_status = CacheStatus(
+            fwd=why,
+            fwd_status=200 if entry else None,
+            stored=fill.is_wanted if is_first else None,
+            collapsed=not is_first,
+        )
+        return Delivery(request, target, body, cache_status, fill.age, watch)
 
-    def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
+    def _stored(self, request: Request, target: Target, entry: Entry, cache_status: CacheStatus) -> Delivery:
+        now = self.clock()
         self.store.touch(entry.key, now)
-        age = current_age(entry, now)
-        return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
+        return Delivery(request, target, FilePieces(self.store.body(entry)), cache_status, current_age(entry, now))
 
-    async def _ask_head(self, target: Target, fields: Headers) -> Body | None:
+    async def _ask_head(self, target: Target, fields: Headers) -> HeadBody | None:
         """What upstream answers to HEAD with `fields`; None if only GET can tell. No body is stored."""
         try:
             exchange = await self.flights.ask_head(target, fields)
         except UpstreamStatus as error:
-            self.missing.note(target, error, self.clock())
+            self.negative.note(target, error)
             raise
         exchange.close()
         return HeadBody(head_of(exchange, self.clock(), "", fields)) if exchange.status == 200 else None
@@ -297,16 +346,3 @@ async def is_for(request: Request, condition: Headers, fill: Fill) -> bool:
         return True  # whoever gets it learns it by himself
     head = fill.entry.head if fill.entry else fill.head
     return head.asked == vary.that_select(condition) or vary.is_for(request.headers, head)
-
-
-@contextlib.asynccontextmanager
-async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[Watch]:
-    """For the block, watch whether the client is there; what waits by the Watch gets ClientGone once it is not."""
-    watch = Watch()
-    watcher = asyncio.ensure_future(gone())
-    watcher.add_done_callback(watch.leave)
-    try:
-        yield watch
-    finally:
-        watcher.remove_done_callback(watch.leave)
-        watcher.cancel()

@@ -131,7 +131,7 @@ async def _all(passage: Passage) -> bytes:
     """The text of a file that is not kept, or so much of it that it is too long."""
     text = b""
     try:
-        async for piece in passage.read(0, None):
+        async for piece in passage.pieces(0, None):
             text += piece
             if len(text) > digests.MAX_TEXT_BYTES:
                 break

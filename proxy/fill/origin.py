@@ -130,7 +130,7 @@ class Asking:
             told = first_error(errors)
             delay = max(BACKOFF_SECONDS * 2**tries, told.retry_after or 0.0)
             # With something to serve nobody is made to wait.
-            if tries == TRIES or self._stale or not told.may_pass or delay > PATIENCE:
+            if tries == TRIES or self._stale or not told.is_transient or delay > PATIENCE:
                 raise told
             log(events, WARNING, "fill.asks_again", key=self._target.key[:12], error=told, retry_in=delay)
             await self._pause(delay)

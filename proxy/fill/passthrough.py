@@ -73,13 +73,16 @@ class Passage:
             step.exception()  # whatever it ended with, nobody wants to know
         self.close()
 
-    async def read(self, offset: int, end: int | None) -> AsyncGenerator[bytes]:
-        """The bytes from `offset` to `end` (None: wherever the body ends), as they come.
+    async def wait_length(self) -> int | None:
+        return self.length
+
+    async def pieces(self, start: int, end: int | None) -> AsyncGenerator[bytes]:
+        """The bytes from `start` to `end` (None: wherever the body ends), as they come.
 
         Raises UpstreamError once no mirror goes on, DigestMismatch before the last byte of a wrong body.
         """
         must_match = bool(self._hashes) and end in (None, self.length)
-        held = b""
+        held, offset = b"", start
         while end is None or offset < end:
             data = await self._next(offset, end)
             if not data:
