@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator
 from typing import TypedDict
 
 from .errors import DigestMismatch, ProxyError
-from .fill.fill import Fill, FillState
+from .fill.fill import Fill
+from .fill.states import Complete
 from .gateway import Gateway
 from .rules.digests import Digest
 from .rules.entry import Entry
@@ -66,10 +67,10 @@ async def prefetch(
 
 def _step(url: str, fill: Fill) -> Progress:
     if fill.entry:
-        return _stored(url, "complete" if fill.state is FillState.COMPLETE else "cached", fill.entry)
+        return _stored(url, "complete" if isinstance(fill.state, Complete) else "cached", fill.entry)
     return {
         "url": url,
-        "state": fill.state.value,
+        "state": fill.state.name,
         "bytes": fill.received,
         "length": fill.length,
         "digest": None,

@@ -16,7 +16,7 @@ import click
 from msgspec.structs import replace
 
 from .. import log as logs
-from ..app import App
+from ..app import Application
 from ..config import HTTPS, Settings, load
 from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
@@ -134,7 +134,7 @@ class Serve:
         try:
             section = settings.file.server
             server = Server(
-                App(gateway),
+                Application(gateway),
                 sockets,
                 limits=Limits(
                     header_bytes=section.header_size,

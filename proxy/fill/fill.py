@@ -123,6 +123,21 @@ class Fill:
         return self.incoming.growing.length if self.incoming else self.head.length if self.head else None
 
     @property
+    def received(self) -> int:
+        """Bytes on disk."""
+        return self.incoming.growing.received if self.incoming else 0
+
+    @property
+    def source(self) -> str:
+        """Where the bytes come from, for people."""
+        return self.incoming.source if self.incoming else self.target.url
+
+    @property
+    def is_following(self) -> bool:
+        """Another process fetches, and this one reads along."""
+        return self.incoming is not None and self.incoming.is_followed
+
+    @property
     def answered_at(self) -> float:
         """Unix time of upstream's answer; of the fill's beginning until then."""
         if isinstance(self.state, Passed):

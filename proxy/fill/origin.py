@@ -200,7 +200,7 @@ class Origin:
         else:
             # With something to serve nobody is made to wait.
             is_over = self._failures >= FIRST_TRIES or delay > FIRST_WAIT_MAX
-            is_over |= self._stale is not None or not error.may_pass
+            is_over |= self._stale is not None or not error.is_transient
         if is_over:
             raise error
         self._trouble = None

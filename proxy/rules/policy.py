@@ -41,6 +41,7 @@ GONE = frozenset({404, 410})
 class Serve:
     """Answer from the store."""
 
+    entry: Entry
     ttl: int | None = None
     """Where it is stale: seconds of freshness left, negative (RFC 9211 §2.3)."""
     refresh: Headers | None = None
@@ -85,14 +86,14 @@ def decide(
         left = freshness_left(target, entry, now, changed_at)
         ttl = None if left > 0 else math.floor(left)
         if offline:
-            return Serve(ttl)
+            return Serve(entry, ttl)
         age = current_age(entry, now)
         if satisfies(directives, age, left):
-            return Serve()
+            return Serve(entry)
         granted = stale_while_revalidate(directives, target, entry)
         if satisfies(directives, age, left, max(granted, max_stale(directives, target, entry))):
             is_granted = 0 < granted >= -left
-            return Serve(ttl, _question(headers, entry) if is_granted else None)
+            return Serve(entry, ttl, _question(headers, entry) if is_granted else None)
     if offline or "only-if-cached" in directives:
         return Refuse()
     if entry is None:

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from ..errors import ClientGone, FileEnded
 from ..log import events, quoted
+from ..rules.cache_status import CacheStatus
 from ..rules.headers import http_date
 from .sendfile import SMALL_BYTES, UNSUPPORTED, CopyOutlet, KernelOutlet, read_now
 
@@ -36,7 +37,7 @@ def answer(status: int, message: str, *, has_body: bool = True) -> bytes:
         "content-type": "application/json",
         "content-length": len(body),
         "date": http_date(time.time()),
-        "cache-status": "fetchonce; detail=refused",  # as every answer of ours has one (RFC 9211 §2)
+        "cache-status": CacheStatus(detail="refused").header(),
         "connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())

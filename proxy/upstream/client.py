@@ -349,7 +349,7 @@ def _translated(error: Exception, here: str, url: str) -> UpstreamError:
                 "behind a company proxy, name its certificate in upstream.ca_bundle"
             )
     broken = UpstreamError(f"{where} cannot be fetched: {_cause(error)}")
-    broken.may_pass = True
+    broken.is_transient = True
     return broken
 
 

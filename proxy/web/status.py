@@ -96,7 +96,7 @@ def fill_status(fill: Fill, now: float) -> dict[str, Any]:
         "url": fill.target.url,
         "key": fill.target.key,
         "mirror": fill.target.mirror.name,
-        "state": fill.state.value,
+        "state": fill.state.name,
         "bytes": fill.received,
         "length": fill.length,
         "rate": round(rate),
