@@ -9,7 +9,7 @@ deliver    delivery        body → status, headers, ranges, bytes
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from .config import Settings
@@ -27,6 +27,7 @@ from .rules.freshness import current_age
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
+from .store.hot import StoredBody
 from .store.janitor import Janitor
 from .store.store import Store
 
@@ -120,7 +121,8 @@ class Gateway:
         target = self.mirrors.resolve(request.target)
         if target.digest and (found := await self.store.find(target.digest, target.key)):
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
-            yield self._stored(request, target, found, "HIT", "hit", self.clock())
+            with _closed(self._stored(request, target, found, "HIT", "hit", self.clock())) as delivery:
+                yield delivery
             return
         stored = await self.store.lookup(target.key)
         # With a digest that is not in the store, what is stored of the URL answers nothing.
@@ -133,7 +135,8 @@ class Gateway:
                 delivery = self._stored(request, target, entry, word, told, now)
                 if refresh is not None:
                     await self._join(target, entry, refresh, keep=True)
-                yield delivery
+                with _closed(delivery):
+                    yield delivery
             case Refuse():
                 self.missing.check(target, request.headers, now)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
@@ -150,7 +153,9 @@ class Gateway:
                     fill, is_first = await self._join(target, stored, condition, keep=keep)
                     with fill.attach():
                         if await watch.wait(is_for(request, condition, fill)):
-                            yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                            delivery = await self._from_fill(request, target, entry, why, fill, is_first, watch)
+                            with _closed(delivery):
+                                yield delivery
                             return
                         await watch.wait(fill.wait_over())
                 # What others asked for is another variant. It is stored now, or not, and this request is as new.
@@ -273,7 +278,7 @@ class Gateway:
     def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
         self.store.touch(entry.key, now)
         age = current_age(entry, now)
-        return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
+        return Delivery(request.method, request.headers, target, self.store.open(entry), word, told, age)
 
     async def _ask_head(self, target: Target, fields: Headers) -> Body | None:
         """What upstream answers to HEAD with `fields`; None if only GET can tell. No body is stored."""
@@ -297,6 +302,13 @@ async def is_for(request: Request, condition: Headers, fill: Fill) -> bool:
         return True  # whoever gets it learns it by himself
     head = fill.entry.head if fill.entry else fill.head
     return head.asked == vary.that_select(condition) or vary.is_for(request.headers, head)
+
+
+@contextlib.contextmanager
+def _closed(delivery: Delivery) -> Iterator[Delivery]:
+    body = delivery.body
+    with body if isinstance(body, StoredBody) else contextlib.nullcontext():
+        yield delivery
 
 
 @contextlib.asynccontextmanager

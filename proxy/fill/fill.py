@@ -10,7 +10,6 @@ While a digest is expected, or may yet turn out to be, nobody gets the last byte
 import asyncio
 import contextlib
 import enum
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ..rules import vary
 from ..rules.entry import Entry, Head, Headers, refreshed
 from ..rules.mirrors import Target
 from ..rules.validators import resume_validator
+from ..store.locks import Lock
 from ..store.partial import Partial, PartialRecord
 from ..upstream.client import Exchange
 from .ingest import Ingest
@@ -218,6 +218,7 @@ class Fill:
             self.readers -= 1
             if self.passage and not self.readers:
                 self.passage.close()
+            self._close_partials()
             if not self.readers and self._rooms.settings.on_abandon == "pause":
                 self.stop()
 
@@ -228,6 +229,13 @@ class Fill:
             self._follower.stop()
         if self._ingest:
             self._ingest.stop()
+
+    def _close_partials(self) -> None:
+        """Once it is over and nobody reads."""
+        if self.is_over and not self.readers:
+            for partial in (self._partial, self._former):
+                if partial:
+                    partial.close()
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
@@ -245,7 +253,7 @@ class Fill:
 
     async def run(self) -> None:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
-        right: int | None = None
+        right: Lock | None = None
         try:
             self._follower = Follower(self._rooms.store, self.target.key, self._waiting, self._found, self._publish)
             right = await self._follower.wait_right()
@@ -273,7 +281,8 @@ class Fill:
             if self._ingest:
                 self._ingest.close()
             if right is not None:
-                os.close(right)
+                right.close()
+            self._close_partials()
 
     async def _ask(self) -> Begun | None:
         """Ask what is to be fetched; None if nothing is."""

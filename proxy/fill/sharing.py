@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from ..log import events, log
+from ..store.locks import Lock
 from ..store.partial import Partial, PartialRecord
 from ..store.store import Store
 
@@ -137,12 +138,12 @@ class Follower(asyncio.Protocol):
         """Where readers waited when the timer was set."""
         self._asked: list[int] = []
 
-    async def wait_right(self) -> int | None:
-        """Read along until the right to fill is free, and return its descriptor; None if `stop` came first."""
+    async def wait_right(self) -> Lock | None:
+        """Read along until the right to fill is free, and return it; None if `stop` came first."""
         pause = SOON_SECONDS
         try:
             while not self._is_stopped:
-                if (right := self._store.lock(self._key)) is not None:
+                if (right := self._store.try_lock(self._key)) is not None:
                     self._read_along()  # what the leader told last
                     return right
                 if self._partial:
