@@ -94,10 +94,9 @@ class Gateway:
         entry = None if target.digest else stored
         match await self._decide(request.headers, target, entry):
             case Serve(entry, ttl, refresh):
-                delivery = self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
                 if refresh is not None:
                     await self._join(target, Question(refresh, entry))
-                return delivery
+                return self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
             case Refuse():
                 self.negative.check(target, request.headers)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"

@@ -5,7 +5,6 @@ the names it was made with and no other: its key must not open the rest of the w
 """
 
 import ipaddress
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..config import TLS_SERVER
 from ..errors import ProxyError
 from ..serving.tls import RENEW_SECONDS
+from ..store.files import publish
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)  # Apple's limit is 398
@@ -123,8 +123,8 @@ class _Workshop:
             .add_extension(x509.NameConstraints(permitted, None), critical=True)
             .sign(key, hashes.SHA256())
         )
-        _write(self._key, _pem_of_key(key), 0o600)
-        _write(self._authority, authority.public_bytes(Encoding.PEM), 0o644)
+        publish(self._key, _pem_of_key(key), 0o600)
+        publish(self._authority, authority.public_bytes(Encoding.PEM), 0o644)
         return authority, key
 
     def _issue(
@@ -142,7 +142,7 @@ class _Workshop:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
             .sign(authority_key, hashes.SHA256())
         )
-        _write(self._server, server.public_bytes(Encoding.PEM) + _pem_of_key(key), 0o600)
+        publish(self._server, server.public_bytes(Encoding.PEM) + _pem_of_key(key), 0o600)
         return server
 
 
@@ -228,17 +228,3 @@ def _read(path: Path) -> x509.Certificate | None:
 
 def _pem_of_key(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """All of it or nothing, and at no moment readable by more than `mode` says."""
-    unseen = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        file = os.open(unseen, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(file, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(file)
-        unseen.rename(path)
-    finally:
-        unseen.unlink(missing_ok=True)

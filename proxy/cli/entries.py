@@ -1,7 +1,6 @@
 """fetchonce ls, show, rm, url: what is in the cache. With and without a running server, on the cache directory."""
 
 import asyncio
-import os
 import sys
 import time
 from fnmatch import fnmatchcase
@@ -136,17 +135,17 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
             gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
             if any(gone.values()):
                 removed += [each for each in objects if each["key"] == key and gone[each["state"]]]
-            elif (right := store.lock(key)) is None:
+            elif (lock := store.try_lock(key)) is None:
                 refused.append(f"{name} is being fetched right now; remove it once it is stored")
             else:
-                os.close(right)
+                lock.close()
                 refused.append(f"{name} is not stored")
     return removed, refused
 
 
 async def listed(store: Store) -> list[dict[str, Any]]:
     objects = [_entry(record) for record in await store.records()]
-    objects += [_partial(record) for record in await store.partials()]
+    objects += [_partial(record) for record in await store.unfinished()]
     return sorted(objects, key=lambda each: each["url"])
 
 

@@ -18,7 +18,7 @@ from ..gateway import Gateway
 from ..prefetch import Progress
 from ..prefetch import prefetch as fetch
 from ..rules.digests import Digest
-from ..store.servers import Presence, client_of, running
+from ..store.servers import ServerRecord, client_of, running
 from .common import (
     age_text,
     as_proxy_errors,
@@ -77,7 +77,7 @@ def prefetch(
 
 
 async def run(
-    settings: Settings, servers: list[Presence], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
+    settings: Settings, servers: list[ServerRecord], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in their order. Raises no ProxyError for a single one."""
     places = asyncio.Semaphore(jobs)
@@ -109,7 +109,7 @@ async def run(
 
 
 @asynccontextmanager
-async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) -> AsyncIterator[Steps]:
+async def _steps(settings: Settings, servers: list[ServerRecord], wanted: Wanted) -> AsyncIterator[Steps]:
     """How to fetch one URL: by the first of the servers, else in this process."""
     if servers:
         async with client_of(servers[0].own, settings.access.token, httpx.AsyncClient) as client:

@@ -14,7 +14,7 @@ import click
 from ..config import Settings, duration, size
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate, choose, total, unused_since
-from ..store.janitor import right_to_evict
+from ..store.janitor import eviction_lock
 from ..store.store import Store
 from .common import (
     age_text,
@@ -132,15 +132,15 @@ async def pruned(
     """What went (or would), and the bytes that came free."""
     if not settings.cache_dir.exists():
         return [], 0
-    async with opened_store(settings) as store, right_to_evict(store):
+    async with opened_store(settings) as store, eviction_lock(store):
         survey = await store.survey()
         bodies = list(survey.bodies)
         going: list[Candidate] = []
         if older_than is not None:
-            going += unused_since(bodies, time.time() - older_than).going
+            going += unused_since(bodies, time.time() - older_than).victims
         if to_size is not None:
             rest = [each for each in bodies if each not in set(going)]
-            going += choose(rest, max(0, total(rest) - to_size)).going
+            going += choose(rest, max(0, total(rest) - to_size)).victims
         gone = going if dry_run else await store.evict(going)
         if not dry_run:
             await store.clear_damaged()

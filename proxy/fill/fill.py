@@ -167,7 +167,7 @@ class Fill:
 
     @contextlib.contextmanager
     def attach(self) -> Iterator[None]:
-        """For as long as a client reads; its files stay open. The last one to leave may pause the fill (`on_abandon`)."""
+        """While a client reads: the files stay open. The last one to leave may pause the fill (`on_abandon`)."""
         self.readers += 1
         try:
             yield

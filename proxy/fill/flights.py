@@ -1,7 +1,7 @@
 """Who fetches: for each key one Fill, whoever asks and however many.
 
-In this process the table decides; between processes the lock of the key does. A fill's task belongs to this table, never
-to a request: a client that goes away cancels nothing.
+In this process the table decides; between processes the lock of the key does. A fill's task belongs to this table,
+never to a request: a client that goes away cancels nothing.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A body of which some ranges are on disk: readers read from it, and whoever brings bytes writes into it.
 
-It knows nothing of where bytes come from (Varnish calls it a boc). Ingest adds what it fetches, sharing adds what another
-process has written, and the verifier withholds the last byte until the digest is right.
+It knows nothing of where bytes come from (Varnish calls it a boc). Ingest adds what it fetches, sharing adds what
+another process has written, and the verifier withholds the last byte until the digest is right.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class Growing:
     # -- for whoever brings bytes -------------------------------------------------------------------------------------
 
     def add(self, start: int, end: int) -> None:
-        """The bytes from `start` to `end` are in the file. Readers are woken at once for the first bytes, then in batches."""
+        """The bytes from `start` to `end` are in the file. Readers are woken at once for the first, then in batches."""
         self.partial.extents.add(start, end)
         if self._woken_at == 0 or self.received - self._woken_at >= WAKE_BYTES:
             self.wake()

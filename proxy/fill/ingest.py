@@ -1,7 +1,7 @@
 """A body on its way from upstream into its partial: over one connection or several, resumed where it breaks.
 
-The coordinator (`run`) lives on the event loop. It keeps transfers running for the gaps: the first bytes, a reader far
-ahead, the rest of a broken transfer and of a fill resumed after a restart are all "open the gap at the origin, and copy".
+`run` lives on the event loop. It keeps transfers running for the gaps: the first bytes, a reader far ahead, the rest of
+a broken transfer and of a fill resumed after a restart are all "open the gap at the origin, and copy".
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from ..rules.splice import Known
 from ..store.partial import PartialRecord
 from .context import FillContext
 from .growing import Growing
-from .origin import Origin, Rest
+from .origin import Gap, Origin, Rest
 from .sharing import Leader
 from .transfer import Transfer
 
 CHECKPOINT_BYTES = 128 * 1024**2
-"""A power cut loses this much at most; smaller checkpoints sync too often. A killed process alone loses next to nothing."""
+"""A power cut loses this much at most; smaller ones sync too often. A killed process alone loses next to nothing."""
 MEASURE_SECONDS = 0.1
 """A fill's rate is taken over this long, from when all its connections flow: short beside a big fill."""
 RESUMABLE_BYTES = 4 * 1024**2
@@ -38,7 +38,7 @@ class Mode(enum.Enum):
 
 
 class Ingest:
-    """`run` it once, `close` it in any case. What it has brought is in `growing` at any moment; cancel `run` to stop."""
+    """`run` it once, and `close` it. What it has brought is in `growing` at any moment; cancel `run` to stop."""
 
     def __init__(self, target: Target, origin: Origin, known: Known, growing: Growing, context: FillContext) -> None:
         self.fetched = 0
@@ -55,8 +55,10 @@ class Ingest:
         """Whether the schedule must be made anew, whatever readers want."""
         self._is_short = False
         """Whether a reader waits for a connection."""
-        self._trouble: Exception | None = None
-        """What a transfer ended with; it matters once none runs any more."""
+        self._broken: UpstreamError | None = None
+        """What a transfer ended with."""
+        self._failure: Exception | None = None
+        """What the origin gave up with, or trouble of our own."""
         self._measuring: asyncio.TimerHandle | None = None
         self._saving: asyncio.Future[None] | None = None
         self._checkpointed = 0
@@ -118,11 +120,12 @@ class Ingest:
     # -- what runs ----------------------------------------------------------------------------------------------------
 
     def _raise_trouble(self) -> None:
-        if self._trouble and not isinstance(self._trouble, UpstreamError):
-            raise self._trouble
-        if self._trouble and not self._running:
-            trouble, self._trouble = self._trouble, None
-            self._origin.broke(trouble, self._known)
+        """What runs goes on whatever upstream did to others; then the origin hears of it. Our own trouble is raised."""
+        if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
+            raise self._failure
+        if self._broken and not self._running:
+            self._origin.broke(self._broken, self._known)
+            self._broken = None
 
     def _is_served(self) -> bool:
         """Whether each reader need only wait for what runs. Cheap: it is asked each time a reader begins to wait."""
@@ -172,19 +175,28 @@ class Ingest:
         self._growing.demand.set()
 
     async def _fetch(self, segment: Segment, answer: Rest | None, *, is_alone: bool) -> None:
-        """One segment, from the question to its last byte. The task ends well; trouble is noted."""
+        """One segment, from the question to its last byte. Trouble is noted for `run`; the task ends well."""
         try:
-            if answer is None:
-                ask = self._origin.open if is_alone else self._origin.open_beside
-                opened = await ask((segment.offset, segment.stop), self._known)
-                assert isinstance(opened, Rest)
-                answer = opened
+            answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
             if answer.compare:
                 segment.offset, segment.stop = answer.start, answer.exchange.length
             await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
-        except Exception as error:  # `run` raises what is not upstream's
-            self._mode = Mode.ONE  # what runs goes on, and readers wait for it
-            self._trouble = error
+        except UpstreamError as error:
+            self._mode = Mode.ONE
+            self._broken = error
+        except Exception as error:
+            self._failure = error
+
+    async def _ask(self, gap: Gap, *, is_alone: bool) -> Rest:
+        if not is_alone:
+            return await self._origin.open_beside(gap, self._known)
+        try:
+            answer = await self._origin.open(gap, self._known)
+        except UpstreamError as error:
+            self._failure = error
+            raise
+        assert isinstance(answer, Rest)
+        return answer
 
     async def _copy(self, transfer: Transfer) -> None:
         segment, growing = transfer.segment, self._growing

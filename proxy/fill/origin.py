@@ -1,9 +1,9 @@
 """Where the bytes of one object come from: its mirrors, asked until one of them answers.
 
-Whoever needs bytes asks `open`: for the object at first, for the rest after a break, for what a killed process left, and
+Whoever needs bytes calls `open`: for the first answer, for the rest after a break, for what a killed process left, and
 for a body that is passed through. Only this file decides which mirror is next, how long to wait for it, which answers
-may go on with a body that is here already, and when its bytes must be compared. A server of the fleet or an object store
-would be another class with the same `open`.
+may go on with a body that is here already, and when its bytes must be compared. Another server of ours, or an object
+store, would be another class with the same `open`.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class Origin:
         stale: Entry | None = None,
         avoid: frozenset[str] = frozenset(),
     ) -> None:
-        """`condition` are the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over."""
+        """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over."""
         urls = target.urls_for(condition)
         self.urls = tuple(url for url in urls if url not in avoid) or urls
         """In the order to ask them."""
@@ -299,8 +299,8 @@ class Origin:
         headers = stored_headers(exchange.headers)
         if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
             raise UpstreamPage(
-                f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there "
-                "a login or captive portal on the way? open the URL in a browser to see what it says"
+                f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is "
+                "there a login or captive portal on the way? open the URL in a browser to see what it says"
             )
         if field(headers, "date") is None:
             headers += (("date", http_date(now)),)

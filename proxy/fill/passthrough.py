@@ -1,8 +1,8 @@
 """A body that is not kept: one client's own transfer, from upstream past the disk (Varnish: pass).
 
 For answers that may not be shared (RFC 9111 §3), and where there is no room. What upstream sends goes on as fast as the
-client takes it, through one buffer; a transfer that breaks is resumed at its byte, as a fill's is. A body that must have
-a digest is hashed on its way, and its last byte goes out only if it has.
+client takes it, through one buffer; a transfer that breaks is resumed at its byte, as a fill's is. A body that must
+have a digest is hashed on its way, and its last byte goes out only if it has it.
 """
 
 import asyncio

@@ -14,8 +14,8 @@ from .verify import mismatch
 class FillBody:
     """For a client that is attached to the fill.
 
-    `digest`: the client says which digest it must have, and others began the fill. If the client is wrong that is no reason
-    to break off the others: it alone waits with the last byte for the digest.
+    `digest`: the client says which digest it must have, and others began the fill. If the client is wrong the others
+    must not suffer: it alone waits with the last byte for the digest.
     """
 
     def __init__(self, fill: Fill, incoming: Incoming, digest: Digest | None) -> None:

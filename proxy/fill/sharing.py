@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.02
 SOON_SECONDS = 0.001
 """The first time, and after a connection: the kernel ends that of a dead process before it frees the lock."""
 ASK_SECONDS = 0.01
-"""A reader that waits at one offset for so long is told of: others move with the fill, and would cost a message each."""
+"""A reader that waits at one offset for so long is told of: one that moves with the fill would cost many messages."""
 ASKED = struct.Struct("<16Q")
 """The offsets where a follower's readers wait, in order; NOWHERE fills it up. More than a fill has connections for."""
 ASKED_MAX = ASKED.size // 8
@@ -73,8 +73,7 @@ class Leader:
             await self.growing.wait_change()
 
     def close(self) -> None:
-        """Write the last page. Give back the lock in the same turn of the loop: followers' connections end with the next
-        one, and they try it."""
+        """Write the last page. Release the lock in the same turn of the loop: then followers get it."""
         self._telling.cancel()
         self.growing.partial.tell(self.growing.partial.extents)
         if self._server:

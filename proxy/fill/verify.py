@@ -61,7 +61,7 @@ class Verifier:
         return self._expected
 
     async def _follow(self) -> None:
-        """Hash along where somebody waits for the digest. Else it is left for the end: readers need the processor more."""
+        """Hash along where somebody waits for the digest. If nobody does, readers need the processor more."""
         async for reach in self._growing.reaches():
             if self._growing.is_withheld:
                 with contextlib.suppress(ProxyError):  # `verify` meets it again, and tells of it
@@ -73,7 +73,7 @@ class Verifier:
             self._hash(algorithm)
 
     async def wait_digests(self) -> dict[str, str]:
-        """Wait until the whole body may be read, and return its digests by algorithm; raises what the fill failed with."""
+        """The digests of the whole body, by algorithm, once all of it may be read. Raises what the fill failed with."""
         while not self.digests or self._growing.is_withheld:
             await self._growing.wait_change()
         return self.digests

@@ -12,7 +12,7 @@ from .extents import Extents
 NEAR_BYTES = 4 * 1024**2
 """A reader this close ahead of a running segment waits for it: that takes less time than a new connection."""
 TURN_BYTES = 8 * 1024**2
-"""A segment brings this much for its readers before its connection may go to others: each turn is a request upstream."""
+"""A segment brings this much for its readers before its connection may go to others: each turn is a request."""
 BIG_BYTES = 64 * 1024**2
 """From here on a body is worth several connections."""
 SPLIT_BYTES = 8 * 1024**2
@@ -28,7 +28,7 @@ GAIN = 1.2
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A part of the body that is being fetched. Bytes before `offset` are in the extents; `stop` is its end, if known."""
+    """A part of the body that is being fetched. Bytes before `offset` are in the extents; `stop` is its end or None."""
 
     offset: int
     stop: int | None

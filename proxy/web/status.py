@@ -9,7 +9,7 @@ import httpx
 
 from ..fill.fill import Fill
 from ..gateway import Gateway
-from ..store.servers import Presence, client_of, running
+from ..store.servers import ServerRecord, client_of, running
 
 OWN_PATH = "/-/status/own"
 PATIENCE_SECONDS = 1.0
@@ -27,7 +27,7 @@ async def whole_status(gateway: Gateway) -> dict[str, Any]:
     return whole
 
 
-async def _ask(server: Presence, token: str) -> dict[str, Any] | None:
+async def _ask(server: ServerRecord, token: str) -> dict[str, Any] | None:
     try:
         async with asyncio.timeout(PATIENCE_SECONDS), client_of(server.own, token, httpx.AsyncClient) as client:
             part: dict[str, Any] = (await client.get(OWN_PATH)).raise_for_status().json()

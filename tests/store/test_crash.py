@@ -147,7 +147,7 @@ NAMES = (
     (re.compile(r"[0-9a-f]{64}"), "HEX"),
     (re.compile(r"[0-9a-f]{16}"), "GENERATION"),
     (re.compile(r"blobs/[0-9a-f]{2}\b"), "blobs/XX"),
-    (re.compile(r"json\.\d+"), "json.PID"),
+    (re.compile(r"json\.\w+"), "json.TEMPORARY"),
 )
 AT_ONCE = 3
 """Runs side by side: each mostly waits for processes to start."""
@@ -289,10 +289,10 @@ COMMIT = {
     "pwrite64 index/cache.db-wal",  # and the blob
     "unlink partial/HEX.GENERATION.state",  # and its row
 }
-SIDECAR = "rename blobs/XX/.HEX.HEX.json.PID -> blobs/XX/HEX.HEX.json"
+SIDECAR = "rename blobs/XX/.HEX.HEX.json.TEMPORARY -> blobs/XX/HEX.HEX.json"
 GONE = {"unlink blobs/XX/HEX.HEX.json", "unlink blobs/XX/HEX"}
 EXPECTED = {
-    first_body: COMMIT | {"fsync partial/.HEX.GENERATION.json.PID", "unlink partial/HEX.GENERATION.json"},
+    first_body: COMMIT | {"fsync partial/.HEX.GENERATION.json.TEMPORARY", "unlink partial/HEX.GENERATION.json"},
     small_body: COMMIT | {SIDECAR},
     new_generation: COMMIT | {SIDECAR, *GONE},
     eviction: {"pwrite64 index/cache.db-wal", *GONE},

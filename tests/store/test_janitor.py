@@ -10,7 +10,7 @@ import pytest
 from proxy.config import CacheSection, Size
 from proxy.errors import OutOfSpace
 from proxy.rules.entry import Head
-from proxy.store.janitor import Janitor, disk, right_to_evict, size_text
+from proxy.store.janitor import Janitor, disk, eviction_lock, size_text
 from proxy.store.partial import Partial
 from proxy.store.store import Store
 from tests.harness import until
@@ -40,15 +40,28 @@ def opened(tmp_path):
     return opened
 
 
+BEGUN = []
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Close what a test began."""
+    yield
+    while BEGUN:
+        BEGUN.pop().close()
+
+
 async def begin(janitor, name, length=SIZE, generation="g1"):
-    return await janitor.create(key(name), f"http://a/{name}", Head((("etag", '"x"'),), length, generation))
+    BEGUN.append(await janitor.create(key(name), f"http://a/{name}", Head((("etag", '"x"'),), length, generation)))
+    return BEGUN[-1]
 
 
 async def fill(janitor, name):
     partial = await begin(janitor, name)
-    partial.write(0, memoryview(body(name)))
-    partial.extents.add(0, SIZE)
-    return await janitor.commit(partial, entry_of(name, body(name)))
+    with contextlib.closing(partial):
+        partial.write(0, memoryview(body(name)))
+        partial.extents.add(0, SIZE)
+        return await janitor.commit(partial, entry_of(name, body(name)))
 
 
 async def stored(store):
@@ -70,7 +83,7 @@ async def test_pinned_and_read_bodies_stay(opened):
         for name in "abc":
             await fill(janitor, name)
         await store.pin(key("a"))
-        reader = store.body(await store.lookup(key("b")))
+        reader = store.open(await store.lookup(key("b")))
         growing = await begin(janitor, "d")
         assert await stored(store) == "ab"
         with pytest.raises(OutOfSpace) as caught:
@@ -79,7 +92,7 @@ async def test_pinned_and_read_bodies_stay(opened):
         assert "fetchonce prune" in caught.value.message
         assert "cache.max_size" in caught.value.message
         assert await stored(store) == "ab"
-        del reader
+        reader.close()
         await begin(janitor, "e")
         assert await stored(store) == "a"
         janitor.release(growing)
@@ -104,7 +117,7 @@ async def test_what_cannot_be_fitted_in_costs_nobody_his_place(opened):
         with pytest.raises(OutOfSpace, match="raise it"):
             await begin(janitor, "b", 2 * SIZE + 1)
         assert await stored(store) == "a"
-        assert not list(store.partial.iterdir())
+        assert not list(store.partials.directory.iterdir())
 
 
 async def test_what_running_fills_will_write_counts(opened):
@@ -121,7 +134,7 @@ async def test_what_running_fills_will_write_counts(opened):
 
 async def test_what_other_processes_will_write_counts(opened):
     async with opened(2 * SIZE) as (one, leader), opened(2 * SIZE) as (other, janitor):
-        right = one.lock(key("a"))
+        lock = one.try_lock(key("a"))
         first = await begin(leader, "a", 2 * SIZE)  # no validator, no durable page: no matter
         first.write(0, memoryview(body("a")))
         first.extents.add(0, SIZE)
@@ -129,7 +142,7 @@ async def test_what_other_processes_will_write_counts(opened):
         with pytest.raises(OutOfSpace):
             await begin(janitor, "b", 1)
         assert (await other.survey()).bodies == ()
-        os.close(right)  # as its process's death does it: it will write no more
+        lock.close()  # as its process's death does it: it will write no more
         second = await begin(janitor, "b")
         with pytest.raises(OutOfSpace):
             await begin(janitor, "c", 1)
@@ -139,28 +152,28 @@ async def test_what_other_processes_will_write_counts(opened):
 async def test_what_other_processes_will_write_counts_on_the_file_system_too(opened):
     async with opened() as (one, leader), opened(min_free=1) as (_, janitor):
         _, free = disk(one.root)
-        right = one.lock(key("a"))
+        lock = one.try_lock(key("a"))
         first = await begin(leader, "a", free // 2)
         with pytest.raises(OutOfSpace, match="min_free"):
             await begin(janitor, "b", free // 4 * 3)
         leader.release(first)  # it ended in another way, and still has the right
         await begin(janitor, "b", free // 4 * 3)
-        os.close(right)
+        lock.close()
 
 
 async def test_of_two_processes_that_want_the_last_room_at_once_one_gets_it(opened):
     async with opened(SIZE) as (one, first), opened(SIZE) as (other, second):
         for number in range(20):
-            rights = [one.lock(key(f"a{number}")), other.lock(key(f"b{number}"))]
+            locks = [one.try_lock(key(f"a{number}")), other.try_lock(key(f"b{number}"))]
             both = await asyncio.gather(begin(first, f"a{number}"), begin(second, f"b{number}"), return_exceptions=True)
             assert {type(each) for each in both} == {OutOfSpace, Partial}
-            assert len(list(one.partial.glob("*.part"))) == 1
+            assert len(list(one.partials.directory.glob("*.part"))) == 1
             for janitor, partial in zip((first, second), both, strict=True):
                 if isinstance(partial, Partial):
                     janitor.release(partial)
                     partial.unlink()
-            for right in rights:
-                os.close(right)
+            for lock in locks:
+                lock.close()
 
 
 async def test_the_rest_of_a_body_that_was_begun_needs_only_the_rest(opened):
@@ -184,13 +197,13 @@ async def test_an_unfinished_body_that_nobody_goes_on_with_goes_too(opened):
         await store.save(partial, record("a", partial, Head((), 2 * SIZE, "g1")))
         os.utime(partial.path, (0, 0))
         await fill(janitor, "b")
-        right = store.lock(key("a"))  # somebody goes on with it
+        lock = store.try_lock(key("a"))  # somebody goes on with it
         await store.pin(key("b"))
         with pytest.raises(OutOfSpace):
             await begin(janitor, "c")
-        os.close(right)
+        lock.close()
         await begin(janitor, "c")
-        assert await store.partials() == []
+        assert await store.unfinished() == []
 
 
 async def test_equal_bodies_count_once_and_go_with_their_last_url(opened):
@@ -277,7 +290,7 @@ async def test_damaged_bodies_go_before_any_whole_one(opened):
 async def test_one_process_evicts_at_a_time(opened):
     async with opened(SIZE) as (store, janitor), opened() as (other, _):
         await fill(janitor, "a")
-        async with right_to_evict(other):
+        async with eviction_lock(other):
             making_room = asyncio.create_task(begin(janitor, "b"))
             await asyncio.wait([making_room], timeout=0.2)
             assert not making_room.done()

@@ -1,4 +1,4 @@
-"""The cache directory: commit, read, remove, restart, damage; and the right to fill between processes."""
+"""The cache directory: commit, read, remove, restart, damage; and locks between processes."""
 
 import asyncio
 import contextlib
@@ -38,9 +38,9 @@ def entry_of(name, body, generation="g1", stored_at=1.0):
 
 
 async def put(store, name, body, generation="g1", stored_at=1.0):
-    partial = await store.create(key(name), generation)
-    partial.write(0, memoryview(body))
-    return await store.commit(partial, entry_of(name, body, generation, stored_at))
+    with contextlib.closing(await store.create(key(name), generation)) as partial:
+        partial.write(0, memoryview(body))
+        return await store.commit(partial, entry_of(name, body, generation, stored_at))
 
 
 @pytest.fixture
@@ -54,15 +54,26 @@ def opened(tmp_path):
         finally:
             await store.close()
 
-    return opened
+    yield opened
+    assert not open_files(tmp_path / "cache")
+
+
+def open_files(directory):
+    """Files under it that this process has open, but for SQLite's; where the system does not tell, none."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [name for name in found if name.startswith(f"{directory}/") and "/index" not in name]
 
 
 async def content(store, name):
     entry = await store.lookup(key(name))
     if entry is None:
         return None
-    body = store.body(entry)
-    return os.pread(body.fd, body.length + 1, 0)
+    with store.open(entry) as body:
+        return os.pread(body.fd, body.length + 1, 0)
 
 
 def record(name, partial, head):
@@ -87,6 +98,7 @@ async def test_what_is_committed_is_read_and_survives_a_restart(opened, tmp_path
     assert [name for name in files(tmp_path) if not name.startswith("locks")] == [
         f"blobs/{digest[:2]}/{digest}",
         f"blobs/{digest[:2]}/{digest}.{key('x')}.json",
+        "committed",
     ]
 
 
@@ -99,10 +111,10 @@ async def test_the_directory_is_for_its_owner_alone(opened, tmp_path):
 
 async def test_a_new_generation_takes_the_place_and_an_old_reader_reads_on(opened, tmp_path):
     async with opened() as store:
-        old = store.body(await put(store, "x", BODY))
-        await put(store, "x", b"new", "g2", 2.0)
-        assert await content(store, "x") == b"new"
-        assert os.pread(old.fd, len(BODY), 0) == BODY
+        with store.open(await put(store, "x", BODY)) as old:
+            await put(store, "x", b"new", "g2", 2.0)
+            assert await content(store, "x") == b"new"
+            assert os.pread(old.fd, len(BODY), 0) == BODY
         assert len([name for name in files(tmp_path) if name.startswith("blobs")]) == 2
 
 
@@ -121,10 +133,10 @@ async def test_equal_bodies_are_one_blob_that_goes_with_its_last_url(opened, tmp
 
 async def test_a_body_of_the_wrong_length_is_not_stored(opened, tmp_path):
     async with opened() as store:
-        partial = await store.create(key("x"), "g1")
-        partial.write(0, memoryview(BODY[:-1]))
-        with pytest.raises(StoreError, match="instead of 100000"):
-            await store.commit(partial, entry_of("x", BODY))
+        with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+            partial.write(0, memoryview(BODY[:-1]))
+            with pytest.raises(StoreError, match="instead of 100000"):
+                await store.commit(partial, entry_of("x", BODY))
         assert await content(store, "x") is None
 
 
@@ -148,7 +160,8 @@ async def test_what_was_found_by_its_digest_is_open_and_can_be_read_when_it_is_g
         found = await one.find(digest, key("y"))
         for name in "wx":
             await other.remove(key(name))
-        assert os.pread(one.body(found).fd, len(BODY), 0) == BODY
+        with one.open(found) as body:
+            assert os.pread(body.fd, len(BODY), 0) == BODY
         assert await one.find(digest, key("y")) is None
 
 
@@ -194,7 +207,7 @@ async def test_who_had_the_index_open_that_another_process_rebuilt_goes_on_in_th
     script = """
 import asyncio, sys
 from pathlib import Path
-from proxy.store import Store
+from proxy.store.store import Store
 
 async def main():
     store = Store(Path(sys.argv[1]))
@@ -298,7 +311,7 @@ async def killed_in_a_commit(store):
     old = await put(store, "x", b"old")
     before = {path: path.read_bytes() for path in store.blobs.directory.glob("*/*")}
     new = await put(store, "x", BODY, "g2", 2.0)
-    part = store.partial / f"{key('x')}.g2.part"
+    part = store.partials.directory / f"{key('x')}.g2.part"
     store.blobs.path(new).rename(part)
     for path, data in before.items():
         path.write_bytes(data)
@@ -322,15 +335,13 @@ async def test_a_start_ends_a_commit_that_was_killed_before_its_blob_was_there(o
 async def test_a_start_leaves_a_killed_commit_to_the_process_that_has_taken_up_its_body(opened):
     async with opened() as running:
         await killed_in_a_commit(running)
-        right = running.lock(key("x"))
-        partial = await running.create(key("x"), "g2")
-        async with opened() as store:
-            assert await content(store, "x") == b"old"
-            assert partial.path.exists()
-            await running.commit(partial, entry_of("x", BODY, "g2", 3.0))
-            assert await content(store, "x") == BODY
-            assert store.blobs.was_damaged == []
-        os.close(right)
+        with running.try_lock(key("x")), contextlib.closing(await running.create(key("x"), "g2")) as partial:
+            async with opened() as store:
+                assert await content(store, "x") == b"old"
+                assert partial.path.exists()
+                await running.commit(partial, entry_of("x", BODY, "g2", 3.0))
+                assert await content(store, "x") == BODY
+                assert store.blobs.was_damaged == []
 
 
 async def test_a_body_that_was_written_to_after_its_sidecar_is_not_believed(opened):
@@ -359,6 +370,7 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         assert not store.blobs.path(entry).exists()
         obstacle.rmdir()
         await store.commit(partial, entry)
+        partial.close()
         assert await content(store, "x") == BODY
         assert not store.blobs.path(old).exists()
 
@@ -375,6 +387,7 @@ async def test_an_index_that_another_process_keeps_locked_undoes_the_commit(open
         assert not list((tmp_path / "cache" / "blobs").glob("*/*"))
         database.close()
         await store.commit(partial, entry_of("x", BODY))
+        partial.close()
         assert await content(store, "x") == BODY
 
 
@@ -391,14 +404,15 @@ async def test_uses_are_counted_together(opened):
 async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened, tmp_path):
     head = Head((("etag", '"x"'),), 1000, "g1")
     async with opened() as store:
-        partial = await store.create(key("x"), "g1")
-        partial.write(100, memoryview(b"a" * 50))
-        partial.extents.add(100, 150)
-        await store.save(partial, record("x", partial, head))
-        await store.create(key("x"), "orphan")
+        with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+            partial.write(100, memoryview(b"a" * 50))
+            partial.extents.add(100, 150)
+            await store.save(partial, record("x", partial, head))
+        (await store.create(key("x"), "orphan")).close()
         saved, again = await store.resume(key("x"))
-        assert (saved.head, list(again.extents)) == (head, [(100, 150)])
-        assert again.read(100, 50) == b"a" * 50
+        with contextlib.closing(again):
+            assert (saved.head, list(again.extents)) == (head, [(100, 150)])
+            assert again.read(100, 50) == b"a" * 50
     assert [name for name in files(tmp_path) if name.startswith("partial")] == [
         f"partial/{key('x')}.g1.json",
         f"partial/{key('x')}.g1.part",
@@ -409,22 +423,21 @@ async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened,
 async def test_a_start_sweeps_what_killed_processes_left_but_not_what_runs(opened, tmp_path):
     async with opened() as one:
         for name in ("dead", "running"):
-            await one.create(key(name), "g1")
-        saved = await one.create(key("saved"), "g1")
-        await one.save(saved, record("saved", saved, Head((), 1000, "g1")))
-        right = one.lock(key("running"))
-        async with opened():
-            left = {path.name for path in (tmp_path / "cache" / "partial").glob("*.part")}
-        os.close(right)
+            (await one.create(key(name), "g1")).close()
+        with contextlib.closing(await one.create(key("saved"), "g1")) as saved:
+            await one.save(saved, record("saved", saved, Head((), 1000, "g1")))
+        with one.try_lock(key("running")):
+            async with opened():
+                left = {path.name for path in (tmp_path / "cache" / "partial").glob("*.part")}
     assert left == {f"{key('running')}.g1.part", f"{key('saved')}.g1.part"}
 
 
 async def test_a_partial_shorter_than_it_says_is_not_trusted(opened):
     async with opened() as store:
-        partial = await store.create(key("x"), "g1")
-        partial.write(0, memoryview(b"a" * 50))
-        partial.extents.add(0, 50)
-        await store.save(partial, record("x", partial, Head((), 1000, "g1")))
+        with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+            partial.write(0, memoryview(b"a" * 50))
+            partial.extents.add(0, 50)
+            await store.save(partial, record("x", partial, Head((), 1000, "g1")))
         os.truncate(partial.path, 49)
         assert await store.resume(key("x")) is None
 
@@ -442,32 +455,32 @@ async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
             stdout=subprocess.PIPE,
         )
         holder.stdout.readline()
-        assert store.lock("abc") is None
+        assert store.try_lock("abc") is None
         holder.kill()
         holder.communicate()
-        fd = store.lock("abc")
-        assert fd is not None
-        os.close(fd)
+        lock = store.try_lock("abc")
+        assert lock is not None
+        lock.close()
 
 
 async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
     async with opened() as one, opened() as other:
-        assert not one.is_held("abc")
+        assert not one.is_locked("abc")
         assert not (one.locks / "abc").exists()
         stop = threading.Event()
 
         def look():
             while not stop.is_set():
-                other.is_held("abc")
+                other.is_locked("abc")
 
         looking = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
         try:
             for _ in range(2000):
-                right = one.lock("abc")
-                assert right is not None
-                assert other.is_held("abc")
-                assert other.lock("abc") is None
-                os.close(right)
+                lock = one.try_lock("abc")
+                assert lock is not None
+                assert other.is_locked("abc")
+                assert other.try_lock("abc") is None
+                lock.close()
         finally:
             stop.set()
             await asyncio.gather(*looking)
@@ -475,11 +488,11 @@ async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
 
 async def test_who_was_stopped_while_he_looked_at_a_right_stops_nobody(opened):
     async with opened() as store:
-        os.close(store.lock("abc"))
+        store.try_lock("abc").close()
         with open(store.locks / "abc") as looking:
             fcntl.flock(looking, fcntl.LOCK_SH)
-            assert store.lock("abc") is None
-        os.close(store.lock("abc"))
+            assert store.try_lock("abc") is None
+        store.try_lock("abc").close()
 
 
 async def test_a_read_only_directory_is_told_at_the_start(tmp_path):

@@ -28,8 +28,10 @@ from hypothesis.stateful import (
 )
 
 from proxy.rules.entry import Entry, Head
+from proxy.store.hot import StoredBody
 from proxy.store.partial import PartialRecord
-from proxy.store.store import PARTIAL, Store, StoredBody
+from proxy.store.partials import is_unfinished
+from proxy.store.store import Store
 
 NAMES = "abc"
 BODIES = [b"", b"x", b"one body" * 100, b"another" * 5000]
@@ -111,16 +113,15 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(number=numbers, name=names, body=st.sampled_from(BODIES))
     def commit(self, number, name, body):
         async def commit():
-            right = self.stores[number].lock(key_of(name))
-            try:
-                saved = await self.stores[number].resume(key_of(name))
+            store = self.stores[number]
+            with store.try_lock(key_of(name)):
+                saved = await store.resume(key_of(name))
                 if saved:
-                    await self.stores[number].discard(saved[1])
-                partial = await self.stores[number].create(key_of(name), entry.head.generation)
-                partial.write(0, memoryview(body))
-                return await self.stores[number].commit(partial, entry)
-            finally:
-                os.close(right)
+                    await store.discard(saved[1])
+                    saved[1].close()
+                with contextlib.closing(await store.create(key_of(name), entry.head.generation)) as partial:
+                    partial.write(0, memoryview(body))
+                    return await store.commit(partial, entry)
 
         entry = self.made(name, body)
         stored = self.run(commit())
@@ -135,8 +136,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def begin():
             store = self.stores[number]
-            right = store.lock(key_of(name))
-            try:
+            with store.try_lock(key_of(name)):
                 saved = await store.resume(key_of(name))
                 assert (saved is not None) == (name in self.begun)
                 if saved:
@@ -146,15 +146,14 @@ class StoreMachine(RuleBasedStateMachine):
                     assert partial.read(0, 10_000) == written
                     assert list(partial.extents) == [(0, len(written))]
                     await store.discard(partial)
-                partial = await store.create(key_of(name), f"p{self.generation}")
-                partial.write(0, memoryview(b"p" * count))
-                partial.extents.add(0, count)
-                head = Head((), 10_000, f"p{self.generation}")
-                url = f"http://a/{name}"
-                page = PartialRecord(key_of(name), url, "a", url, head, list(partial.extents))
-                await store.save(partial, page)
-            finally:
-                os.close(right)
+                    partial.close()
+                with contextlib.closing(await store.create(key_of(name), f"p{self.generation}")) as partial:
+                    partial.write(0, memoryview(b"p" * count))
+                    partial.extents.add(0, count)
+                    head = Head((), 10_000, f"p{self.generation}")
+                    url = f"http://a/{name}"
+                    page = PartialRecord(key_of(name), url, "a", url, head, list(partial.extents))
+                    await store.save(partial, page)
 
         self.generation += 1
         self.run(begin())
@@ -190,12 +189,12 @@ class StoreMachine(RuleBasedStateMachine):
     def evict(self, looking, evicting, between):
         """Everything that may go by a survey, which may be out of date by the time it is acted on."""
         survey = self.run(self.stores[looking].survey())
-        assert {each.url[-1] for each in survey.bodies if not each.blob.startswith(PARTIAL)} == set(self.known)
-        assert {each.url[-1] for each in survey.bodies if each.blob.startswith(PARTIAL)} == set(self.begun)
+        assert {each.url[-1] for each in survey.bodies if not is_unfinished(each)} == set(self.known)
+        assert {each.url[-1] for each in survey.bodies if is_unfinished(each)} == set(self.begun)
         if between in self.known:
             self.pin(looking, between, True)
         for each in self.run(self.stores[evicting].evict(survey.bodies)):
-            if each.blob.startswith(PARTIAL):
+            if is_unfinished(each):
                 del self.begun[each.url[-1]]
             else:
                 assert not self.known.pop(each.url[-1]).entry.pinned
@@ -209,7 +208,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert entry == (known and known.entry)
         if entry is None:
             return multiple()
-        body = self.stores[number].body(entry)
+        body = self.stores[number].open(entry)
         assert entry.digest in self.stores[number].in_use()
         return body, known.body
 
@@ -217,7 +216,8 @@ class StoreMachine(RuleBasedStateMachine):
     def read_to_the_end(self, reader):
         body, expected = reader
         assert isinstance(body, StoredBody)
-        assert os.pread(body.fd, len(expected) + 1, 0) == expected
+        with body:
+            assert os.pread(body.fd, len(expected) + 1, 0) == expected
 
     @rule(number=numbers, name=names)
     def use(self, number, name):
@@ -240,8 +240,8 @@ class StoreMachine(RuleBasedStateMachine):
         before = self.known.get(name)
         entry = replace(entry, pinned=bool(before and before.entry.pinned))
         store = self.stores[number]
-        blob, sidecar = store.blobs.path(entry), store.blobs._sidecar(entry)
-        part = store.partial / f"{entry.key}.{entry.head.generation}.part"
+        blob, sidecar = store.blobs.path(entry), store.blobs.sidecars.path(entry)
+        part = store.partials.directory / f"{entry.key}.{entry.head.generation}.part"
         part.write_bytes(body if step else body[: len(body) // 2])
         if step >= 2:
             blob.parent.mkdir(mode=0o700, exist_ok=True)
@@ -305,8 +305,8 @@ class StoreMachine(RuleBasedStateMachine):
                 entry = self.run(store.lookup(key_of(name)))
                 assert entry == (known and known.entry), name
                 if entry and known:
-                    body = store.body(entry)
-                    assert os.pread(body.fd, len(known.body) + 1, 0) == known.body
+                    with store.open(entry) as body:
+                        assert os.pread(body.fd, len(known.body) + 1, 0) == known.body
         if self.stores:
             records = self.run(self.stores[0].records())
             assert {record.entry.url[-1] for record in records} == set(self.known)
