@@ -124,7 +124,7 @@ class Ingest:
         if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
             raise self._failure
         if self._broken and not self._running:
-            self._origin.broke(self._broken, self._known)
+            self._origin.broke(self._broken)
             self._broken = None
 
     def _is_served(self) -> bool:

@@ -8,7 +8,6 @@ store, would be another class with the same `open`.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import WARNING
@@ -101,11 +100,9 @@ class Origin:
         self._url = self.urls[0]
         """The mirror that a rest is asked of."""
         self._failures = 0
-        """In a row, without a byte in between."""
+        """Tries since a byte last came: the running one is counted until then."""
         self._trouble: UpstreamError | None = None
         """What failed last, and has not been waited for yet."""
-        self._is_gone = False
-        """The known body has been replaced where it came from."""
         self._takes_parts = True
         """False once a range did not give what was asked for: then all of the body is asked for, and compared."""
 
@@ -119,19 +116,22 @@ class Origin:
         while True:
             if self._trouble:
                 await self._wait_out(self._trouble, known)
+            self._failures += 1  # taken back by the first byte
             errors: list[UpstreamError] = []
-            for url in self._candidates(known):
+            is_first = known is None or known.held is Held.SAVED
+            # In the middle of a body one mirror is asked before the next wait.
+            for url in self._context.health.order(self.urls, self._now()) if is_first else (self._url,):
                 try:
                     answer = await self._ask(url, gap, known)
                 except UpstreamError as error:
                     errors.append(error)
-                    self._blame(url, error, known)
+                    if error.status >= 500 and is_first:
+                        self._context.health.failed(url, self._now())
                 else:
                     self._url = url
                     self._context.health.answered(url)
                     return answer
             self._trouble = first_error(errors)
-            self._failures += 1
 
     async def open_beside(self, gap: Gap, known: Known) -> Rest:
         """A part of the known body over one more connection: asked once, of the mirror that has just answered.
@@ -150,11 +150,10 @@ class Origin:
         """Bytes have come."""
         self._failures = 0
 
-    def broke(self, error: UpstreamError, known: Known) -> None:
+    def broke(self, error: UpstreamError) -> None:
         """The transfer that `open` began has broken: the next `open` waits, and asks the next mirror if need be."""
         self._trouble = error
-        self._failures += 1
-        self._blame(self._url, error, known)
+        self._failures = self._failures or 1
 
     async def head(self) -> Head | None:
         """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
@@ -175,33 +174,21 @@ class Origin:
 
     # -- who is asked, and when ---------------------------------------------------------------------------------------
 
-    def _candidates(self, known: Known | None) -> Sequence[str]:
-        """Whom to ask before the next wait: in the middle of a body one mirror, else all of them."""
-        if known and known.held is not Held.SAVED:
-            return (self._url,)
-        return self._context.health.order(self.urls, self._now())
-
-    def _blame(self, url: str, error: UpstreamError, known: Known | None) -> None:
-        """Take note of a failure. In the middle of a body the same mirror is asked once more, then the next."""
-        if known is None or known.held is Held.SAVED:
-            if error.status >= 500:
-                self._context.health.failed(url, self._now())
-        elif self._failures > 1 or isinstance(error, UpstreamChanged):
-            # A mirror that has something else is passed over, but for the one that the body came from.
-            self._is_gone = isinstance(error, UpstreamChanged) and (url == known.url or len(self.urls) == 1)
-            self._context.health.failed(url, self._now())
-            self._url = self._context.health.order(self.urls, self._now())[0]
-
     async def _wait_out(self, error: UpstreamError, known: Known | None) -> None:
-        """Wait before the next try; raises `error` if there is none."""
+        """Wait before the next try, and choose whom to ask then; raises `error` if there is none."""
+        health = self._context.health
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2.0 ** (self._failures - 1)), error.retry_after or 0.0)
         if known and known.held is not Held.SAVED:
-            is_over = self._is_gone or self._failures > self._context.settings.retries or delay > REST_WAIT_MAX
-        else:
-            # With something to serve nobody is made to wait.
-            is_over = self._failures >= FIRST_TRIES or delay > FIRST_WAIT_MAX
-            is_over |= self._stale is not None or not error.is_transient
-        if is_over:
+            is_changed = isinstance(error, UpstreamChanged)
+            # A mirror that has something else is passed over, but for the one that the body came from.
+            is_over = is_changed and (self._url == known.url or len(self.urls) == 1)
+            if is_over or self._failures > self._context.settings.retries or delay > REST_WAIT_MAX:
+                raise error
+            if self._failures > 1 or is_changed:  # the mirror that broke is asked once more
+                health.failed(self._url, self._now())
+                self._url = health.order(self.urls, self._now())[0]
+        # With something to serve nobody is made to wait.
+        elif self._stale or not error.is_transient or self._failures >= FIRST_TRIES or delay > FIRST_WAIT_MAX:
             raise error
         self._trouble = None
         key = self._target.key[:12]

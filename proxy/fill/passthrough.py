@@ -95,7 +95,7 @@ class Passthrough:
                 self.close()
                 if not self._known.can_resume:
                     raise
-                self._origin.broke(error, self._known)
+                self._origin.broke(error)
             else:
                 self._origin.progressed()
                 self._context.stats.fetched_bytes += len(data)
