@@ -132,10 +132,9 @@ class Gateway:
             case Serve(ttl, refresh):
                 assert entry
                 word, told = ("HIT", "hit") if ttl is None else ("STALE", f"hit; ttl={ttl}")
-                delivery = self._stored(request, target, entry, word, told, now)
-                if refresh is not None:
-                    await self._join(target, entry, refresh, keep=True)
-                with _closed(delivery):
+                with _closed(self._stored(request, target, entry, word, told, now)) as delivery:
+                    if refresh is not None:
+                        await self._join(target, entry, refresh, keep=True)
                     yield delivery
             case Refuse():
                 self.missing.check(target, request.headers, now)

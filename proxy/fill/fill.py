@@ -81,6 +81,7 @@ class Fill:
         self._waiting: Counter[int] = Counter()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._has_ended = False
         self._follower: Follower | None = None
         """While another process fills."""
         self._ingest: Ingest | None = None
@@ -231,8 +232,8 @@ class Fill:
             self._ingest.stop()
 
     def _close_partials(self) -> None:
-        """Once it is over and nobody reads."""
-        if self.is_over and not self.readers:
+        """Once `run` has ended and nobody reads."""
+        if self._has_ended and not self.readers:
             for partial in (self._partial, self._former):
                 if partial:
                     partial.close()
@@ -282,6 +283,7 @@ class Fill:
                 self._ingest.close()
             if right is not None:
                 right.close()
+            self._has_ended = True
             self._close_partials()
 
     async def _ask(self) -> Begun | None:

@@ -113,7 +113,7 @@ class Janitor:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    # -- for fills: each calls `release` before it closes its partial ---------------------------------------------------
+    # -- for fills: each calls `release` before it closes its partial -------------------------------------------------
 
     async def create(self, key: str, url: str, head: Head) -> Partial:
         """A new partial with room for all of it; evicts for that. Raises OutOfSpace, with nothing evicted."""

@@ -196,7 +196,7 @@ class Store:
         await self.flush()
         return await self._do(self.blobs.records)
 
-    # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed --------------
+    # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed -------------
 
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.commit, partial, entry)
@@ -223,7 +223,7 @@ class Store:
         finally:
             self._hot.forget(key)
 
-    # -- growing bodies: whoever gets a Partial closes it ---------------------------------------------------------------
+    # -- growing bodies: whoever gets a Partial closes it -------------------------------------------------------------
 
     async def create(self, key: str, generation: str) -> Partial:
         return await self._do(self.partials.create, key, generation, unwanted=Partial.close)
