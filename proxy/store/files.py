@@ -24,12 +24,13 @@ def publishing(
     An error leaves the old file, and no other trace. `is_durable`: a power cut leaves the old file or the new one.
     `keep_first`: if `path` is there already, it stays as it is.
     """
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for the owner alone, whatever the umask
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:
         with open(fd, "wb") as file:
             yield file
             file.flush()
-            os.fchmod(fd, mode)
+            if mode != 0o600:
+                os.fchmod(fd, mode)
             if is_durable:
                 os.fsync(fd)
         if keep_first:

@@ -117,8 +117,7 @@ class Store:
         """
         hot = self._hot.get(entry.key)
         try:
-            is_hot = hot is not None and hot.entry is entry
-            fd = os.dup(hot.fd) if hot and is_hot else os.open(self.blobs.path(entry), os.O_RDONLY)
+            fd = os.dup(hot.fd) if hot and hot.entry is entry else os.open(self.blobs.path(entry), os.O_RDONLY)
         except OSError as error:
             raise store_error(f"the stored body of {entry.url} cannot be opened", error) from error
         body = StoredBody(entry, fd, self._reading.discard)
