@@ -160,23 +160,25 @@ def test_the_hot_table_closes_what_leaves_it(tmp_path):
     assert not open_files(tmp_path)
 
 
-async def test_a_call_that_is_cancelled_leaves_nothing_open(opened, tmp_path):
+@pytest.mark.parametrize("call", ["lookup", "resume", "peek"])
+async def test_a_call_that_is_cancelled_leaves_nothing_open(opened, tmp_path, call):
     async with opened() as store:
-        await put(store, "x", BODY)
-        with contextlib.closing(await store.create(key("y"), "g1")) as partial:
-            await store.save(partial, record("y", partial, Head((), 1000, "g1")))
-        gate = threading.Event()
-        busy = asyncio.create_task(store._do(gate.wait))
-        waiting = [store.lookup(key("x")), store.resume(key("y")), store.peek(key("y")), store.create(key("z"), "g1")]
-        calls = [asyncio.create_task(each) for each in waiting]
-        await asyncio.sleep(0)  # now all of them wait for the thread
-        for call in calls:
-            call.cancel()
-        await asyncio.wait(calls)
-        gate.set()
-        await busy
-        await store.survey()  # comes after them
-        assert (tmp_path / "cache" / "partial" / f"{key('z')}.g1.part").exists()
+        page = store.blobs.sidecars.path(await put(store, "x", BODY))
+        if call != "lookup":
+            with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+                await store.save(partial, record("x", partial, Head((), 1000, "g1")))
+                page = partial.path.with_suffix(".json")
+        text = page.read_bytes()
+        page.unlink()
+        os.mkfifo(page)  # whoever reads it waits for us
+        calling = asyncio.create_task(getattr(store, call)(key("x")))
+        with await asyncio.to_thread(open, page, "wb") as file:
+            calling.cancel()
+            await asyncio.wait([calling])
+            file.write(text)
+        page.unlink()
+        await store.clear_damaged()  # the thread does it after the call
+        assert calling.cancelled()
         assert not open_files(tmp_path / "cache")
 
 
