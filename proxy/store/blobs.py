@@ -192,7 +192,6 @@ class Blobs:
         return [Record(entry, usage) for entry, usage in self._current_index().records()]
 
     def count(self, uses: Mapping[str, Usage]) -> None:
-        """Add `uses`, by key, to those on record."""
         self._current_index().count(uses)
 
     def candidates(self, in_use: set[str]) -> list[Candidate]:

@@ -16,19 +16,23 @@ MAKE_ROOM = "make room: fetchonce prune, fetchonce rm URL"
 
 
 @contextlib.contextmanager
-def publishing(path: Path, mode: int = 0o600, *, keep_first: bool = False) -> Iterator[BinaryIO]:
-    """A file to write. It gets its name when the block ends, whole and synced: no reader ever sees a part of it.
+def publishing(
+    path: Path, mode: int = 0o600, *, is_durable: bool = True, keep_first: bool = False
+) -> Iterator[BinaryIO]:
+    """A file to write. It gets its name when the block ends, and is whole then: no reader ever sees a part of it.
 
-    A power cut leaves the old file or the new one. An error leaves the old one, and no other trace.
+    An error leaves the old file, and no other trace. `is_durable`: a power cut leaves the old file or the new one.
     `keep_first`: if `path` is there already, it stays as it is.
     """
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for the owner alone, whatever the umask
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:
         with open(fd, "wb") as file:
             yield file
             file.flush()
-            os.fchmod(fd, mode)
-            os.fsync(fd)
+            if mode != 0o600:
+                os.fchmod(fd, mode)
+            if is_durable:
+                os.fsync(fd)
         if keep_first:
             with contextlib.suppress(FileExistsError):
                 os.link(name, path)
@@ -39,12 +43,13 @@ def publishing(path: Path, mode: int = 0o600, *, keep_first: bool = False) -> It
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    sync_directory(path.parent)
+    if is_durable:
+        sync_directory(path.parent)
 
 
-def publish(path: Path, content: bytes, mode: int = 0o600, *, keep_first: bool = False) -> None:
-    """Write `content` to `path` in one step."""
-    with publishing(path, mode, keep_first=keep_first) as file:
+def publish(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write `content` to `path` in one durable step."""
+    with publishing(path, mode) as file:
         file.write(content)
 
 

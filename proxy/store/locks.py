@@ -7,7 +7,6 @@ before its removal would lock a file that nobody else can find. Everything here 
 import fcntl
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 LOOKS = 100
@@ -42,7 +41,7 @@ class Lock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -8,7 +8,7 @@ import functools
 import secrets
 from pathlib import Path
 
-from .files import publish
+from .files import publishing
 
 
 @functools.cache
@@ -18,7 +18,9 @@ def pseudonym(cache_dir: Path) -> str:
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            publish(path, drawn.encode(), keep_first=True)  # another process may be drawing one too
+            # The first name stays: another process may be drawing one too.
+            with publishing(path, is_durable=False, keep_first=True) as file:
+                file.write(drawn.encode())
         return f"fetchonce-{path.read_text('ascii')}"
     except (OSError, UnicodeDecodeError):
         return f"fetchonce-{drawn}"

@@ -34,7 +34,7 @@ def announced(cache_dir: Path, listen: Sequence[str], own: str) -> Iterator[None
     path = cache_dir / "servers" / str(os.getpid())
     path.parent.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with publishing(path) as file:
+        with publishing(path, is_durable=False) as file:
             # Locked before it has its name: a file that is not locked yet would be taken for a dead server's.
             stack.enter_context(Lock.of_file(file.fileno()))
             file.write(json.dumps(asdict(ServerRecord(os.getpid(), tuple(listen), own))).encode())

@@ -117,8 +117,7 @@ class Store:
         """
         hot = self._hot.get(entry.key)
         try:
-            is_hot = hot is not None and hot.entry is entry
-            fd = os.dup(hot.fd) if hot and is_hot else os.open(self.blobs.path(entry), os.O_RDONLY)
+            fd = os.dup(hot.fd) if hot and hot.entry is entry else os.open(self.blobs.path(entry), os.O_RDONLY)
         except OSError as error:
             raise store_error(f"the stored body of {entry.url} cannot be opened", error) from error
         body = StoredBody(entry, fd, self._reading.discard)
@@ -196,7 +195,7 @@ class Store:
         await self.flush()
         return await self._do(self.blobs.records)
 
-    # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed --------------
+    # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed -------------
 
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.commit, partial, entry)
@@ -223,7 +222,7 @@ class Store:
         finally:
             self._hot.forget(key)
 
-    # -- growing bodies: whoever gets a Partial closes it ------------------------------------------------------------
+    # -- growing bodies: whoever gets a Partial closes it -------------------------------------------------------------
 
     async def create(self, key: str, generation: str) -> Partial:
         return await self._do(self.partials.create, key, generation, unwanted=Partial.close)

@@ -1,4 +1,4 @@
-"""The limits of the cache: what goes, when, and what stays whoever wants space."""
+"""The limits of the cache: what is evicted, when, and what always stays."""
 
 import asyncio
 import contextlib
@@ -107,7 +107,7 @@ async def test_a_hot_body_that_nobody_reads_may_go_and_its_descriptor_with_it(op
         assert not deleted_blobs(tmp_path)
 
 
-async def test_what_cannot_be_fitted_in_costs_nobody_his_place(opened):
+async def test_what_does_not_fit_in_evicts_nothing(opened):
     async with opened(2 * SIZE) as (store, janitor):
         await fill(janitor, "a")
         await store.pin(key("a"))
@@ -135,14 +135,14 @@ async def test_what_running_fills_will_write_counts(opened):
 async def test_what_other_processes_will_write_counts(opened):
     async with opened(2 * SIZE) as (one, leader), opened(2 * SIZE) as (other, janitor):
         lock = one.try_lock(key("a"))
-        first = await begin(leader, "a", 2 * SIZE)  # no validator, no durable page: no matter
+        first = await begin(leader, "a", 2 * SIZE)  # it has no durable page, for want of a validator
         first.write(0, memoryview(body("a")))
         first.extents.add(0, SIZE)
         first.tell(first.extents)
         with pytest.raises(OutOfSpace):
             await begin(janitor, "b", 1)
         assert (await other.survey()).bodies == ()
-        lock.close()  # as its process's death does it: it will write no more
+        lock.close()  # as if its process had died: it will write no more
         second = await begin(janitor, "b")
         with pytest.raises(OutOfSpace):
             await begin(janitor, "c", 1)
@@ -156,7 +156,7 @@ async def test_what_other_processes_will_write_counts_on_the_file_system_too(ope
         first = await begin(leader, "a", free // 2)
         with pytest.raises(OutOfSpace, match="min_free"):
             await begin(janitor, "b", free // 4 * 3)
-        leader.release(first)  # it ended in another way, and still has the right
+        leader.release(first)  # the fill is over, and the lock is still held
         await begin(janitor, "b", free // 4 * 3)
         lock.close()
 
@@ -224,7 +224,7 @@ async def test_min_free_is_kept_but_never_more_than_a_tenth(opened):
         with pytest.raises(OutOfSpace, match="cache.min_free keeps"):
             await begin(janitor, "a", size)
         await put(store, "b", body("b"))
-        await begin(janitor, "c", None)  # not known: as many as come
+        await begin(janitor, "c", None)  # the length is unknown
     assert janitor.limits.min_free == 2**62
 
 
@@ -266,7 +266,7 @@ async def test_what_another_process_has_stored_since_counts_at_once(opened):
         assert len(await stored(store)) == 3
 
 
-async def test_what_another_process_removed_is_let_go(opened, tmp_path):
+async def test_what_another_process_removed_is_closed(opened, tmp_path):
     async with opened() as (one, janitor), opened() as (other, _):
         await put(one, "a", body("a"))
         await one.lookup(key("a"))
@@ -315,7 +315,7 @@ async def test_a_pin_outlives_refresh_and_new_generation_and_is_undone(opened):
         entry = await put(store, "a", body("a"))
         assert (await other.pin(key("a"))).pinned
         assert (await store.lookup(key("a"))).pinned
-        assert (await store.refresh(entry)).pinned  # by one who did not know
+        assert (await store.refresh(entry)).pinned  # whose entry has no pin
         assert (await put(store, "a", b"new", "g2", 2.0)).pinned
         assert not (await store.pin(key("a"), False)).pinned
         assert not (await other.lookup(key("a"))).pinned
@@ -349,7 +349,7 @@ async def test_a_body_larger_than_the_cache_is_passed_on_and_the_log_says_what_t
     assert not [path for path in (proxy.cache_dir / "partial").iterdir()]
 
 
-async def test_two_servers_on_one_directory_do_not_promise_the_same_room(origin, proxy_factory, tmp_path):
+async def test_two_servers_on_one_directory_do_not_reserve_the_same_room(origin, proxy_factory, tmp_path):
     one, other = (proxy_factory("--max-size", "250KB", cache_dir=tmp_path / "cache") for _ in range(2))
     origin.body("/a", b"a" * 200_000).stall_at(10_000)
     origin.body("/b", b"b" * 200_000).headers(cache_control=FRESH)
@@ -361,7 +361,7 @@ async def test_two_servers_on_one_directory_do_not_promise_the_same_room(origin,
         assert await growing.rest() == b"a" * 190_000
     await one.wait_log("fill.complete")
     assert (await other.get("/u/b")).body == b"b" * 200_000
-    assert (await one.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504  # it was whole, and went for b
+    assert (await one.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504  # stored, and evicted for b
 
 
 async def test_a_reload_changes_the_limit(origin, proxy_factory):
@@ -383,7 +383,7 @@ def test_sizes_for_people(count, text):
 
 
 def deleted_blobs(tmp_path):
-    """Bodies under tmp_path that are gone and still open in this process."""
+    """Bodies under tmp_path that are removed and still open in this process."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -20,6 +20,8 @@ import pytest
 from proxy.errors import ConfigError, StoreError
 from proxy.rules.digests import Digest
 from proxy.rules.entry import Entry, Head
+from proxy.rules.pieces import Slice
+from proxy.store.hot import HOT_ENTRIES, HotTable, OpenEntry
 from proxy.store.index import Index
 from proxy.store.partial import PartialRecord
 from proxy.store.store import Store
@@ -118,6 +120,68 @@ async def test_a_new_generation_takes_the_place_and_an_old_reader_reads_on(opene
         assert len([name for name in files(tmp_path) if name.startswith("blobs")]) == 2
 
 
+async def test_a_stored_body_is_one_slice_of_its_file_and_in_use_until_it_is_closed(opened, tmp_path):
+    async with opened() as store:
+        entry = await put(store, "x", BODY)
+        with store.open(entry) as body:
+            assert await body.wait_length() == len(BODY)
+            for start, end, expected in [(0, None, (0, len(BODY))), (10, 20, (10, 20)), (10, 2**40, (10, len(BODY)))]:
+                assert [piece async for piece in body.pieces(start, end)] == [Slice(body.fd, *expected)]
+            assert [piece async for piece in body.pieces(len(BODY), None)] == []
+            with store.open(entry) as other:
+                assert other.fd != body.fd
+            assert store.in_use() == {entry.digest}
+        assert store.in_use() == set()
+        assert not open_files(tmp_path / "cache")
+        body.close()  # a second time, to no effect
+
+
+def test_the_hot_table_closes_what_leaves_it(tmp_path):
+    def row(name):
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        stat = path.stat()
+        fd = os.open(path, os.O_RDONLY)
+        return OpenEntry(entry_of(name, b"x"), fd, str(path), (stat.st_ino, stat.st_mtime_ns))
+
+    table = HotTable()
+    for number in range(HOT_ENTRIES):
+        table.put(row(f"{number}"))
+    assert table.get(key("0")).is_current()
+    table.put(row("another"))
+    assert table.get(key("1")) is None  # the least recently used one
+    table.put(row("0"))
+    assert len(open_files(tmp_path)) == HOT_ENTRIES
+    (tmp_path / "2").unlink()
+    table.forget_stale()
+    table.forget(key("3"))
+    assert len(open_files(tmp_path)) == HOT_ENTRIES - 2
+    table.clear()
+    assert not open_files(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["lookup", "resume", "peek"])
+async def test_a_call_that_is_cancelled_leaves_nothing_open(opened, tmp_path, call):
+    async with opened() as store:
+        page = store.blobs.sidecars.path(await put(store, "x", BODY))
+        if call != "lookup":
+            with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+                await store.save(partial, record("x", partial, Head((), 1000, "g1")))
+                page = partial.path.with_suffix(".json")
+        text = page.read_bytes()
+        page.unlink()
+        os.mkfifo(page)  # whoever reads it waits for us
+        calling = asyncio.create_task(getattr(store, call)(key("x")))
+        with await asyncio.to_thread(open, page, "wb") as file:
+            calling.cancel()
+            await asyncio.wait([calling])
+            file.write(text)
+        page.unlink()
+        await store.clear_damaged()  # the thread does it after the call
+        assert calling.cancelled()
+        assert not open_files(tmp_path / "cache")
+
+
 async def test_equal_bodies_are_one_blob_that_goes_with_its_last_url(opened, tmp_path):
     async with opened() as store:
         await put(store, "x", BODY)
@@ -156,7 +220,7 @@ async def test_what_was_found_by_its_digest_is_open_and_can_be_read_when_it_is_g
     async with opened() as one, opened() as other:
         await put(one, "w", BODY)
         await put(one, "x", BODY)
-        await one.find(Digest("sha512", hashlib.sha512(BODY).hexdigest()), key("x"))  # computes it, for x alone
+        await one.find(Digest("sha512", hashlib.sha512(BODY).hexdigest()), key("x"))  # computed and kept for x alone
         found = await one.find(digest, key("y"))
         for name in "wx":
             await other.remove(key(name))
@@ -203,7 +267,7 @@ async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
         assert {record.entry.url for record in await store.records()} == {"http://a/x", "http://a/y"}
 
 
-async def test_who_had_the_index_open_that_another_process_rebuilt_goes_on_in_the_new_one(opened, tmp_path):
+async def test_a_store_whose_index_another_process_rebuilt_goes_on_in_the_new_one(opened, tmp_path):
     script = """
 import asyncio, sys
 from pathlib import Path
@@ -245,7 +309,7 @@ async def test_a_crash_between_two_generations_leaves_the_newer_one(opened, tmp_
         await put(store, "x", BODY)
         sidecars = {path: path.read_bytes() for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.is_file()}
         await put(store, "x", b"new", "g2", 2.0)
-    for path, data in sidecars.items():  # the old generation's files are back, as if never removed
+    for path, data in sidecars.items():  # as if the old generation's files had never been removed
         path.write_bytes(data)
     async with opened() as store:
         assert await content(store, "x") == b"new"
@@ -307,7 +371,7 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
 
 
 async def killed_in_a_commit(store):
-    """x has an old body, and a new one whose commit ended between the sidecar and the blob. Returns the part."""
+    """x has an old body, and a new one whose commit was killed between sidecar and blob. Returns the .part."""
     old = await put(store, "x", b"old")
     before = {path: path.read_bytes() for path in store.blobs.directory.glob("*/*")}
     new = await put(store, "x", BODY, "g2", 2.0)
@@ -360,7 +424,7 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         partial = await store.create(key("x"), "g2")
         partial.write(0, memoryview(BODY))
         entry = entry_of("x", BODY, "g2", 2.0)
-        # A directory in the place of the sidecar: as good as a disk that is full just then.
+        # A directory in the place of the sidecar makes its write fail, as a full disk would.
         obstacle = store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
         obstacle.mkdir(parents=True)
         with pytest.raises(StoreError):
@@ -442,7 +506,7 @@ async def test_a_partial_shorter_than_it_says_is_not_trusted(opened):
         assert await store.resume(key("x")) is None
 
 
-async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
+async def test_a_lock_dies_with_its_process(opened, tmp_path):
     async with opened() as store:
         holder = subprocess.Popen(
             [
@@ -463,7 +527,7 @@ async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
         lock.close()
 
 
-async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
+async def test_looking_at_a_lock_keeps_nobody_from_taking_it(opened):
     async with opened() as one, opened() as other:
         assert not one.is_locked("abc")
         assert not (one.locks / "abc").exists()
@@ -486,7 +550,7 @@ async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
             await asyncio.gather(*looking)
 
 
-async def test_who_was_stopped_while_he_looked_at_a_right_stops_nobody(opened):
+async def test_a_process_stopped_while_it_looks_at_a_lock_counts_as_holding_it(opened):
     async with opened() as store:
         store.try_lock("abc").close()
         with open(store.locks / "abc") as looking:
@@ -496,7 +560,7 @@ async def test_who_was_stopped_while_he_looked_at_a_right_stops_nobody(opened):
 
 
 async def test_a_read_only_directory_is_told_at_the_start(tmp_path):
-    # Nothing of a real file system is read-only to root.
+    # To root, no directory of an ordinary file system is read-only.
     folder = Path("/sys/kernel") if os.geteuid() == 0 else tmp_path / "parent"
     if not folder.exists():
         folder.mkdir(mode=0o500)
