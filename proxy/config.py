@@ -6,7 +6,6 @@ A value is checked once, here; every other room gets frozen Settings and trusts 
 
 import difflib
 import itertools
-import math
 import netrc
 import os
 import re
@@ -21,11 +20,13 @@ from urllib.parse import unquote
 
 import msgspec
 import platformdirs
+from msgspec.structs import replace
 
 from .errors import ConfigError
 from .rules.access import Access
 from .rules.entry import Headers
 from .rules.mirrors import Mirror, allowed_host, is_valid_name
+from .rules.units import Duration, Size, parse_duration, parse_size
 
 SHIPPED = next(
     (path for path in (Path(__file__).parent / "shipped", Path(__file__).parent.parent / "config") if path.is_dir()),
@@ -43,40 +44,6 @@ OURS = frozenset(
     | {"proxy-authorization"}
 )
 """Fields of a request to upstream that no mirror's `headers` may hold."""
-
-
-class Duration(float):
-    """Seconds. Written "10s", "5m", "2h", "30d", or a number of seconds."""
-
-
-class Size(int):
-    """Bytes. Written "64KB", "2GB" (powers of 1000), "1GiB" (powers of 1024), or a number of bytes."""
-
-
-SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4} | {
-    "Ki": 1024,
-    "Mi": 1024**2,
-    "Gi": 1024**3,
-    "Ti": 1024**4,
-}
-
-
-def duration(value: object) -> Duration:
-    """Raises ValueError with what was expected."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", str(value).strip())
-    if not match or isinstance(value, bool):
-        raise ValueError(f'{value!r}: expected a duration such as "30s", "10m" or "1d"')
-    return Duration(float(match[1]) * SECONDS[match[2] or "s"])
-
-
-def size(value: object) -> Size:
-    """Raises ValueError with what was expected."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?|)B?", str(value).strip(), re.IGNORECASE)
-    unit = match[2] if match else ""
-    if not match or isinstance(value, bool):
-        raise ValueError(f'{value!r}: expected a size such as "500MB", "50GB" or "1GiB"')
-    return Size(math.floor(float(match[1]) * BYTES[unit[:1].upper() + unit[1:].lower()]))
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -229,7 +196,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     for index, section in enumerate(file.mirror):
         tables[section.name] = (main if index < len(file.mirror) - given else Path("command line"), section)
     return Settings(
-        file=file,
+        file=replace(file, mirror=tuple(section for _, section in tables.values())),
         access=access,
         mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
         sources=tuple(map(str, sources)),
@@ -274,7 +241,7 @@ def _convert(document: dict[str, Any], place: Callable[[list[str | int], str], s
 
 
 def _decode(kind: type, value: object) -> object:
-    return duration(value) if kind is Duration else size(value)
+    return parse_duration(value) if kind is Duration else parse_size(value)
 
 
 def _explain(message: str) -> tuple[list[str | int], str]:

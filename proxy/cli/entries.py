@@ -201,6 +201,3 @@ def _partial(record: PartialRecord) -> dict[str, Any]:
         "length": record.head.length,
         "headers": record.head.headers,
     }
-
-
-COMMANDS = [ls, show, rm, url]

@@ -1,15 +1,13 @@
 """fetchonce prefetch: bring URLs into the cache, through the running server if there is one."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
 import click
-import httpx
 from rich.progress import TaskID
 
 from ..config import Settings
@@ -18,32 +16,22 @@ from ..gateway import Gateway
 from ..prefetch import Progress
 from ..prefetch import prefetch as fetch
 from ..rules.digests import Digest
-from ..store.servers import Presence, client_of, running
-from .common import (
-    age_text,
-    as_proxy_errors,
-    bare,
-    json_option,
-    leave,
-    print_json,
-    progress_bars,
-    say_beside,
-    settings_options,
-    size_text,
-    url_text,
-)
+from ..store.servers import Presence, running
+from ..upstream.local import LocalServer
+from .bars import progress_bars, say_beside
+from .common import age_text, bare, json_option, leave, print_json, settings_options, size_text, url_text
 
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
 
 class Wanted(NamedTuple):
-    """What is asked for besides the URLs."""
+    """What the options ask for; it holds for every URL."""
 
     digest: Digest | None
     pin: bool
 
 
-@click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
+@click.command()
 @click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
 @click.option("--digest", "digest_text", metavar="ALG:HEX", help="What the one URL must have: sha256:... or sha512:...")
@@ -55,8 +43,8 @@ def prefetch(
 ) -> None:
     """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
 
-    What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
-    that its clients share it.
+    A stored object that is fresh is not fetched again. If a server runs on the same cache directory, it does the
+    fetching, and its clients share it.
     """
     digest = Digest.parse(digest_text) if digest_text is not None else None
     if digest_text is not None and digest is None:
@@ -79,7 +67,7 @@ def prefetch(
 async def run(
     settings: Settings, servers: list[Presence], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
 ) -> list[Progress]:
-    """The last step of each URL, in their order. Raises no ProxyError for a single one."""
+    """The last step of each URL, in the order of `urls`. A URL that fails is a step too, not an error."""
     places = asyncio.Semaphore(jobs)
     bars = progress_bars(quiet)
     say = partial(say_beside, bars, quiet)
@@ -100,7 +88,7 @@ async def run(
                         bars.update(bar, completed=step["bytes"], total=step["length"])
             if step is None or step["state"] in ("asking", "streaming"):
                 step = {**(step or _nothing(url)), "state": "failed", "message": "the server went away"}
-            say(_told(step, time.monotonic() - started))
+            say(_result_text(step, time.monotonic() - started))
             return step
 
     async with _steps(settings, servers, wanted) as steps:
@@ -110,10 +98,10 @@ async def run(
 
 @asynccontextmanager
 async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) -> AsyncIterator[Steps]:
-    """How to fetch one URL: by the first of the servers, else in this process."""
+    """How to fetch one URL: through the first of `servers`, or in this process if there is none."""
     if servers:
-        async with client_of(servers[0].own, settings.access.token, httpx.AsyncClient) as client:
-            yield partial(_through_server, client, servers[0].own, wanted)
+        async with LocalServer(servers[0].own, settings.access.token) as server:
+            yield partial(_through_server, server, wanted)
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()
@@ -123,22 +111,12 @@ async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) ->
         await gateway.close()
 
 
-async def _through_server(
-    client: httpx.AsyncClient, address: str, wanted: Wanted, url: str
-) -> AsyncGenerator[Progress]:
-    # Until an upstream answers nothing comes; how long that may take is the server's to judge.
-    patience = httpx.Timeout(10, read=None)
-    asked = {"url": url, "digest": str(wanted.digest) if wanted.digest else None, "pin": wanted.pin}
+async def _through_server(server: LocalServer, wanted: Wanted, url: str) -> AsyncGenerator[Progress]:
+    request = {"url": url, "digest": str(wanted.digest) if wanted.digest else None, "pin": wanted.pin}
     try:
-        with as_proxy_errors(address):
-            async with client.stream("POST", "/-/api/prefetch", json=asked, timeout=patience) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise ProxyError(f"the server on {address} answered {response.status_code}: {response.text}")
-                # A server that goes away leaves out the last step, and that says it.
-                with suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                    async for line in response.aiter_lines():
-                        yield json.loads(line)
+        async with aclosing(server.post_lines("/-/api/prefetch", request)) as steps:
+            async for step in steps:
+                yield step
     except ProxyError as error:
         yield {**_nothing(url), "state": "failed", "message": error.message}
 
@@ -147,12 +125,9 @@ def _nothing(url: str) -> Progress:
     return {"url": url, "state": "asking", "bytes": 0, "length": None, "digest": None, "message": None}
 
 
-def _told(step: Progress, seconds: float) -> str:
+def _result_text(step: Progress, seconds: float) -> str:
     if step["state"] == "failed":
         return f"failed   {step['url']}: {step['message']}"
     if step["state"] == "cached":
         return f"cached   {step['url']} ({size_text(step['bytes'])})"
     return f"stored   {step['url']} ({size_text(step['bytes'])} in {age_text(seconds)}, {step['digest']})"
-
-
-COMMANDS = [prefetch]

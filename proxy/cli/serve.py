@@ -30,7 +30,7 @@ from ..store.servers import announced
 from .common import base_url, leave
 
 
-@click.command(short_help="Run the proxy (the default command).")
+@click.command()
 @click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG].")
 @click.option(
     "--listen", multiple=True, metavar="[https://]HOST:PORT|unix:PATH", help="Where to listen [127.0.0.1:8642]."
@@ -249,6 +249,3 @@ def refuse_network(address: str, settings: Settings) -> None:
         'clients = ["127.0.0.0/8", "::1", "192.168.0.0/16"] for networks, or token = "..." for whoever shows that. '
         "or listen on 127.0.0.1, [::1] or unix:PATH"
     )
-
-
-COMMANDS = [serve]

@@ -108,6 +108,3 @@ then, with the daemon of the tool started again:
   Incus, LXD      incus remote add fetchonce {base}/images.linuxcontainers.org --protocol=simplestreams
   Multipass       multipass set local.image.mirror={base}/cloud-images.ubuntu.com
   curl            needs none of this: curl --cacert {ca} {base}/..."""
-
-
-COMMANDS = [tls]
