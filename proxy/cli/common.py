@@ -39,21 +39,21 @@ def url_text(argument: str) -> str:
     return argument.encode(errors="backslashreplace").decode()
 
 
-def resolved(settings: Settings, url: str) -> Target:
+def resolve(settings: Settings, url: str) -> Target:
     """The object that `url` names, in any spelling. Raises RequestError, UnknownMirror."""
-    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, settings))
+    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(without_own_address(url, settings))
 
 
-def bare(url: str, settings: Settings) -> str:
+def without_own_address(url: str, settings: Settings) -> str:
     """`url` without our own address in front: what `fetchonce url` prints is another name of the same object."""
     target = url.encode()
-    for base in bases(settings):
+    for base in own_bases(settings):
         host, _, port = base.partition("://")[2].rpartition(":")
         target = settings.access.own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
     return target.decode()
 
 
-def bases(settings: Settings) -> list[str]:
+def own_bases(settings: Settings) -> list[str]:
     """http(s)://HOST:PORT of each server running on the cache directory, then of each configured address."""
     known = [address for server in running(settings.cache_dir) for address in server.listen]
     return [base_url(each) for each in dict.fromkeys((*known, *settings.file.listen)) if not each.startswith("unix:")]

@@ -19,7 +19,7 @@ from ..rules.digests import Digest
 from ..store.servers import Presence, running
 from ..upstream.local import LocalServer
 from .bars import progress_bars, say_beside
-from .common import age_text, bare, json_option, leave, print_json, settings_options, size_text, url_text
+from .common import age_text, json_option, leave, print_json, settings_options, size_text, url_text, without_own_address
 
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
@@ -77,7 +77,7 @@ async def run(
             started = time.monotonic()
             bar: TaskID | None = None
             step: Progress | None = None
-            async with aclosing(steps(bare(url, settings))) as stream:
+            async with aclosing(steps(without_own_address(url, settings))) as stream:
                 async for step in stream:
                     step["url"] = url
                     if bar is None and step["state"] in ("asking", "streaming"):

@@ -21,10 +21,10 @@ from .common import (
     table,
     url_text,
 )
-from .entries import listed, meant
+from .entries import identify, list_objects
 
 
-def age(text: str) -> float:
+def age_type(text: str) -> float:
     """The type of --older-than."""
     try:
         return parse_duration(text)
@@ -32,7 +32,7 @@ def age(text: str) -> float:
         raise click.BadParameter(str(error)) from error
 
 
-def measure(text: str) -> int:
+def size_type(text: str) -> int:
     """The type of --to-size."""
     try:
         return parse_size(text)
@@ -45,7 +45,7 @@ def measure(text: str) -> int:
 @json_option
 @settings_options
 def pin(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
-    """Keep stored URLs, in any spelling: they are never evicted, nor are their next generations."""
+    """Never evict these stored URLs (in any spelling), nor their next generations."""
     _pin(settings, urls, True, as_json)
 
 
@@ -54,7 +54,7 @@ def pin(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
 @json_option
 @settings_options
 def unpin(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
-    """Let pinned URLs go when space is wanted, like all others."""
+    """Let pinned URLs be evicted again, like all others."""
     _pin(settings, urls, False, as_json)
 
 
@@ -71,11 +71,11 @@ def _pin(settings: Settings, urls: tuple[str, ...], pinned: bool, as_json: bool)
 
 
 async def set_pins(settings: Settings, urls: tuple[str, ...], pinned: bool) -> tuple[list[Entry], list[str]]:
-    """The entries as they are now, and the names of those that are not stored."""
+    """The entries as they are now, and the URLs of those that are not stored."""
     done, unknown = [], []
     async with opened_store(settings) as store:
-        objects = await listed(store)
-        for key, name in dict.fromkeys(meant(settings, objects, url) for url in urls):
+        objects = await list_objects(store)
+        for key, name in dict.fromkeys(identify(settings, objects, url) for url in urls):
             entry = await store.pin(key, pinned)
             if entry:
                 done.append(entry)
@@ -85,15 +85,15 @@ async def set_pins(settings: Settings, urls: tuple[str, ...], pinned: bool) -> t
 
 
 @click.command()
-@click.option("--older-than", type=age, metavar="AGE", help="What was not used for so long, such as 30d.")
-@click.option("--to-size", type=measure, metavar="SIZE", help="Least recently used first, until so much is left.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--older-than", type=age_type, metavar="AGE", help="Remove what was not used for this long, such as 30d.")
+@click.option("--to-size", type=size_type, metavar="SIZE", help="Remove the least recently used until this is left.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 @settings_options
 def prune(settings: Settings, older_than: float | None, to_size: int | None, dry_run: bool, as_json: bool) -> None:
-    """Remove what was not used for long; by default down to cache.max_size. Never what is pinned.
+    """Remove what was not used for long; by default down to cache.max_size. Pinned URLs stay.
 
-    Bodies that were begun and that nobody goes on with count too, and what was found damaged goes in any case.
+    Unfinished bodies that nobody is fetching count too. Bodies found damaged are removed in any case.
     """
     if to_size is None and older_than is None:
         to_size = settings.file.cache.max_size or None
@@ -107,14 +107,13 @@ def prune(settings: Settings, older_than: float | None, to_size: int | None, dry
         [(size_text(each.size), f"used {age_text(now - each.used_at)} ago", each.url) for each in gone],
         right=frozenset({0}),
     )
-    word = "would free" if dry_run else "freed"
-    click.echo(f"{word} {size_text(freed)}")
+    click.echo(f"{'would free' if dry_run else 'freed'} {size_text(freed)}")
 
 
 async def pruned(
     settings: Settings, older_than: float | None, to_size: int | None, dry_run: bool
 ) -> tuple[list[Candidate], int]:
-    """What went (or would), and the bytes that came free."""
+    """What was removed (or would be), and the bytes freed."""
     if not settings.cache_dir.exists():
         return [], 0
     async with opened_store(settings) as store, right_to_evict(store):

@@ -30,12 +30,12 @@ def status(settings: Settings, watch: bool, as_json: bool) -> None:
         print_json(read(settings))
         return
     if not watch:
-        click.echo(drawn(read(settings)))
+        click.echo(as_text(read(settings)))
         return
-    with contextlib.suppress(KeyboardInterrupt), Live(Text(drawn(read(settings))), refresh_per_second=4) as live:
+    with contextlib.suppress(KeyboardInterrupt), Live(Text(as_text(read(settings))), refresh_per_second=4) as live:
         while True:
             time.sleep(WATCH_SECONDS)
-            live.update(Text(drawn(read(settings))))
+            live.update(Text(as_text(read(settings))))
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -56,7 +56,7 @@ async def _read(settings: Settings) -> dict[str, Any]:
     return {"fills": [], "totals": {}, "workers": []}
 
 
-def drawn(whole: dict[str, Any]) -> str:
+def as_text(whole: dict[str, Any]) -> str:
     if not whole["workers"]:
         return "no server runs on this cache directory; start one with: fetchonce serve"
     totals = whole["totals"]

@@ -1,4 +1,4 @@
-"""fetchonce verify: are the stored bodies still what they were? With and without a running server."""
+"""fetchonce verify: do the stored bodies still match their digests? With and without a running server."""
 
 import asyncio
 import hashlib
@@ -15,14 +15,14 @@ from ..rules.entry import Entry
 from ..store.store import Store
 from .bars import progress_bars, say_beside
 from .common import json_option, opened_store, print_json, settings_options, size_text, url_text
-from .entries import listed, meant
+from .entries import identify, list_objects
 
 READ_BYTES = 4 * 1024**2
 
 
 @click.command()
 @click.argument("urls", nargs=-1, type=url_text, metavar="[URL...]")
-@click.option("--repair", is_flag=True, help="Move damaged ones aside: the next request fetches them anew.")
+@click.option("--repair", is_flag=True, help="Move damaged ones aside: the next request fetches them again.")
 @json_option
 @settings_options
 def verify(settings: Settings, urls: tuple[str, ...], repair: bool, as_json: bool) -> None:
@@ -46,15 +46,15 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
     async with opened_store(settings) as store:
         entries = [record.entry for record in await store.records()]
         if urls:
-            objects = await listed(store)
-            wanted = dict(meant(settings, objects, url) for url in urls)
+            objects = await list_objects(store)
+            wanted = dict(identify(settings, objects, url) for url in urls)
             stored = {entry.key for entry in entries}
             results = [
                 _result(name, None, "missing", "it is not stored") for key, name in wanted.items() if key not in stored
             ]
             entries = [entry for entry in entries if entry.key in wanted]
         else:
-            # What did not fit at first sight was moved aside when the store was opened.
+            # Opening the store moved aside the bodies whose size was wrong.
             results = [_result(name, None, "damaged", f"{why}; moved aside") for name, why in store.blobs.was_damaged]
         blobs: dict[str, list[Entry]] = {}
         for entry in sorted(entries, key=lambda entry: entry.url):
@@ -67,9 +67,10 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
         with bar:
             task = bar.add_task("verifying", total=sum(same[0].size for same in blobs.values()))
             for same in blobs.values():
-                why = await asyncio.to_thread(damage, store, same[0], lambda count: bar.advance(task, count))
+                why = await asyncio.to_thread(find_damage, store, same[0], lambda count: bar.advance(task, count))
                 if why:
-                    same = [entry for entry in same if store.blobs.has(entry)]  # else removed or replaced while we read
+                    # The others were removed or replaced while we read.
+                    same = [entry for entry in same if store.blobs.has(entry)]
                 if why and repair and same:
                     await store.set_aside(same[0], why)
                     why += f"; moved to {store.blobs.damaged}"
@@ -79,8 +80,8 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
     return results
 
 
-def damage(store: Store, entry: Entry, advance: Callable[[int], object]) -> str | None:
-    """In a thread: what is wrong with the body of `entry`; None if nothing is."""
+def find_damage(store: Store, entry: Entry, advance: Callable[[int], object]) -> str | None:
+    """What is wrong with the body of `entry`; None if nothing. Runs in a thread and reports each chunk to `advance`."""
     state = hashlib.sha256()
     count = 0
     try:
@@ -90,7 +91,7 @@ def damage(store: Store, entry: Entry, advance: Callable[[int], object]) -> str 
                 count += len(data)
                 advance(len(data))
             if hasattr(os, "posix_fadvise"):
-                # Read once and not wanted again: the page cache is the readers'.
+                # We read it only once. The page cache belongs to what clients read.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     except FileNotFoundError:
         return "its body is gone"
