@@ -181,7 +181,7 @@ class Serve:
         return self._reload(lambda fresh: MirrorTable(fresh.mirrors, fresh.file.access.allow_hosts))
 
     def _reload(self, take: Callable[[Settings], object], *, is_worker: bool = False) -> bool:
-        """Read the settings again and give them to `take`, which may raise ConfigError. Whether they are in force now."""
+        """Read the settings again and give them to `take`. False if one of the two finds them wrong."""
         try:
             fresh, unchanged = as_running(self._read_settings(), self._settings)
             fresh_certificate = certificate(fresh)
