@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 from rich.progress import TaskID
@@ -24,37 +24,39 @@ from .common import age_text, json_option, leave, print_json, settings_options, 
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
 
-class Wanted(NamedTuple):
-    """What the options ask for; it holds for every URL."""
-
+class Options(NamedTuple):
+    jobs: int
     digest: Digest | None
     pin: bool
+
+
+def digest_type(text: str) -> Digest:
+    """The type of --digest."""
+    digest = Digest.parse(text)
+    if digest is None:
+        raise click.UsageError(f'--digest "{text}": expected sha256: and 64 hex digits, or sha512: and 128')
+    return digest
 
 
 @click.command()
 @click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
-@click.option("--digest", "digest_text", metavar="ALG:HEX", help="What the one URL must have: sha256:... or sha512:...")
+@click.option("--digest", type=digest_type, metavar="ALG:HEX", help="Expected of the one URL: sha256:... or sha512:...")
 @click.option("--pin", is_flag=True, help="Keep them from being evicted; fetchonce unpin undoes it.")
 @json_option
 @settings_options
-def prefetch(
-    settings: Settings, urls: tuple[str, ...], jobs: int, digest_text: str | None, pin: bool, as_json: bool
-) -> None:
+def prefetch(settings: Settings, urls: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
 
     A stored object that is fresh is not fetched again. If a server runs on the same cache directory, it does the
     fetching, and its clients share it.
     """
-    digest = Digest.parse(digest_text) if digest_text is not None else None
-    if digest_text is not None and digest is None:
-        raise click.UsageError(f'--digest "{digest_text}": expected sha256: and 64 hex digits, or sha512: and 128')
-    if digest and len(urls) > 1:
+    options = Options(**given)
+    if options.digest and len(urls) > 1:
         raise click.UsageError("--digest is for one URL; of several, each can be given as /sha256:HEX/HOST/PATH")
     servers = running(settings.cache_dir)
     try:
-        wanted = Wanted(digest, pin)
-        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, wanted, quiet=as_json))
+        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), options, quiet=as_json))
     except KeyboardInterrupt:
         kept = "the server goes on fetching" if servers else "what came is kept, and the next prefetch goes on with it"
         click.echo(f"stopped; {kept}", err=True)
@@ -65,10 +67,10 @@ def prefetch(
 
 
 async def run(
-    settings: Settings, servers: list[Presence], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
+    settings: Settings, servers: list[Presence], urls: list[str], options: Options, *, quiet: bool
 ) -> list[Progress]:
     """The last step of each URL, in the order of `urls`. A URL that fails is a step too, not an error."""
-    places = asyncio.Semaphore(jobs)
+    places = asyncio.Semaphore(options.jobs)
     bars = progress_bars(quiet)
     say = partial(say_beside, bars, quiet)
 
@@ -91,28 +93,28 @@ async def run(
             say(_result_text(step, time.monotonic() - started))
             return step
 
-    async with _steps(settings, servers, wanted) as steps:
+    async with _steps(settings, servers, options) as steps:
         with bars:
             return await asyncio.gather(*(one(url, steps) for url in urls))
 
 
 @asynccontextmanager
-async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) -> AsyncIterator[Steps]:
+async def _steps(settings: Settings, servers: list[Presence], options: Options) -> AsyncIterator[Steps]:
     """How to fetch one URL: through the first of `servers`, or in this process if there is none."""
     if servers:
         async with LocalServer(servers[0].own, settings.access.token) as server:
-            yield partial(_through_server, server, wanted)
+            yield partial(_through_server, server, options)
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()
     try:
-        yield partial(fetch, gateway, digest=wanted.digest, pin=wanted.pin)
+        yield partial(fetch, gateway, digest=options.digest, pin=options.pin)
     finally:
         await gateway.close()
 
 
-async def _through_server(server: LocalServer, wanted: Wanted, url: str) -> AsyncGenerator[Progress]:
-    request = {"url": url, "digest": str(wanted.digest) if wanted.digest else None, "pin": wanted.pin}
+async def _through_server(server: LocalServer, options: Options, url: str) -> AsyncGenerator[Progress]:
+    request = {"url": url, "digest": str(options.digest) if options.digest else None, "pin": options.pin}
     try:
         async with aclosing(server.post_lines("/-/api/prefetch", request)) as steps:
             async for step in steps:

@@ -29,6 +29,15 @@ from ..serving.tls import Context, certificate
 from ..store.servers import announced
 from .common import base_url, leave
 
+SETS = {
+    "cache_dir": ("cache", "dir"),
+    "max_size": ("cache", "max_size"),
+    "allow": ("access", "allow_hosts"),
+    "workers": ("server", "workers"),
+    "log_level": ("log", "level"),
+}
+"""Section and key that an option sets."""
+
 
 @click.command()
 @click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG].")
@@ -42,30 +51,14 @@ from .common import base_url, leave
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many processes serve [1].")
 @click.option("--offline", is_flag=True, help="Never ask upstream; serve what is stored, at any age.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
-def serve(
-    config: str | None,
-    listen: tuple[str, ...],
-    cache_dir: str | None,
-    max_size: str | None,
-    allow: tuple[str, ...],
-    mirror: tuple[str, ...],
-    workers: int | None,
-    offline: bool,
-    log_level: str | None,
-) -> None:
+def serve(config: str | None, offline: bool, **options: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C. SIGHUP reads the configuration again."""
-    overrides: dict[str, Any] = {}
-    if listen:
-        overrides["listen"] = list(listen)
-    if cache := {key: value for key, value in (("dir", cache_dir), ("max_size", max_size)) if value}:
-        overrides["cache"] = cache
-    if log_level:
-        overrides["log"] = {"level": log_level}
-    if allow:
-        overrides["access"] = {"allow_hosts": list(allow)}
-    if workers:
-        overrides["server"] = {"workers": workers}
-    overrides["mirror"] = [mirror_table(text) for text in mirror]
+    overrides: dict[str, Any] = {"mirror": [mirror_table(text) for text in options["mirror"]]}
+    if options["listen"]:
+        overrides["listen"] = options["listen"]
+    for option, (section, key) in SETS.items():
+        if options[option]:
+            overrides.setdefault(section, {})[key] = options[option]
     leave(Serve(partial(load, config, overrides), offline).run())
 
 
