@@ -11,9 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from .files import publishing
 from .locks import Lock, is_locked
@@ -53,17 +50,3 @@ def running(cache_dir: Path) -> list[ServerRecord]:
             else:
                 path.unlink(missing_ok=True)
     return found
-
-
-def client_of(address: str, token: str = "", kind: type[Any] = httpx.Client) -> Any:
-    """An HTTP client (httpx.Client or AsyncClient) for a server of ours, past every proxy of the environment."""
-    transport = httpx.AsyncHTTPTransport if kind is httpx.AsyncClient else httpx.HTTPTransport
-    path = address.removeprefix("unix:")
-    return kind(
-        base_url="http://localhost" if path != address else f"http://{address}",
-        # Nobody speaks https here, and to load the authorities for it would take longer than the request.
-        transport=transport(uds=path if path != address else None, verify=False, trust_env=False),
-        headers={"authorization": f"Bearer {token}"} if token else None,
-        trust_env=False,
-        timeout=httpx.Timeout(10, read=60),
-    )

@@ -1,4 +1,4 @@
-"""What upstream says of its answers, as tables; the section of the RFC is in the id."""
+"""Freshness and storability as tables of upstream's headers; the section of the RFC is in the id."""
 
 import pytest
 

@@ -195,7 +195,7 @@ def test_vary(vary, first, second, is_same):
     headers = tuple(second.items())
     decision = decide(headers, target(), stored, now=STORED + 1)
     assert outcome(decision) == ("serve" if is_same else "vary-miss")
-    if isinstance(decision, Ask):  # §4.3: what is stored may be for this request too; upstream says so
+    if isinstance(decision, Ask):  # §4.3: upstream decides whether the stored answer is for this request too
         assert decision.condition == (("if-none-match", '"e"'), *headers)
         only_cached = (*headers, ("cache-control", "only-if-cached"))
         assert decide(only_cached, target(), stored, now=STORED + 1) == Refuse()

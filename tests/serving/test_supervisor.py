@@ -10,12 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import httpx
 import pytest
 
 from proxy.cli.serve import as_running
 from proxy.config import load
-from proxy.store.servers import client_of, running
+from proxy.store.servers import running
+from proxy.upstream.local import LocalServer
 from tests.harness import REPOSITORY, Client, Truncated, until
 from tests.origin import pattern_bytes, pattern_sha256
 
@@ -215,8 +215,8 @@ async def test_workers_share_a_unix_socket_and_an_ipv6_port(proxy_factory):
         path = f"{directory}/s"
         proxy = proxy_factory("--workers", "2", "--listen", f"unix:{path}", "--listen", "[::1]:0")
         port = next(int(each.rpartition(":")[2]) for each in running(proxy.cache_dir)[0].listen if "[::1]" in each)
-        async with client_of(f"unix:{path}", kind=httpx.AsyncClient) as client:
-            told = (await client.get("/-/status")).json()
+        async with LocalServer(f"unix:{path}") as server:
+            told = await server.get_json("/-/status")
         assert {worker["pid"] for worker in told["workers"]} == pids(proxy)
         assert (await Client("::1", port).get("/-/healthz")).status == 200
 
@@ -262,10 +262,9 @@ async def test_a_worker_that_hangs_is_left_out_of_the_status(proxy):
 
 async def test_a_prefetch_lands_in_one_worker_and_is_everybody_s(origin, proxy):
     origin.pattern("/x.img", SIZE, SEED).headers(**FRESH)
-    body = json.dumps({"url": "/u/x.img"})
-    async with client_of(f"{proxy.client.host}:{proxy.client.port}", kind=httpx.AsyncClient) as client:
-        answer = await client.post("/-/api/prefetch", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 200
+    async with LocalServer(f"{proxy.client.host}:{proxy.client.port}") as server:
+        steps = [step async for step in server.post_lines("/-/api/prefetch", {"url": "/u/x.img"})]
+    assert steps[-1]["state"] == "complete"
     assert {answer.headers["cache-status"] for answer in (await each_worker(proxy, "/u/x.img")).values()} == {
         "fetchonce; hit"
     }
