@@ -23,7 +23,7 @@ from ..rules.entry import Entry, Head, Headers, refreshed
 from ..rules.mirrors import Target
 from ..rules.validators import resume_validator
 from ..store.partial import Partial, PartialRecord
-from ..upstream.client import Exchange
+from ..upstream.exchange import Exchange
 from .ingest import Ingest
 from .origin import Asking, Begun, NotModified, Passing, Rooms
 from .passthrough import Passage

@@ -19,7 +19,8 @@ from ..stats import Stats
 from ..store.janitor import Janitor
 from ..store.pseudonym import pseudonym
 from ..store.store import Store
-from ..upstream.client import Exchange, Upstream
+from ..upstream.client import Upstream
+from ..upstream.exchange import Exchange
 from .checksums import Checksums
 from .fill import Fill
 from .origin import Rooms, first_answer

@@ -27,7 +27,9 @@ from ..stats import Stats
 from ..store.janitor import Janitor
 from ..store.partial import Partial
 from ..store.store import Store
-from ..upstream.client import Exchange, Upstream, first_error, status_error
+from ..upstream.client import Upstream
+from ..upstream.exchange import Exchange
+from ..upstream.wording import first_error, status_error
 from .transfer import Transfer, head_of, is_rest, rest_condition
 
 TRIES = 3

@@ -17,7 +17,7 @@ from ..rules.entry import Head, Headers
 from ..rules.mirrors import Target
 from ..rules.segments import Segment
 from ..rules.validators import resume_validator
-from ..upstream.client import Exchange
+from ..upstream.exchange import Exchange
 from .origin import Rooms, first_answer, pause_after
 from .transfer import head_of, open_rest
 from .verify import AskChecksums, ask_for, is_to_be_verified, judge

@@ -17,7 +17,9 @@ from ..rules.segments import Segment
 from ..rules.validators import resume_validator
 from ..rules.vary import that_select
 from ..store.partial import Partial
-from ..upstream.client import Exchange, Upstream, status_error
+from ..upstream.client import Upstream
+from ..upstream.exchange import Exchange
+from ..upstream.wording import status_error
 
 BUFFER_BYTES = 1024**2
 """One read from the socket and one write to the file."""
