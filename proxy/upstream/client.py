@@ -21,6 +21,7 @@ from ..version import VERSION
 from .egress import Egress, Refused
 from .exchange import Exchange
 from .location import VerbatimUrl, endpoint, node, redirected, shown
+from .wire import Wires
 from .wording import refused, translated
 
 MAX_REDIRECTS = 10
@@ -65,6 +66,8 @@ class Upstream:
         # httpx has no argument for it, and with a transport of our own it would not read the environment's proxies.
         # Those have pools of their own, whose connections go to the proxy.
         self._client._transport._pool._network_backend = self._egress  # type: ignore[attr-defined]
+        for transport in filter(None, self._client._mounts.values()):
+            transport._pool._network_backend = Wires()  # type: ignore[attr-defined]
         # Mirrors without credentials are in it too: they may lie below another's base. The longest base comes first.
         self._credentials = sorted(
             (
@@ -89,21 +92,20 @@ class Upstream:
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):
-            asked_at = time.monotonic()
-            response = self._send(method, here, fields, url)
-            location = response.headers.get("location")
-            if response.status_code not in REDIRECTS or location is None:
-                return Exchange(response, url, here, self._read_timeout, time.monotonic() - asked_at)
-            response.close()
-            before, here = here, redirected(here, location, url)
-            if node(here) != node(before):
-                fields = _without(headers, SECRET)
+            exchange = self._send(method, here, fields, url)
+            location = field(exchange.headers, "location") if exchange.status in REDIRECTS else None
+            if location is None:
+                return exchange
+            with exchange:
+                here = redirected(here, location, url)
+                if node(here) != exchange.node:
+                    fields = _without(headers, SECRET)
         raise UpstreamError(
             f"{url} redirects more than {MAX_REDIRECTS} times, last to {shown(here)}. nothing was fetched"
         )
 
-    def _send(self, method: str, here: str, fields: Headers, url: str) -> httpx.Response:
-        """The head of the answer of `here`, on the way that began at `url`. Raises UpstreamError."""
+    def _send(self, method: str, here: str, fields: Headers, url: str) -> Exchange:
+        """The answer of `here`, on the way that began at `url`. Raises UpstreamError."""
         request = self._client.build_request(
             method,
             here,
@@ -113,14 +115,21 @@ class Upstream:
             ],
         )
         request.url = VerbatimUrl(here)
+        asked_at = time.monotonic()
         try:
             self._egress.check_literal(*endpoint(request.url))
-            return self._client.send(request, stream=True)
+            response = self._client.send(request, stream=True)
         except Refused as error:
             raise refused(error, here, url) from error
         # httpx reads a Location too, before we do, and raises InvalidURL for some; UnicodeError is IDNA's.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise translated(error, here, url) from error
+        exchange = Exchange(response, url, here, self._read_timeout, time.monotonic() - asked_at)
+        if exchange.has_body and "transfer-encoding" in response.headers and "content-length" in response.headers:
+            # RFC 9112 §6.1, §6.3: one of the two is wrong, and nobody can say which.
+            exchange.close()
+            raise UpstreamError(f"{here} was not fetched: its answer has both Transfer-Encoding and Content-Length")
+        return exchange
 
     def close(self) -> None:
         self._client.close()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import httpcore
 
 from ..rules.addresses import inside
+from .wire import Wires
 
 Named = frozenset[tuple[str, int]]
 """Host and port of each upstream of a mirror; an IPv6 address without brackets."""
@@ -24,12 +25,11 @@ class Refused(Exception):
         super().__init__(f"{means} a {kind} address")
 
 
-class Egress(httpcore.NetworkBackend):
+class Egress(Wires):
     """Makes the connections of one pool; runs in transfer threads, and blocks."""
 
     def __init__(self, named: Named) -> None:
         self._named = named
-        self._plain = httpcore.SyncBackend()
 
     def connect_tcp(
         self,
@@ -43,10 +43,10 @@ class Egress(httpcore.NetworkBackend):
         addresses = [host] if (host, port) in self._named else _public(host, port)
         for address in addresses[:-1]:
             try:
-                return self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+                return super().connect_tcp(address, port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return self._plain.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return super().connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
 
     def check_literal(self, host: str, port: int) -> None:
         """Raises Refused if `host` is an address, however it is written, that is not allowed."""

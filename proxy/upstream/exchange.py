@@ -33,6 +33,7 @@ class Exchange:
         self.headers: Headers = tuple(
             (key.decode("latin-1").lower(), value.decode("latin-1")) for key, value in response.headers.raw
         )
+        self.has_body = response.request.method != "HEAD" and self.status not in (204, 304)
         self.length = _content_length(self.headers)
         """Bytes of this answer's body; None if only its end will tell."""
         self._response = response
@@ -51,12 +52,15 @@ class Exchange:
 
     def read_into(self, buffer: memoryview) -> int:
         """Bytes put at the start of `buffer`; 0 at the true end of the body. Raises UpstreamError if it ends early."""
+        count, trouble = 0, None
         try:
             count = self._read_into(buffer)
         except (httpx.HTTPError, OSError) as error:
-            raise self._broken(error) from error
+            trouble = error
         if self._aborted.is_set():
             raise UpstreamError(f"the transfer of {self.url} was stopped")
+        if trouble:
+            raise self._broken(trouble) from trouble
         self._received += count
         if not count and self.length is not None and self._received < self.length:
             raise self._broken(None)

@@ -70,6 +70,7 @@ def translated(error: Exception, here: str, url: str) -> UpstreamError:
         return UpstreamTimeout(f"{host} did not accept a connection in time, asked for {where}. is the network up?")
     if isinstance(error, httpx.TimeoutException):
         return UpstreamTimeout(f"{host} did not answer in time, asked for {where}")
+    connecting = isinstance(error, httpx.ConnectError)
     for each in _chain(error):
         if isinstance(each, socket.gaierror):
             return UpstreamError(
@@ -77,7 +78,8 @@ def translated(error: Exception, here: str, url: str) -> UpstreamError:
             )
         if isinstance(each, ConnectionRefusedError):
             return UpstreamError(f"{host} refused the connection, asked for {where}")
-        if isinstance(each, ssl.SSLError):
+        # A connection that is cut after its handshake is like a plain one that is: asking again may help.
+        if isinstance(each, ssl.SSLError) and (connecting or not isinstance(each, ssl.SSLEOFError)):
             return UpstreamError(
                 f"TLS with {host} failed: {cause(each)}, asked for {where}. "
                 "behind a company proxy, name its certificate in upstream.ca_bundle"
@@ -88,6 +90,9 @@ def translated(error: Exception, here: str, url: str) -> UpstreamError:
 
 
 def cause(error: BaseException) -> str:
+    """What an exception says, in few words."""
+    if any(isinstance(each, ssl.SSLEOFError) for each in _chain(error)):
+        return "connection closed without TLS's close_notify"
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__

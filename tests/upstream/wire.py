@@ -1,0 +1,63 @@
+"""A server that sends given bytes: for answers that no well-made server gives."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+
+
+class Wire:
+    """Connection n answers its requests with `answers[n]`, one after the other, and then closes.
+
+    With `is_polite` a TLS connection ends with close_notify; else it is cut.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[bytes]], tls: ssl.SSLContext | None, is_polite: bool) -> None:
+        self.requests: list[tuple[int, str]] = []
+        """The connection's number, from 0, and the request line of each."""
+        self._answers, self._tls, self._is_polite = answers, tls, is_polite
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def url(self, path: str = "/") -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}{path}"
+
+    def _run(self) -> None:
+        for number, answers in enumerate(self._answers):
+            with contextlib.suppress(OSError):
+                sock, _ = self._listener.accept()
+                with self._tls.wrap_socket(sock, server_side=True) if self._tls else sock as connection:
+                    self._serve(connection, number, answers)
+
+    def _serve(self, connection: socket.socket, number: int, answers: Sequence[bytes]) -> None:
+        for answer in answers:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                data = connection.recv(65536)
+                if not data:
+                    return
+                head += data
+            self.requests.append((number, head.partition(b"\r\n")[0].decode("latin-1")))
+            connection.sendall(answer)
+        if isinstance(connection, ssl.SSLSocket) and self._is_polite:
+            connection.unwrap()
+        else:
+            socket.socket.shutdown(connection, socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def wire(*answers: Sequence[bytes], tls: ssl.SSLContext | None = None, is_polite: bool = True) -> Iterator[Wire]:
+    server = Wire(answers, tls, is_polite)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def answer(*fields: str, body: bytes = b"", status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode("latin-1") + body
