@@ -1,5 +1,6 @@
 """A body is whole only where its end is known, and a head is read as RFC 9112 has it."""
 
+import hashlib
 import socket
 import ssl
 import threading
@@ -8,6 +9,7 @@ import pytest
 import trustme
 
 from proxy.errors import UpstreamError
+from proxy.rules.entry import field
 from proxy.upstream.exchange import DIRECT_BYTES
 from tests.upstream.test_client import BODY, read, tunnel
 from tests.upstream.wire import answer, wire
@@ -114,3 +116,57 @@ def test_what_has_no_body_may_name_both(make_upstream, method, status):
     sent = answer("Transfer-Encoding: chunked", "Content-Length: 1000", status=status)
     with wire([sent]) as server, make_upstream(server.url()).open(server.url(), method=method) as exchange:
         assert exchange.status == int(status[:3])
+
+
+HEADS = {
+    "a space": b'HTTP/1.1 200 OK\r\nETag : "a"\r\nContent-Length \t: 3\r\n\r\nabc',
+    "bare line feeds": b'HTTP/1.1 200 OK\nETag : "a"\nContent-Length : 3\n\nabc',
+    "after an interim head": b"HTTP/1.1 103 Early\r\nLink : <x>\r\n\r\n"
+    b'HTTP/1.1 200 OK\r\nETag : "a"\r\nContent-Length: 3\r\n\r\nabc',
+    "chunks": b'HTTP/1.1 200 OK\r\nETag : "a"\r\nTransfer-Encoding : chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n',
+}
+
+
+@pytest.mark.parametrize("sent", HEADS.values(), ids=HEADS)
+def test_white_space_before_a_colon_is_removed(make_upstream, sent):
+    with wire([sent]) as server:
+        exchange = make_upstream(server.url()).open(server.url())
+        assert field(exchange.headers, "etag") == '"a"'
+        assert read(exchange)[1] == 3
+
+
+def test_a_head_may_come_in_pieces_and_over_tls(make_upstream, tls):
+    context, upstream = tls
+    with wire([HEADS["a space"]], tls=context, piece=1) as server:
+        exchange = make_upstream(server.url(), upstream=upstream).open(server.url())
+        assert field(exchange.headers, "etag") == '"a"'
+        assert read(exchange)[1] == 3
+
+
+def test_what_looks_like_a_head_in_a_body_stays(make_upstream):
+    body = b"a : b\r\nContent-Length : 3\r\n\r\nHTTP/1.1 200 OK\r\nc : d\r\n\r\n"
+    sent = answer(f"Content-Length: {len(body)}", "X: y : z", " folded : x", body=body)
+    with wire([sent, sent]) as server:
+        upstream = make_upstream(server.url())
+        for _ in range(2):
+            exchange = upstream.open(server.url())
+            assert field(exchange.headers, "x") == "y : z folded : x"
+            assert read(exchange)[0] == hashlib.sha256(body).hexdigest()
+
+
+def test_both_framings_are_seen_through_white_space(make_upstream):
+    sent = b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\nContent-Length : 3\r\n\r\n"
+    with wire([sent]) as server, pytest.raises(UpstreamError, match="Transfer-Encoding and Content-Length"):
+        make_upstream(server.url()).open(server.url())
+
+
+@pytest.mark.parametrize("sent", [b"220 mail ready\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", b"\r\n\r\n"])
+def test_what_is_no_head_is_refused(make_upstream, sent):
+    with wire([sent, b""]) as server, pytest.raises(UpstreamError, match="cannot be fetched"):
+        make_upstream(server.url()).open(server.url())
+
+
+def test_a_head_without_end_is_refused(make_upstream):
+    endless = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 30_000
+    with wire([endless, b""]) as server, pytest.raises(UpstreamError, match="cannot be fetched"):
+        make_upstream(server.url()).open(server.url())

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 class Wire:
     """Connection n answers its requests with `answers[n]`, one after the other, and then closes.
 
-    With `is_polite` a TLS connection ends with close_notify; else it is cut.
+    With `is_polite` a TLS connection ends with close_notify; else it is cut. `piece` bytes are sent at once.
     """
 
-    def __init__(self, answers: Sequence[Sequence[bytes]], tls: ssl.SSLContext | None, is_polite: bool) -> None:
+    def __init__(
+        self, answers: Sequence[Sequence[bytes]], tls: ssl.SSLContext | None, is_polite: bool, piece: int
+    ) -> None:
         self.requests: list[tuple[int, str]] = []
         """The connection's number, from 0, and the request line of each."""
-        self._answers, self._tls, self._is_polite = answers, tls, is_polite
+        self._answers, self._tls, self._is_polite, self._piece = answers, tls, is_polite, piece
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -40,7 +42,8 @@ class Wire:
                     return
                 head += data
             self.requests.append((number, head.partition(b"\r\n")[0].decode("latin-1")))
-            connection.sendall(answer)
+            for start in range(0, len(answer), self._piece):
+                connection.sendall(answer[start : start + self._piece])
         if isinstance(connection, ssl.SSLSocket) and self._is_polite:
             connection.unwrap()
         else:
@@ -51,8 +54,10 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wire(*answers: Sequence[bytes], tls: ssl.SSLContext | None = None, is_polite: bool = True) -> Iterator[Wire]:
-    server = Wire(answers, tls, is_polite)
+def wire(
+    *answers: Sequence[bytes], tls: ssl.SSLContext | None = None, is_polite: bool = True, piece: int = 1 << 20
+) -> Iterator[Wire]:
+    server = Wire(answers, tls, is_polite, piece)
     try:
         yield server
     finally:
