@@ -93,8 +93,8 @@ class Upstream:
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
         for _ in range(MAX_REDIRECTS + 1):
             exchange = self._send(method, here, fields, url)
-            location = field(exchange.headers, "location") if exchange.status in REDIRECTS else None
-            if location is None:
+            location = next((value for name, value in exchange.headers if name == "location"), "")
+            if exchange.status not in REDIRECTS or not location:
                 return exchange
             with exchange:
                 here = redirected(here, location, url)

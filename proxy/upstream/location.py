@@ -1,10 +1,15 @@
 """URLs of upstream: how they go out, where a redirect leads, and which server they mean."""
 
+import re
 import urllib.parse
 
 import httpx
 
 from ..errors import UpstreamError
+
+_PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(?:#.*)?")  # RFC 3986, appendix B
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class VerbatimUrl(httpx.URL):
@@ -16,7 +21,8 @@ class VerbatimUrl(httpx.URL):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._target = _target(url)
+        _, _, path, query = _split(url)
+        self._target = _sendable((path or "/") + query).encode("ascii")
 
     @property
     def raw_path(self) -> bytes:
@@ -39,10 +45,10 @@ def node(url: str) -> str:
 def redirected(here: str, location: str, url: str) -> str:
     """Where the redirect of `here` to `location` leads, on the way that began at `url`.
 
-    Raises UpstreamError if we do not go there.
+    `location` has one character for each byte. Raises UpstreamError if we do not go there.
     """
     try:
-        there = urllib.parse.urldefrag(urllib.parse.urljoin(here, location)).url
+        there = resolve(here, location)
         parsed = httpx.URL(there)
     except (ValueError, httpx.InvalidURL) as error:
         raise UpstreamError(f"{url} redirects to {shown(location)!r}, which is no URL. nothing was fetched") from error
@@ -54,13 +60,56 @@ def redirected(here: str, location: str, url: str) -> str:
     return there
 
 
+def resolve(base: str, reference: str) -> str:
+    """The URL that `reference` means at `base`, without its fragment (RFC 3986 §5.2.2). Raises ValueError.
+
+    urljoin drops a final ";" and empty segments of the base. `reference` has one character for each byte; bytes that a
+    request line cannot hold are percent-encoded, as curl does it.
+    """
+    if _CONTROL.search(reference):
+        raise ValueError("a control character")
+    scheme, authority, path, query = _split(reference)
+    base_scheme, base_authority, base_path, base_query = _split(base)
+    path, query = _sendable(path, "latin-1"), _sendable(query, "latin-1")
+    if not scheme:
+        scheme = base_scheme
+        if not authority:
+            authority = base_authority.encode().decode("latin-1")
+            if not path:
+                path, query = base_path, query or base_query
+            elif not path.startswith("/"):
+                path = base_path[: base_path.rfind("/") + 1] + path if base_path else "/" + path
+    return f"{scheme.lower()}://{authority.encode('latin-1').decode()}{_without_dots(path) or '/'}{query}"
+
+
+def _split(url: str) -> tuple[str, str, str, str]:
+    """Scheme, authority, path, and query with its "?"; "" for what is not there."""
+    match = _PARTS.fullmatch(url)
+    if not match:
+        raise ValueError("more than one line")
+    scheme, authority, path, query = (part or "" for part in match.groups())
+    return scheme, authority, path, query
+
+
+def _without_dots(path: str) -> str:
+    """RFC 3986 §5.2.4."""
+    kept: list[str] = []
+    segments = path.split("/")
+    for segment in segments:
+        if segment == ".." and len(kept) > 1:
+            kept.pop()
+        elif segment not in (".", ".."):
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/".join(kept)
+
+
+def _sendable(text: str, encoding: str = "utf-8") -> str:
+    """With what may not stand in a request line percent-encoded, and nothing else."""
+    return urllib.parse.quote(text, safe=_PRINTABLE, encoding=encoding)
+
+
 def shown(url: str) -> str:
     """A URL of upstream's making, for people: without its query, which may be as good as a password."""
     return url.partition("?")[0]
-
-
-def _target(url: str) -> bytes:
-    parts = urllib.parse.urlsplit(url)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    # A Location may carry spaces or raw UTF-8; only what may not stand in a request line is encoded.
-    return urllib.parse.quote(target, safe="".join(map(chr, range(0x21, 0x7F)))).encode("ascii")
