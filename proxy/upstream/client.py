@@ -21,7 +21,7 @@ from ..version import VERSION
 from .egress import Egress, Refused
 from .exchange import Exchange
 from .location import VerbatimUrl, endpoint, node, redirected, shown
-from .wire import Wires
+from .wire import Stale, Wire, Wires
 from .wording import refused, translated
 
 MAX_REDIRECTS = 10
@@ -55,8 +55,9 @@ class Upstream:
             trust_env=upstream.proxy == "env",
             timeout=httpx.Timeout(fill.read_timeout, connect=fill.connect_timeout, pool=fill.connect_timeout),
             cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),  # none at all
-            # Threads bound the number of requests; a second bound here could only make one wait for nothing.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30),
+            # Threads bound the number of requests; a second bound here could only make one wait for nothing. httpcore
+            # counts busy connections among those that are kept, so that a bound there would keep none on a busy day.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30),
         )
         try:
             named = [endpoint(httpx.URL(base)) for mirror in settings.mirrors for base in mirror.upstreams]
@@ -118,7 +119,7 @@ class Upstream:
         asked_at = time.monotonic()
         try:
             self._egress.check_literal(*endpoint(request.url))
-            response = self._client.send(request, stream=True)
+            response = self._answer(request)
         except Refused as error:
             raise refused(error, here, url) from error
         # httpx reads a Location too, before we do, and raises InvalidURL for some; UnicodeError is IDNA's.
@@ -130,6 +131,20 @@ class Upstream:
             exchange.close()
             raise UpstreamError(f"{here} was not fetched: its answer has both Transfer-Encoding and Content-Length")
         return exchange
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        # RFC 9112 §9.3.1: whatever we ask may be asked again. Each stale connection leaves the pool, and a new one
+        # cannot be stale: this ends.
+        while True:
+            try:
+                response = self._client.send(request, stream=True)
+            except Stale:
+                continue
+            wire: Wire = response.extensions["network_stream"]
+            if not wire.awaits_head:
+                return response
+            # It came before the request, behind the answer to another one (RFC 9112 §9.2).
+            response.close()
 
     def close(self) -> None:
         self._client.close()

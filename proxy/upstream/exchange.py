@@ -4,6 +4,7 @@ A large body framed by Content-Length is read from the socket itself, `recv_into
 comes at a quarter of the speed.
 """
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -15,10 +16,14 @@ import httpx
 from ..errors import UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers, field
 from .location import node
+from .wire import Wire
 from .wording import cause
 
 DIRECT_BYTES = 1024**2
 """A body with less than this left is read through httpx, so that its connection can be used again."""
+DRAIN_BYTES = 64 * 1024
+"""An answer with no more than this left is read to its end when it is closed: that is cheaper than a new connection."""
+DRAIN_SECONDS = 0.02  # what has not come by then is not waited for; a connection over TLS costs more
 
 
 class Exchange:
@@ -37,7 +42,8 @@ class Exchange:
         self.length = _content_length(self.headers)
         """Bytes of this answer's body; None if only its end will tell."""
         self._response = response
-        self._stream = response.extensions["network_stream"]
+        self._wire: Wire = response.extensions["network_stream"]
+        self._request = self._wire.requests
         self._chunks = response.iter_raw()
         self._rest = memoryview(b"")
         self._socket: socket.socket | None = None
@@ -71,6 +77,8 @@ class Exchange:
             wanted = len(buffer) if self.length is None else min(len(buffer), self.length - self._received)
             return self._socket.recv_into(buffer[:wanted]) if wanted else 0
         if not self._rest:
+            if self._received == self.length:
+                return 0  # close() deals with what may follow
             self._rest = memoryview(next(self._chunks, b""))
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
@@ -82,13 +90,13 @@ class Exchange:
     def _go_direct(self, received: int) -> None:
         # h11 hands out all it has buffered with each chunk, so between two chunks every further body byte is still
         # in the socket. That holds for Content-Length framing only: chunk heads must pass through h11.
-        raw = self._stream.get_extra_info("socket")
+        raw = self._wire.get_extra_info("socket")
         if (
             self.length is None
             or self.length - received < DIRECT_BYTES
             or not isinstance(raw, socket.socket)
             # TLS inside a TLS proxy: the socket carries the outer layer.
-            or (self._stream.get_extra_info("ssl_object") is not None and not isinstance(raw, ssl.SSLSocket))
+            or (self._wire.get_extra_info("ssl_object") is not None and not isinstance(raw, ssl.SSLSocket))
         ):
             return
         raw.settimeout(self._read_timeout)
@@ -97,16 +105,32 @@ class Exchange:
     def abort(self) -> None:
         """From any thread: the reading thread gets an UpstreamError at once."""
         self._aborted.set()
-        raw = self._stream.get_extra_info("socket")
-        if isinstance(raw, socket.socket):
-            try:
-                # The plain method: SSLSocket's own would drop the TLS layer, and the reader take ciphertext for body.
-                socket.socket.shutdown(raw, socket.SHUT_RDWR)
-            except OSError:
-                return  # already closed
+        self._wire.abort(self._request)
 
     def close(self) -> None:
+        """Give the connection back, or end it. May wait DRAIN_SECONDS for a small rest of the body."""
+        if self._has_small_rest() and not self._response.is_closed:
+            self._drain()
         self._response.close()
+
+    def _has_small_rest(self) -> bool:
+        if self._socket or self._aborted.is_set() or "close" in (field(self.headers, "connection") or "").lower():
+            return False
+        length = self.length if self.has_body else 0
+        if length is None:
+            return field(self.headers, "transfer-encoding") is not None
+        # h11 would take what came behind the body for the next answer (RFC 9112 §9.2); some servers send HEAD a body.
+        return self._wire.body_bytes <= length and length - self._received - len(self._rest) <= DRAIN_BYTES
+
+    def _drain(self) -> None:
+        # httpcore uses a connection again only if its answer was read to the end, even where nothing is left to read.
+        self._wire.hurry(DRAIN_SECONDS)
+        left = DRAIN_BYTES
+        with contextlib.suppress(httpx.HTTPError):
+            for chunk in self._chunks:
+                left -= len(chunk)
+                if left < 0:
+                    break
 
     def __enter__(self) -> Self:
         return self

@@ -20,36 +20,41 @@ class Wire:
         """The connection's number, from 0, and the request line of each."""
         self._answers, self._tls, self._is_polite, self._piece = answers, tls, is_polite, piece
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def url(self, path: str = "/") -> str:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}{path}"
 
     def _run(self) -> None:
-        for number, answers in enumerate(self._answers):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # closed
+            for number, answers in enumerate(self._answers):
                 sock, _ = self._listener.accept()
-                with self._tls.wrap_socket(sock, server_side=True) if self._tls else sock as connection:
-                    self._serve(connection, number, answers)
+                threading.Thread(target=self._serve, args=(sock, number, answers), daemon=True).start()
 
-    def _serve(self, connection: socket.socket, number: int, answers: Sequence[bytes]) -> None:
-        for answer in answers:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                data = connection.recv(65536)
-                if not data:
-                    return
-                head += data
-            self.requests.append((number, head.partition(b"\r\n")[0].decode("latin-1")))
-            for start in range(0, len(answer), self._piece):
-                connection.sendall(answer[start : start + self._piece])
-        if isinstance(connection, ssl.SSLSocket) and self._is_polite:
-            connection.unwrap()
-        else:
-            socket.socket.shutdown(connection, socket.SHUT_WR)
+    def _serve(self, sock: socket.socket, number: int, answers: Sequence[bytes]) -> None:
+        with contextlib.suppress(OSError), sock:
+            if self._tls:
+                sock = self._tls.wrap_socket(sock, server_side=True)
+            with sock:
+                for answer in answers:
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        data = sock.recv(65536)
+                        if not data:
+                            return
+                        head += data
+                    self.requests.append((number, head.partition(b"\r\n")[0].decode("latin-1")))
+                    for start in range(0, len(answer), self._piece):
+                        sock.sendall(answer[start : start + self._piece])
+                if isinstance(sock, ssl.SSLSocket) and self._is_polite:
+                    sock.unwrap()
+                else:
+                    socket.socket.shutdown(sock, socket.SHUT_WR)
 
     def close(self) -> None:
+        """No more connections; one that is open ends with its client's side."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept() on Linux
         self._listener.close()
 
 
