@@ -128,8 +128,8 @@ class Upstream:
         exchange = Exchange(response, url, here, self._read_timeout, time.monotonic() - asked_at)
         if exchange.has_body and "transfer-encoding" in response.headers and "content-length" in response.headers:
             # RFC 9112 §6.1, §6.3: one of the two is wrong, and nobody can say which.
-            exchange.close()
-            raise UpstreamError(f"{here} was not fetched: its answer has both Transfer-Encoding and Content-Length")
+            response.close()
+            raise UpstreamError(f"{url} was not fetched: the answer has both Transfer-Encoding and Content-Length")
         return exchange
 
     def _answer(self, request: httpx.Request) -> httpx.Response:

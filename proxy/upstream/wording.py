@@ -53,7 +53,7 @@ def refused(error: Refused, here: str, url: str) -> UpstreamError:
     parts = urllib.parse.urlsplit(here)
     where = url if here == url else f"{url} redirects to {shown(here)}: it"
     return UpstreamError(
-        f"{where} was not fetched: {error}, and such a one is asked only if a mirror names it. "
+        f"{where} was not fetched: {error}, which is asked only if a mirror names it. "
         f"if you trust it, start with --mirror NAME={parts.scheme}://{parts.netloc}/"
     )
 
