@@ -20,7 +20,7 @@ from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
 from .store.pseudonym import pseudonym
-from .upstream.client import WAY_OUT
+from .upstream.wording import WAY_OUT
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]

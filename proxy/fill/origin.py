@@ -24,7 +24,8 @@ from ..rules.pages import is_page
 from ..rules.splice import Held, Known, Splice, judge, rest_condition
 from ..rules.validators import condition, confirms
 from ..rules.vary import that_select
-from ..upstream.client import Exchange, first_error, status_error
+from ..upstream.exchange import Exchange
+from ..upstream.wording import first_error, status_error
 from .context import FillContext
 
 FIRST_TRIES = 3

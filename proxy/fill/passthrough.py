@@ -15,7 +15,7 @@ from ..errors import UpstreamError
 from ..rules.digests import Algorithm, Digest
 from ..rules.mirrors import Target
 from ..rules.splice import Known
-from ..upstream.client import Exchange
+from ..upstream.exchange import Exchange
 from .context import FillContext
 from .origin import Origin, Rest
 from .verify import AskChecksums, ask_for, is_to_be_verified, judge

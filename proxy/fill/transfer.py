@@ -6,7 +6,7 @@ from ..errors import UpstreamChanged
 from ..rules.extents import Extents
 from ..rules.segments import Segment
 from ..store.partial import Partial
-from ..upstream.client import Exchange
+from ..upstream.exchange import Exchange
 
 BUFFER_BYTES = 1024**2
 """One read from the socket and one write to the file."""

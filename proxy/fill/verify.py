@@ -173,7 +173,7 @@ async def judge(
                 expected = await ask(target, True) or expected
         if (got := await digest(expected.digest.algorithm)) == expected.digest:
             return str(expected)
-    may_pass = bool(expected.source) and target.mirror.verify == "warn"
+    is_tolerated = bool(expected.source) and target.mirror.verify == "warn"
     log(
         events,
         WARNING,
@@ -182,9 +182,9 @@ async def judge(
         url=source,
         expected=expected,
         got=got,
-        stored="yes" if may_pass else "no",
+        stored="yes" if is_tolerated else "no",
     )
-    if may_pass:
+    if is_tolerated:
         return None
     raise mismatch(expected, got, source, others[0] if others else None)
 
