@@ -161,8 +161,8 @@ class ClientConnection(HttpToolsProtocol):
             if not self._is_deaf:
                 self._is_spread = self._reading is Reading.HEAD
                 self._count_piece(before, begun)
-        except Refused as refused:
-            self._refuse(refused.status, refused.message)
+        except Refused as error:
+            self._refuse(error.status, error.message)
         except httptools.HttpParserUpgrade:
             self._reading = Reading.DONE  # CONNECT or Upgrade: the app answers, and no HTTP can follow
         except httptools.HttpParserCallbackError as error:

@@ -1,7 +1,7 @@
-"""TLS listeners: each accepted connection first makes its handshake, and so many may be under way at once.
+"""Listening for TLS: the handshakes that are under way, their number, and what a client is told when one fails.
 
-asyncio's own server tells nobody when a handshake fails, so it cannot bound their number. Here each handshake is a task
-of the listener, which sees it begin and end.
+asyncio's own server tells nobody that a handshake has failed, so their number could not be counted there. Here each is
+a task of the listener, which sees it begin and end.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from logging import ERROR, WARNING
+from logging import WARNING
 from typing import Any
 
 from ..log import events, log
@@ -32,10 +32,10 @@ class TlsSockets:
 
 
 class TlsListener:
-    """Accepts connections, and makes the handshake of each before `make_connection` makes its protocol's transport.
+    """Accepts connections and runs their handshakes, at most `limits.connections + REFUSED` at once.
 
-    At most `limits.connections + REFUSED` handshakes are under way: ClientConnection counts only connections that are
-    through with theirs. Further clients are dropped.
+    Clients above that are dropped. ClientConnection keeps the limit of connections, but it only counts those whose
+    handshake has succeeded.
     """
 
     def __init__(self, tls: TlsSockets, make_connection: Callable[[], asyncio.Protocol], limits: Limits) -> None:
@@ -48,7 +48,7 @@ class TlsListener:
         self._listen()
 
     def close(self) -> None:
-        """Accept nothing further, and give up the handshakes under way. The sockets stay their owner's."""
+        """Accept nothing further, and cancel the handshakes under way. The listening sockets stay open."""
         self._stop_listening()
         if self._pause:
             self._pause.cancel()
@@ -70,37 +70,35 @@ class TlsListener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another worker was faster, or the client has left
         except OSError as error:
-            log(events, WARNING, "server.accept_failed", error=error, again_in=ACCEPT_AGAIN_SECONDS)
-            self._stop_listening()
+            self._stop_listening()  # else the loop would call us again at once
             self._pause = self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._listen)
+            log(events, WARNING, "server.accept_failed", error=error, again_in=ACCEPT_AGAIN_SECONDS)
             return
         if len(self._handshakes) >= self._limits.connections + REFUSED:
             sock.close()
             return
-        handshake = self._loop.create_task(self._shake_hands(sock))
-        self._handshakes.add(handshake)
-        handshake.add_done_callback(partial(self._on_end, sock))
-
-    async def _shake_hands(self, sock: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(
+        shaking_hands = self._loop.connect_accepted_socket(
             self._make_connection,
             sock,
             ssl=self._tls.context(),
             ssl_handshake_timeout=self._limits.header_timeout,
             ssl_shutdown_timeout=LINGER_SECONDS,
         )
+        handshake = self._loop.create_task(shaking_hands)
+        self._handshakes.add(handshake)
+        handshake.add_done_callback(partial(self._on_end, sock))
 
     def _on_end(self, sock: socket.socket, handshake: asyncio.Task[object]) -> None:
         self._handshakes.discard(handshake)
         error = None if handshake.cancelled() else handshake.exception()
         if handshake.cancelled() or error:
-            sock.close()  # no transport owns it, or one that has given it up
-        if error and not isinstance(error, OSError):  # ours: a client that fails or leaves is an OSError
-            log(events, ERROR, "server.handshake_failed", error=repr(error))
+            sock.close()  # it has no transport, or one that has already closed
+        if error and not isinstance(error, OSError):  # a client that fails or leaves is an OSError; this is our mistake
+            events.error("server.handshake_failed", exc_info=error)
 
 
 class ServerContext(ssl.SSLContext):
-    """Has its SSLObjects tell a client why the handshake failed, once `sslobject_class` is TellingObject."""
+    """Gives each TellingObject the buffer that it tells the client by."""
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **named: Any) -> ssl.SSLObject:
         made = super().wrap_bio(incoming, outgoing, *args, **named)
@@ -110,10 +108,10 @@ class ServerContext(ssl.SSLContext):
 
 
 class TellingObject(ssl.SSLObject):
-    """One server side of TLS that tells a client why the handshake failed.
+    """Tells a client why its handshake failed: by OpenSSL's alert, or in plain HTTP if that is what the client speaks.
 
-    asyncio sends what OpenSSL has written only while the handshake goes on, and drops it on an error. So an error is
-    kept back while something is to be sent, be it OpenSSL's alert or our answer to plain HTTP.
+    asyncio sends the outgoing bytes only while the handshake goes on, and drops them when do_handshake raises an error.
+    So do_handshake asks for more input instead, as long as there are bytes to be sent.
     """
 
     _outgoing: ssl.MemoryBIO
@@ -131,5 +129,5 @@ class TellingObject(ssl.SSLObject):
                 self._outgoing.write(error_response(400, PLAIN))
             if not self._outgoing.pending:
                 raise
-            # The handshake now ends when the client leaves or says more, or with its time limit.
+            # The handshake ends when the client leaves or says more, or with its time limit.
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the client is being told") from error

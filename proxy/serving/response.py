@@ -201,7 +201,7 @@ class Response(RequestResponseCycle):
         lines.append(b"\r\n")
         self.response_started = True
         self._head = b"".join(lines)
-        # Head and first bytes leave as one packet if the app has both. If it now waits for something, the head goes first.
+        # Head and first bytes leave as one packet if the app has both. If it waits for something now, the head goes.
         self._connection.loop.call_soon(self._flush)
 
     def _flush(self) -> None:

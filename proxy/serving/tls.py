@@ -75,7 +75,7 @@ def certificate(settings: Settings) -> Certificate | None:
         not_before, not_after = _period(context, cert)
     except ssl.SSLError as error:
         raise wrong("tls_cert", f"{cert}: expected a server's certificate: {_reason(error)}") from error
-    context.sslobject_class = TellingObject  # not before: _period wants the errors themselves
+    context.sslobject_class = TellingObject  # only now, because _period needs the errors themselves
     return Certificate(context, cert, not_before, not_after)
 
 
