@@ -83,7 +83,7 @@ class ClientConnection(HttpToolsProtocol):
         self._begun = 0
         """Requests begun so far."""
         self._piece = 0
-        """Bytes that the parser has been given last."""
+        """Size of the piece that the parser was given last."""
         self._is_spread = False
         """Whether the head came in more than one piece."""
         self._head_bytes = self._body_bytes = self._body_wire = 0

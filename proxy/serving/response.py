@@ -161,7 +161,7 @@ class Response(RequestResponseCycle):
             self._complete()
 
     async def _ready(self) -> None:
-        """Wait until the transport's own buffer is empty; ClientGone once nobody listens."""
+        """Wait until the transport's own buffer is empty. Raises ClientGone once the client is gone."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected or self.transport.is_closing():
@@ -201,7 +201,7 @@ class Response(RequestResponseCycle):
         lines.append(b"\r\n")
         self.response_started = True
         self._head = b"".join(lines)
-        # Head and first bytes leave as one packet if the app has both. If it waits for something now, the head goes.
+        # Head and first bytes leave as one packet if the app has both. If it waits now, the head goes alone.
         self._connection.loop.call_soon(self._flush)
 
     def _flush(self) -> None:

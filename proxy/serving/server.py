@@ -27,7 +27,7 @@ from .sockets import BACKLOG
 SEND_THREADS = 16
 """As many as there are cores move bytes. The others wait for a disk, or a moment for a client."""
 POLL_SECONDS = 0.05
-"""Between two looks, while stopping, at what still runs."""
+"""Between two checks, while stopping, whether anything still runs."""
 GRACE_SECONDS = 0.5
 """For the app to notice that its connections were aborted, and once more after it is cancelled."""
 
