@@ -38,7 +38,7 @@ def error_response(status: int, message: str, *, has_body: bool = True) -> bytes
         "content-type": "application/json",
         "content-length": len(body),
         "date": http_date(time.time()),
-        "cache-status": "fetchonce; detail=refused",  # every answer of ours has one (RFC 9211 §2)
+        "cache-status": "fetchonce; detail=refused",  # as every answer of ours has one (RFC 9211 §2)
         "connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
