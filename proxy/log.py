@@ -4,12 +4,14 @@ There are two loggers: `proxy` for events, and `proxy.access` for one line per r
 name and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). No other file formats log text.
 """
 
+import codecs
 import logging
 import sys
 from typing import Any
 
 events = logging.getLogger("proxy")
 access = logging.getLogger("proxy.access")
+codecs.lookup("unicode_escape")  # Python loads it from a file at its first use, which fails when descriptors run out
 
 
 def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:

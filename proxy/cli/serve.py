@@ -22,10 +22,12 @@ from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
 from ..rules.mirrors import MirrorTable
-from ..serving.connection import REFUSED, Limits
-from ..serving.server import Server, bind, shared
+from ..serving.handshake import TlsSockets
+from ..serving.request import Limits
+from ..serving.server import Server
+from ..serving.sockets import bind, share
 from ..serving.supervisor import Link, Supervisor
-from ..serving.tls import Context, certificate
+from ..serving.tls import CurrentCertificate, certificate
 from ..store.servers import announced
 from .common import base_url, leave
 
@@ -97,7 +99,7 @@ class Serve:
                 asyncio.run(self._serve(sockets))
                 log(events, logging.INFO, "server.stopped")
                 return 0
-            shares = [shared(each, file.server.workers) for each in sockets]
+            shares = [share(each, file.server.workers) for each in sockets]
             supervisor = Supervisor(
                 list(zip(*shares, strict=True)), self._work, reload=self._reload_all, started=self._say_started
             )
@@ -136,8 +138,7 @@ class Serve:
                     connections=section.connections,
                 ),
                 stop_timeout=section.stop_timeout,
-                tls_sockets=secure,
-                tls=self._tls,
+                tls=TlsSockets(secure, self._tls.context) if self._tls else None,
             )
 
             def reload() -> None:
@@ -193,13 +194,13 @@ class Serve:
         log(events, logging.INFO, "config.reloaded", mirrors=len(fresh.mirrors))
         return True
 
-    def _tls_context(self) -> Context | None:
+    def _tls_context(self) -> CurrentCertificate | None:
         """The context of all https listeners. Made before the workers start, because they share it."""
         first = certificate(self._settings)
         if first is None:
             return None
         first.report(time.time())
-        return Context(first, self._settings.file.server.connections + REFUSED)
+        return CurrentCertificate(first)
 
     def _set_up_log(self) -> None:
         logs.set_up(self._settings.file.log.level)

@@ -31,9 +31,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from proxy.errors import ClientGone, ConfigError, FileEnded
-from proxy.serving.connection import PIPELINED, REFUSED, Limits, Protocol
-from proxy.serving.sendfile import FIRST_BYTES, SMALL_BYTES, TURN_BYTES, KernelOutlet
-from proxy.serving.server import GRACE_SECONDS, Server, bind
+from proxy.serving.connection import PIPELINED, REFUSED, ClientConnection
+from proxy.serving.handshake import TlsSockets
+from proxy.serving.request import Limits
+from proxy.serving.sendfile import FIRST_BYTES, SMALL_BYTES, TURN_BYTES, KernelSender
+from proxy.serving.server import GRACE_SECONDS, Server
+from proxy.serving.sockets import bind
 from tests.harness import Client, Truncated, until
 
 BODY = random.Random(1).randbytes(2 * TURN_BYTES + FIRST_BYTES + 12_345)  # several calls of sendfile, and a rest
@@ -89,8 +92,9 @@ class Site:
         """The last request's task by path."""
         self.socket = listener or bind("127.0.0.1:0")
         self.port = self.socket.getsockname()[1]
-        plain, secure = ([], [self.socket]) if options.get("tls") else ([self.socket], [])
-        self.server = Server(self, plain, tls_sockets=secure, **options)
+        context = options.pop("tls", None)
+        tls = TlsSockets([self.socket], lambda: context) if context else None
+        self.server = Server(self, [] if tls else [self.socket], tls=tls, **options)
         self.client = Client("127.0.0.1", self.port)
         self.run: asyncio.Task[None] | None = None
 
@@ -192,7 +196,9 @@ def descriptors() -> int:
 
 async def no_connection_is_held() -> None:
     """Neither by a timer nor by a thread. What is in a traceback counts too: check that there is none."""
-    await until(lambda: gc.collect() >= 0 and not [each for each in gc.get_objects() if isinstance(each, Protocol)])
+    await until(
+        lambda: gc.collect() >= 0 and not [each for each in gc.get_objects() if isinstance(each, ClientConnection)]
+    )
 
 
 # -- file bytes --------------------------------------------------------------------------------------------------------
@@ -598,16 +604,16 @@ async def test_a_departure_is_noticed_after_a_thread_found_the_socket_full(file)
 
         class Threads(Executor):
             def submit(self, job, /):
-                outlet.close()
+                sender.close()
                 done = Future()
                 done.set_result(job())
                 return done
 
-        outlet = KernelOutlet(asyncio.get_running_loop(), Threads(), ours)
+        sender = KernelSender(asyncio.get_running_loop(), Threads(), ours)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # what is not in memory goes to a thread
         with pytest.raises(ClientGone):
-            await outlet.send(file, 0, FIRST_BYTES)
+            await sender.send(file, 0, FIRST_BYTES)
 
 
 async def test_a_departure_wakes_a_send_that_waits_for_the_socket(serve, caplog, huge):
@@ -1325,7 +1331,7 @@ def test_a_unix_path_that_is_something_else_is_kept(tmp_path):
 
 
 def test_uvicorn_has_the_shape_we_rely_on():
-    """server.py overrides these and reads those: if this fails, read uvicorn's changes before anything else."""
+    """connection.py and response.py rely on these: if this fails, read uvicorn's changes before anything else."""
     assert list(inspect.signature(RequestResponseCycle.__init__).parameters)[1:] == [
         "scope",
         "transport",
