@@ -243,10 +243,12 @@ class Janitor:
             await self._survey()
         assert self._surveyed
         blobs = self._surveyed[0] + self._store.blobs.committed_bytes() - self._surveyed[1]
+        # Our own fills first, at once: one that ends while we look at the others closes its file, and still counts.
         own = list(self._reservations.values())
+        total_own, unwritten_own = sum(each.total for each in own), sum(each.unwritten for each in own)
         written, unwritten = await self._store.growing(each.path for each in own)
-        growing = written + unwritten + sum(each.total for each in own)
-        unwritten += sum(each.unwritten for each in own)
+        growing = written + unwritten + total_own
+        unwritten += unwritten_own
         size, free = disk(self._store.root)
         min_free = min(self.limits.min_free, size // SHARE)
         return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)

@@ -161,6 +161,20 @@ async def test_what_other_processes_will_write_counts_on_the_file_system_too(ope
         lock.close()
 
 
+async def test_a_fill_may_end_while_others_are_looked_at_and_still_counts(opened):
+    async with opened(SIZE) as (store, janitor):
+        first = await begin(janitor, "a", SIZE // 2)
+        page = store.partials.directory / f"{key('b')}.g1.state"
+        page.with_suffix(".part").touch()
+        os.mkfifo(page)  # whoever reads it waits for us
+        second = asyncio.create_task(begin(janitor, "c", SIZE // 2))
+        with await asyncio.to_thread(open, page, "wb"):
+            janitor.release(first)
+            first.close()
+        assert (await second).path.exists()
+        page.unlink()
+
+
 async def test_of_two_processes_that_want_the_last_room_at_once_one_gets_it(opened):
     async with opened(SIZE) as (one, first), opened(SIZE) as (other, second):
         for number in range(20):
