@@ -22,10 +22,11 @@ from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..store.locks import Lock
 from ..store.partial import Partial
+from .asking import Another, Answer, Rest, Unchanged, Whole
 from .context import FillContext
 from .growing import Growing
 from .ingest import Ingest
-from .origin import Another, Answer, Origin, Rest, Unchanged, Whole
+from .origin import Origin
 from .passthrough import Passthrough
 from .sharing import Follower
 from .states import Asking, Complete, Confirmed, Failed, Incoming, Passed, State, Streaming
@@ -325,7 +326,7 @@ class Fill:
             await self._context.janitor.take_up(partial, self.target.url, known.head.length or 0)
         except BaseException as error:
             if isinstance(answer, Rest):
-                answer.exchange.close()
+                answer.exchange.drop()
             if isinstance(error, StoreError) and known.held is Held.SAVED:
                 return False
             raise
@@ -355,7 +356,7 @@ class Fill:
             self._pass_on(whole, error)
             return
         except BaseException:
-            whole.exchange.close()
+            whole.exchange.drop()
             raise
         growing = Growing(partial, whole.head.length)
         incoming = self._received(whole.head, whole.url, growing)
@@ -375,7 +376,7 @@ class Fill:
             await self._stoppable(self._ingest.run(rest))
         finally:
             if rest:
-                rest.exchange.close()
+                rest.exchange.drop()  # nothing runs any more; where it never began this ends it
         verified = await self._verify(incoming)
         digests = incoming.verifier.digests
         entry = None

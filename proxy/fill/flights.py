@@ -24,10 +24,11 @@ from ..store.janitor import Janitor
 from ..store.pseudonym import pseudonym
 from ..store.store import Store
 from ..upstream.client import Upstream
+from .asking import Whole
 from .checksums import Checksums
 from .context import FillContext
 from .fill import Fill, Question
-from .origin import Origin, Whole
+from .origin import Origin
 from .passthrough import Passthrough
 from .states import Failed
 

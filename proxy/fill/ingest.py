@@ -16,9 +16,10 @@ from ..rules.mirrors import Target
 from ..rules.segments import BIG_BYTES, Ramp, Segment, plan, schedule
 from ..rules.splice import Known
 from ..store.partial import PartialRecord
+from .asking import Gap, Rest
 from .context import FillContext
 from .growing import Growing
-from .origin import Gap, Origin, Rest
+from .origin import Origin
 from .sharing import Leader
 from .transfer import Transfer
 
@@ -167,8 +168,7 @@ class Ingest:
 
     def _ended(self, segment: Segment, answer: Rest | None, task: asyncio.Task[None]) -> None:
         if answer and task.cancelled():  # it may never have begun
-            answer.exchange.abort()
-            answer.exchange.close()
+            answer.exchange.drop()
         del self._running[segment]
         self._flowing.discard(segment)
         self._is_due = True

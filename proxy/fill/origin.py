@@ -7,25 +7,18 @@ store, would be another class with the same `open`.
 """
 
 import asyncio
-import secrets
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from logging import WARNING
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
-from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
+from ..errors import UpstreamChanged, UpstreamError, UpstreamRange
 from ..log import events, log
-from ..rules import vary
-from ..rules.entry import Entry, Head, Headers, field
-from ..rules.freshness import initial_age
-from ..rules.headers import http_date, stored_headers
+from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
-from ..rules.pages import is_page
-from ..rules.splice import Held, Known, Splice, judge, rest_condition
-from ..rules.validators import condition, confirms
-from ..rules.vary import that_select
-from ..upstream.exchange import Exchange
-from ..upstream.wording import first_error, status_error
+from ..rules.splice import Held, Known
+from ..upstream.client import Upstream
+from ..upstream.wording import first_error
+from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, exchange_of
 from .context import FillContext
 
 FIRST_TRIES = 3
@@ -37,48 +30,8 @@ REST_WAIT_MAX = 120.0
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each further one."""
 BACKOFF_MAX = 10.0
-SAYS_NOTHING = frozenset({401, 403, 429})
-"""Answers, beside 5xx, that say nothing about the object: what we have of it may still be of use."""
-REFUSES_HEAD = frozenset({400, 403, 405, 501})
-"""Answers to HEAD that say nothing about GET: not allowed, not implemented, or a URL signed for GET alone."""
 
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A body from its first byte on."""
-
-    exchange: Exchange
-    head: Head
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """The known body, from byte `start` on. `compare`: it may be another one, and starts at 0 to be compared."""
-
-    exchange: Exchange
-    start: int
-    compare: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unchanged:
-    """What we have is still the object (RFC 9110 §15.4.5)."""
-
-    url: str
-    head: Head
-
-
-@dataclass(frozen=True, slots=True)
-class Another:
-    """Instead of the known body there is another one, or none that this question could tell of."""
-
-    whole: Whole | None
-
-
-Gap = tuple[int, int | None]
-"""(start, end) of the bytes that are asked for; None: to the end."""
-Answer = Whole | Rest | Unchanged | Another
+T = TypeVar("T")
 
 
 class Origin:
@@ -142,7 +95,7 @@ class Origin:
         answer = await self._ask(self._url, gap, known)
         assert isinstance(answer, Rest)
         if answer.compare:
-            answer.exchange.close()
+            answer.exchange.drop()
             self._takes_parts = False
             raise UpstreamRange(f"{self._url} gave the whole body instead of a part")
         return answer
@@ -161,16 +114,9 @@ class Origin:
         errors: list[UpstreamError] = []
         for url in self.urls:
             try:
-                exchange = await self._send(url, self._condition, "HEAD")
+                return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
             except UpstreamError as error:
                 errors.append(error)
-                continue
-            with exchange:
-                if exchange.status == 200:
-                    return self._head_of(exchange, "")
-                if exchange.status in REFUSES_HEAD:
-                    return None
-                errors.append(status_error(exchange))
         raise first_error(errors)
 
     # -- who is asked, and when ---------------------------------------------------------------------------------------
@@ -196,123 +142,29 @@ class Origin:
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)
 
-    # -- one question -------------------------------------------------------------------------------------------------
-
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
-        exchange = await self._send(url, self._question(url, gap, known))
+        inquiry = Inquiry(url, self._condition, self._stale, gap, known, self._takes_parts)
         try:
-            if known is None:
-                return await self._first(exchange)
-            if gap is None:
-                return self._still(exchange, known)
-            return self._rest(exchange, gap, known)
-        except BaseException:
-            exchange.close()
+            return await self._in_thread(ask, inquiry)
+        except UpstreamRange:
+            self._takes_parts = False
             raise
 
-    def _question(self, url: str, gap: Gap | None, known: Known | None) -> Headers:
-        if known is None:
-            return self._condition
-        fields = vary.with_each(self._condition)
-        if gap is None:
-            # Another mirror's validators need not be ours.
-            is_same = urlsplit(url).netloc == urlsplit(known.url).netloc
-            return (*fields, *(condition(known.head.headers) if is_same else ()))
-        if not self._takes_parts or not known.can_resume:
-            return fields
-        return (*fields, *rest_condition(known.head, *gap))
-
-    async def _first(self, exchange: Exchange) -> Answer:
-        if exchange.status == 304 and self._stale:
-            exchange.close()
-            if confirms(self._stale.head.headers, exchange.headers):
-                return Unchanged(exchange.url, self._head_of(exchange, ""))
-            # It is about something we do not have.
-            exchange = await self._send(exchange.url, vary.with_each(self._condition))
-        if exchange.status != 200:
-            exchange.close()
-            raise status_error(exchange)
+    async def _in_thread(self, asks: Callable[[Inquiry, Upstream, Callable[[], float]], T], inquiry: Inquiry) -> T:
+        context = self._context
+        asking = asyncio.get_running_loop().run_in_executor(
+            context.threads, asks, inquiry, context.upstream, context.clock
+        )
         try:
-            return self._whole(exchange)
-        except UpstreamError:
-            exchange.close()
-            raise
-
-    def _still(self, exchange: Exchange, known: Known) -> Answer:
-        """The answer to "is it still this body?", of which every byte is here."""
-        if exchange.status == 304:
-            exchange.close()
-            return Unchanged(exchange.url, self._head_of(exchange, ""))
-        another = self._another(exchange)
-        if known.held is Held.SAVED:
-            return another
-        raise changed(exchange)
-
-    def _rest(self, exchange: Exchange, gap: Gap, known: Known) -> Answer:
-        is_saved = known.held is Held.SAVED
-        if exchange.status not in (200, 206):
-            if is_saved:
-                return self._another(exchange)
-            raise status_error(exchange)
-        match judge(known, gap[0], exchange):
-            case Splice.PART if self._takes_parts:
-                return Rest(exchange, gap[0], compare=False)
-            case Splice.COMPARE if not is_saved:
-                return Rest(exchange, 0, compare=True)
-            case Splice.OTHER if not is_saved:
-                raise changed(exchange)
-        if is_saved:
-            return self._another(exchange)
-        self._takes_parts = False
-        raise UpstreamRange(f"{exchange.url} does not go on at byte {gap[0]}, as it was asked to")
-
-    def _another(self, exchange: Exchange) -> Another:
-        """What is there in place of a saved body. Raises UpstreamError for an answer that says nothing about it."""
-        if exchange.status >= 500 or exchange.status in SAYS_NOTHING:
-            raise status_error(exchange)
-        if exchange.status == 200:
-            return Another(self._whole(exchange))
-        exchange.close()
-        return Another(None)
-
-    def _whole(self, exchange: Exchange) -> Whole:
-        return Whole(exchange, self._head_of(exchange, secrets.token_hex(8)), exchange.url)
-
-    def _head_of(self, exchange: Exchange, generation: str) -> Head:
-        """What an answer says, with the Date it must have (RFC 9110 §6.6.1).
-
-        Raises UpstreamPage if it is a web page under the name of an image.
-        """
-        now = self._context.clock()
-        headers = stored_headers(exchange.headers)
-        if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
-            raise UpstreamPage(
-                f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is "
-                "there a login or captive portal on the way? open the URL in a browser to see what it says"
-            )
-        if field(headers, "date") is None:
-            headers += (("date", http_date(now)),)
-        age = initial_age(exchange.headers, now, exchange.delay)
-        return Head(headers, exchange.length, generation, age, that_select(self._condition))
-
-    async def _send(self, url: str, fields: Headers, method: str = "GET") -> Exchange:
-        """As Upstream.open, in a thread."""
-        job = partial(self._context.upstream.open, url, method=method, headers=fields)
-        opening = asyncio.get_running_loop().run_in_executor(self._context.threads, job)
-        try:
-            return await asyncio.shield(opening)
+            return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            opening.add_done_callback(_close)  # the thread cannot be stopped; nobody wants what it brings
+            asking.add_done_callback(_drop)  # the thread cannot be stopped; nobody wants what it brings
             raise
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
 
-def changed(exchange: Exchange) -> UpstreamChanged:
-    return UpstreamChanged(f"{exchange.url} changed while it was fetched")
-
-
-def _close(opening: asyncio.Future[Exchange]) -> None:
-    if not opening.cancelled() and not opening.exception():
-        opening.result().close()
+def _drop(asking: asyncio.Future[Any]) -> None:
+    if not asking.cancelled() and not asking.exception() and (exchange := exchange_of(asking.result())):
+        exchange.drop()

@@ -16,8 +16,9 @@ from ..rules.digests import Algorithm, Digest
 from ..rules.mirrors import Target
 from ..rules.splice import Known
 from ..upstream.exchange import Exchange
+from .asking import Rest
 from .context import FillContext
-from .origin import Origin, Rest
+from .origin import Origin
 from .verify import AskChecksums, ask_for, is_to_be_verified, judge
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Passthrough:
         exchange, self._exchange = self._exchange, None
         if exchange and self._step and not self._step.done():
             exchange.abort()
-            self._step.add_done_callback(partial(_close_after, exchange))
+            self._step.add_done_callback(partial(_drop_after, exchange))
         elif exchange:
-            exchange.close()
+            self._context.threads.submit(exchange.close)  # its connection may be of use to others
 
     async def wait_length(self) -> int | None:
         """None where upstream does not say: ranges of such a body are not given."""
@@ -142,7 +143,7 @@ class Passthrough:
         await judge(self._target, expected, digest, self._ask, self._known.url)
 
 
-def _close_after(exchange: Exchange, step: asyncio.Future[bytes]) -> None:
+def _drop_after(exchange: Exchange, step: asyncio.Future[bytes]) -> None:
     if not step.cancelled():
         step.exception()  # nobody is there to be told
-    exchange.close()
+    exchange.drop()

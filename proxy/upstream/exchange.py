@@ -107,6 +107,11 @@ class Exchange:
         self._aborted.set()
         self._wire.abort(self._request)
 
+    def drop(self) -> None:
+        """End the connection, without a wait."""
+        self.abort()
+        self._response.close()
+
     def close(self) -> None:
         """Give the connection back, or end it. May wait DRAIN_SECONDS for a small rest of the body."""
         if self._has_small_rest() and not self._response.is_closed:
