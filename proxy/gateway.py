@@ -144,7 +144,7 @@ class Gateway:
         if target.digest and not entry.has(target.digest):
             found = await self.store.find(target.digest, target.key)
             if not found or found.key != target.key:
-                raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
+                raise mismatch(Expected(target.digest), f"sha256:{entry.sha256}", target.url)
 
     async def _decide(self, headers: Headers, target: Target, entry: Entry | None) -> policy.Decision:
         changed_at = await self.flights.checksums.changed_at(target) if entry else 0.0
@@ -217,7 +217,7 @@ class Gateway:
         """What upstream, or another process, says is still the object."""
         target = forward.target
         if target.digest and not entry.has(target.digest):
-            raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
+            raise mismatch(Expected(target.digest), f"sha256:{entry.sha256}", target.url)
         cache_status = CacheStatus(fwd=forward.ask.why, fwd_status=304) if forward.entry else CacheStatus(hit=True)
         return self._stored(forward.request, target, entry, cache_status, stack)
 
@@ -269,4 +269,4 @@ def _is_for(request: Request, question: Question, fill: Fill) -> bool:
     It is if its question was the one that we would ask.
     """
     head = fill.head
-    return head is None or head.asked == vary.that_select(question.fields) or vary.is_for(request.headers, head)
+    return head is None or head.nominated == vary.that_select(question.fields) or vary.is_for(request.headers, head)

@@ -84,6 +84,6 @@ def _stored(url: str, state: str, entry: Entry) -> Progress:
         "state": state,
         "bytes": entry.size,
         "length": entry.size,
-        "digest": f"sha256:{entry.digest}",
+        "digest": f"sha256:{entry.sha256}",
         "message": None,
     }

@@ -171,7 +171,7 @@ def _from_entry(record: Record) -> dict[str, Any]:
         "url": entry.url,
         "mirror": entry.mirror,
         "size": entry.size,
-        "digest": f"sha256:{entry.digest}",
+        "digest": f"sha256:{entry.sha256}",
         "verified": entry.verified,
         "state": "complete",
         "hits": record.usage.hits,

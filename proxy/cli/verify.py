@@ -58,7 +58,7 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
             results = [_result(name, None, "damaged", f"{why}; moved aside") for name, why in store.blobs.was_damaged]
         blobs: dict[str, list[Entry]] = {}
         for entry in sorted(entries, key=lambda entry: entry.url):
-            blobs.setdefault(entry.digest, []).append(entry)
+            blobs.setdefault(entry.sha256, []).append(entry)
         bar = progress_bars(quiet)
         say = partial(say_beside, bar, quiet)
 
@@ -99,8 +99,8 @@ def find_damage(store: Store, entry: Entry, advance: Callable[[int], object]) ->
         return f"its body cannot be read at byte {count}: {error.strerror}"
     if count != entry.size:
         return f"its body has {count} bytes instead of {entry.size}"
-    if state.hexdigest() != entry.digest:
-        return f"expected sha256:{entry.digest}, got sha256:{state.hexdigest()}"
+    if state.hexdigest() != entry.sha256:
+        return f"expected sha256:{entry.sha256}, got sha256:{state.hexdigest()}"
     return None
 
 
@@ -108,7 +108,7 @@ def _result(url: str, entry: Entry | None, state: str, message: str | None) -> d
     return {
         "url": url,
         "size": entry.size if entry else None,
-        "digest": f"sha256:{entry.digest}" if entry else None,
+        "digest": f"sha256:{entry.sha256}" if entry else None,
         "state": state,
         "message": message,
     }

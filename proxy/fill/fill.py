@@ -399,7 +399,7 @@ class Fill:
             url=self.target.url,
             mirror=self.target.mirror.name,
             head=replace(incoming.head, length=incoming.growing.length),
-            digest=digests["sha256"],
+            sha256=digests["sha256"],
             stored_at=self._context.clock(),
             validated_at=incoming.answered_at,
             pinned=bool(stale and stale.pinned),

@@ -6,7 +6,7 @@ a broken transfer and of a fill resumed after a restart are all "open the gap at
 
 import asyncio
 import enum
-from functools import partial
+import functools
 from logging import WARNING
 
 from ..errors import UpstreamError
@@ -164,7 +164,7 @@ class Ingest:
     def _start(self, segment: Segment, answer: Rest | None = None) -> None:
         fetching = self._fetch(segment, answer, is_alone=not self._running)
         task = self._running[segment] = asyncio.create_task(fetching, name=f"transfer {self._target.key[:12]}")
-        task.add_done_callback(partial(self._ended, segment, answer))
+        task.add_done_callback(functools.partial(self._ended, segment, answer))
 
     def _ended(self, segment: Segment, answer: Rest | None, task: asyncio.Task[None]) -> None:
         if answer and task.cancelled():  # it may never have begun
@@ -201,7 +201,7 @@ class Ingest:
     async def _copy(self, transfer: Transfer) -> None:
         segment, growing = transfer.segment, self._growing
         begun = transfer.written
-        tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
+        tell = functools.partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
         copying = self._loop.run_in_executor(self._context.threads, transfer.run, growing.partial, tell)
         try:
             await asyncio.shield(copying)

@@ -6,9 +6,9 @@ have a digest is hashed on its way, and its last byte goes out only if it has it
 """
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncGenerator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import UpstreamError
@@ -55,7 +55,7 @@ class Passthrough:
         exchange, self._exchange = self._exchange, None
         if exchange and self._step and not self._step.done():
             exchange.abort()
-            self._step.add_done_callback(partial(_drop_after, exchange))
+            self._step.add_done_callback(functools.partial(_drop_after, exchange))
         elif exchange:
             self._context.threads.submit(exchange.close)  # its connection may be of use to others
 

@@ -6,10 +6,10 @@ its way when the body is. The last byte is withheld until that is settled; of th
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from logging import WARNING
 
 from ..errors import DigestMismatch, ProxyError
@@ -102,7 +102,7 @@ class Verifier:
             got = await self._digest(self._expected.digest.algorithm, entry.size)
             if got != self._expected.digest:
                 raise mismatch(self._expected, got, source)
-        self.digests = {"sha256": entry.digest} | ({"sha512": entry.sha512} if entry.sha512 else {})
+        self.digests = {"sha256": entry.sha256} | ({"sha512": entry.sha512} if entry.sha512 else {})
         self._growing.release()
 
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
@@ -114,7 +114,7 @@ class Verifier:
                 log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")
         if self._expected is None:
             return None
-        digest = partial(self._digest, length=length)
+        digest = functools.partial(self._digest, length=length)
         return await judge(self._target, self._expected, digest, self._ask, source, others)
 
     async def _digest(self, algorithm: Algorithm, length: int) -> Digest:

@@ -42,7 +42,7 @@ class Head:
     """Random name of this body, and its ETag if upstream sends none. Empty if there is no body (HEAD)."""
     age: float = 0.0
     """Its age in seconds when we received it (RFC 9111 §4.2.3)."""
-    asked: Headers = ()
+    nominated: Headers = ()
     """The client's fields that we sent upstream, and that may have selected this answer (see vary.py)."""
 
     @property
@@ -66,7 +66,7 @@ class Entry:
     mirror: str
     head: Head
     """`length` is never None here."""
-    digest: str
+    sha256: str
     """SHA-256 of the body, hex; the name of its blob."""
     stored_at: float
     """Unix time at which this generation was committed."""
@@ -85,7 +85,7 @@ class Entry:
 
     def has(self, digest: Digest) -> bool:
         """Whether the body is known to have that digest."""
-        return digest.hex == (self.digest if digest.algorithm == "sha256" else self.sha512)
+        return digest.hex == (self.sha256 if digest.algorithm == "sha256" else self.sha512)
 
 
 OF_THE_BYTES = frozenset({"content-encoding", "content-type"})
@@ -97,5 +97,5 @@ def refreshed(entry: Entry, head: Head, now: float) -> Entry:
     new = {name for name, _ in head.headers} - OF_THE_BYTES
     kept = tuple((name, value) for name, value in entry.head.headers if name not in new)
     added = tuple((name, value) for name, value in head.headers if name in new)
-    news = replace(entry.head, headers=kept + added, age=head.age, asked=head.asked)
+    news = replace(entry.head, headers=kept + added, age=head.age, nominated=head.nominated)
     return replace(entry, head=news, validated_at=now)

@@ -40,7 +40,7 @@ def with_each(asked: Headers) -> Headers:
 
 def is_for(headers: Headers, head: Head) -> bool:
     """Whether the answer may serve a request with `headers`: they agree in every field that its Vary names."""
-    return all(_normal(name, headers) == _normal(name, head.asked) for name in nominated(head))
+    return all(_normal(name, headers) == _normal(name, head.nominated) for name in nominated(head))
 
 
 def nominated(head: Head) -> set[str]:

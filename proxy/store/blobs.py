@@ -100,7 +100,7 @@ class Blobs:
                 newest = max(entries, key=lambda entry: entry.stored_at)
                 self.index.set(newest)
                 for entry in entries:
-                    if entry.digest != newest.digest:
+                    if entry.sha256 != newest.sha256:
                         self._drop_files(entry)
             elif key in rows:
                 self.index.remove(key)
@@ -186,7 +186,7 @@ class Blobs:
         """What the index says of URLs whose body is known to have `digest`: a hint, look each of them up."""
         name = digest.hex if digest.algorithm == "sha256" else self._current_index().blob_of(digest.hex)
         rows = (self.index.get(self.sidecars.key(path)) for path in self.sidecars.of(name)) if name else ()
-        return [row for row in rows if row and row.digest == name]
+        return [row for row in rows if row and row.sha256 == name]
 
     def records(self) -> list[Record]:
         return [Record(entry, usage) for entry, usage in self._current_index().records()]
@@ -220,7 +220,7 @@ class Blobs:
 
     def path(self, entry: Entry) -> Path:
         """Where the body of `entry` is. It may be removed at any time; once open it stays readable."""
-        return self.sidecars.blob(entry.digest)
+        return self.sidecars.blob(entry.sha256)
 
     def has(self, entry: Entry) -> bool:
         """Whether that very body is still the entry of its key."""
@@ -270,13 +270,13 @@ class Blobs:
                 # removed, so that a kill between the two leaves a commit that the next start completes.
                 if is_moved:
                     os.rename(blob, partial.path)
-                if not (old and old.digest == entry.digest):
+                if not (old and old.sha256 == entry.sha256):
                     with contextlib.suppress(OSError):
                         self.sidecars.path(entry).unlink()
                 raise
             if is_new:
                 self._count_committed(entry.size)
-            if old and old.digest != entry.digest:
+            if old and old.sha256 != entry.sha256:
                 self._drop_files(old)
         partial.unlink()
         return entry
@@ -327,7 +327,7 @@ class Blobs:
         for each in victims:
             with self._exclusively():
                 entry = self.index.get(each.key)
-                if entry is None or entry.digest != each.blob or entry.pinned:
+                if entry is None or entry.sha256 != each.blob or entry.pinned:
                     continue
                 try:
                     self.index.remove(each.key)
@@ -352,7 +352,7 @@ class Blobs:
     def _set_aside(self, entry: Entry, why: str) -> None:
         log(events, WARNING, "store.damaged", url=entry.url, reason=why, kept_in=self.damaged)
         self.was_damaged.append((entry.url, why))
-        for path in self.sidecars.of(entry.digest):
+        for path in self.sidecars.of(entry.sha256):
             self.index.remove(self.sidecars.key(path))
             self._move_aside(path)
         self._move_aside(self.path(entry))
@@ -364,7 +364,7 @@ class Blobs:
 
     def _drop_files(self, entry: Entry) -> None:
         self.sidecars.path(entry).unlink(missing_ok=True)
-        if not self.sidecars.of(entry.digest):
+        if not self.sidecars.of(entry.sha256):
             self.path(entry).unlink(missing_ok=True)
             if entry.sha512:
                 self.index.forget_blob_of(entry.sha512)

@@ -105,7 +105,7 @@ class Index:
     def set(self, entry: Entry) -> None:
         self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
         if entry.sha512:
-            self._rows.set(f"sha512:{entry.sha512}", entry.digest.encode())
+            self._rows.set(f"sha512:{entry.sha512}", entry.sha256.encode())
 
     def blob_of(self, sha512: str) -> str | None:
         """SHA-256 (hex) of the body with that SHA-512; the body may be gone."""

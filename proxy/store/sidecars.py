@@ -26,7 +26,7 @@ class Sidecars:
         return self.directory / digest[:2] / digest
 
     def path(self, entry: Entry) -> Path:
-        return self.directory / entry.digest[:2] / f"{entry.digest}.{entry.key}.json"
+        return self.directory / entry.sha256[:2] / f"{entry.sha256}.{entry.key}.json"
 
     def of(self, digest: str) -> list[Path]:
         """The sidecars of a blob, one for each of its URLs."""

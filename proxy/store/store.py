@@ -126,7 +126,7 @@ class Store:
 
     def in_use(self) -> set[str]:
         """Digests of the bodies that are being read in this process."""
-        return {body.entry.digest for body in self._reading}
+        return {body.entry.sha256 for body in self._reading}
 
     def forget_stale(self) -> None:
         """Close hot bodies that another process has removed: as long as they are open they take space."""
@@ -150,7 +150,7 @@ class Store:
         # Only lengths are checked, as everywhere: bodies were hashed when they came.
         for row in await self._do(self.blobs.having, digest):
             entry = await self.lookup(row.key)
-            if entry and entry.digest == row.digest:
+            if entry and entry.sha256 == row.sha256:
                 return entry
         return None
 
@@ -159,13 +159,13 @@ class Store:
         with self.open(entry) as body:
             async with self._hashing:  # one at a time: whoever waited here may find it done
                 current = await self.lookup(entry.key)
-                if current and current.digest == entry.digest and current.sha512:
+                if current and current.sha256 == entry.sha256 and current.sha512:
                     return current
                 # Not in the store's own thread, where everybody would wait for it. The thread has a descriptor of its
                 # own, and closes it: a cancelled call leaves the thread running.
                 digest = await asyncio.shield(asyncio.to_thread(_sha512, os.dup(body.fd)))
                 current = await self.lookup(entry.key)
-                if current and current.digest == entry.digest:
+                if current and current.sha256 == entry.sha256:
                     return await self.refresh(replace(current, sha512=digest))
                 return replace(entry, sha512=digest)  # removed or replaced meanwhile: for this one answer
 

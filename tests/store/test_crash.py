@@ -243,7 +243,7 @@ class World:
         sidecars = [msgspec.json.decode(path.read_bytes(), type=Entry) for path in self.cache.glob("blobs/*/*.json")]
         assert rows == {entry.key: entry for entry in sidecars}
         files = {path.name for path in self.cache.glob("blobs/*/*")}
-        assert files == {name for each in sidecars for name in (each.digest, f"{each.digest}.{each.key}.json")}
+        assert files == {name for each in sidecars for name in (each.sha256, f"{each.sha256}.{each.key}.json")}
         assert [*self.cache.glob("partial/*"), *self.cache.glob("damaged/*"), *self.cache.glob("index.broken*")] == []
         await asyncio.to_thread(self.fetchonce, "verify")
 
@@ -421,7 +421,7 @@ async def left_over(directory):
         sidecars = (msgspec.json.decode(path.read_bytes(), type=Entry) for path in world.cache.glob("blobs/*/*.json"))
         new = max(sidecars, key=lambda entry: entry.stored_at)
         part = world.cache / "partial" / f"{new.key}.{new.head.generation}.part"
-        (world.cache / "blobs" / new.digest[:2] / new.digest).rename(part)
+        (world.cache / "blobs" / new.sha256[:2] / new.sha256).rename(part)
         shutil.copytree(directory / "blobs", world.cache / "blobs", dirs_exist_ok=True)
         shutil.rmtree(world.cache / "index")
         shutil.copytree(directory / "index", world.cache / "index")

@@ -130,7 +130,7 @@ async def test_a_stored_body_is_one_slice_of_its_file_and_in_use_until_it_is_clo
             assert [piece async for piece in body.pieces(len(BODY), None)] == []
             with store.open(entry) as other:
                 assert other.fd != body.fd
-            assert store.in_use() == {entry.digest}
+            assert store.in_use() == {entry.sha256}
         assert store.in_use() == set()
         assert not open_files(tmp_path / "cache")
         body.close()  # a second time, to no effect
@@ -322,8 +322,8 @@ async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_pat
     async with opened() as store:
         entry = await put(store, "x", BODY)
         other = await put(store, "y", b"y")
-        blob, sidecar = store.blobs.path(entry), store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
-        foreign = store.blobs.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
+        blob, sidecar = store.blobs.path(entry), store.blobs.path(entry).with_name(f"{entry.sha256}.{entry.key}.json")
+        foreign = store.blobs.path(other).with_name(f"{other.sha256}.{other.key}.json").read_bytes()
     if index == "without":
         shutil.rmtree(tmp_path / "cache" / "index")
     match damage:
@@ -362,7 +362,7 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
         kept = await put(store, "y", b"y")
         entry = await put(store, "x", BODY)
     blob = store.blobs.path(entry)
-    blob.with_name(f"{entry.digest}.{entry.key}.json").rename(blob.with_name(f".{entry.digest}.{entry.key}.json.1"))
+    blob.with_name(f"{entry.sha256}.{entry.key}.json").rename(blob.with_name(f".{entry.sha256}.{entry.key}.json.1"))
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
@@ -425,7 +425,7 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         partial.write(0, memoryview(BODY))
         entry = entry_of("x", BODY, "g2", 2.0)
         # A directory in the place of the sidecar makes its write fail, as a full disk would.
-        obstacle = store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        obstacle = store.blobs.path(entry).with_name(f"{entry.sha256}.{entry.key}.json")
         obstacle.mkdir(parents=True)
         with pytest.raises(StoreError):
             await store.commit(partial, entry)

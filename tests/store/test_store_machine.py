@@ -209,7 +209,7 @@ class StoreMachine(RuleBasedStateMachine):
         if entry is None:
             return multiple()
         body = self.stores[number].open(entry)
-        assert entry.digest in self.stores[number].in_use()
+        assert entry.sha256 in self.stores[number].in_use()
         return body, known.body
 
     @rule(reader=consumes(readers))
