@@ -198,7 +198,7 @@ class Blobs:
         """What may be evicted; `in_use` are digests of bodies that are being read."""
         return [
             Candidate(
-                brief.key, brief.url, brief.digest, brief.head.length, used_at, brief.pinned, brief.digest in in_use
+                brief.key, brief.url, brief.sha256, brief.head.length, used_at, brief.pinned, brief.sha256 in in_use
             )
             for brief, used_at in self._current_index().briefs()
         ]

@@ -64,7 +64,7 @@ class Brief(msgspec.Struct, frozen=True):
 
     key: str
     url: str
-    digest: str
+    sha256: str
     stored_at: float
     head: Length
     pinned: bool

@@ -22,15 +22,15 @@ class Sidecars:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def blob(self, digest: str) -> Path:
-        return self.directory / digest[:2] / digest
+    def blob(self, sha256: str) -> Path:
+        return self.directory / sha256[:2] / sha256
 
     def path(self, entry: Entry) -> Path:
         return self.directory / entry.sha256[:2] / f"{entry.sha256}.{entry.key}.json"
 
-    def of(self, digest: str) -> list[Path]:
+    def of(self, sha256: str) -> list[Path]:
         """The sidecars of a blob, one for each of its URLs."""
-        return sorted((self.directory / digest[:2]).glob(f"{digest}.*.json"))
+        return sorted((self.directory / sha256[:2]).glob(f"{sha256}.*.json"))
 
     def key(self, path: Path) -> str:
         return path.name.split(".")[1]
