@@ -27,6 +27,7 @@ from ..upstream.client import Upstream
 from .asking import Whole
 from .checksums import Checksums
 from .context import FillContext
+from .coordinator import Coordinator
 from .fill import Fill, Question
 from .origin import Origin
 from .passthrough import Passthrough
@@ -84,9 +85,12 @@ class Flights:
         if self._is_closing:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._distrusted.get(target.key, frozenset())
-        fill = Fill(target, question, self._context, self.checksums.expected, avoid)
+        context, ask = self._context, self.checksums.expected
+        fill = Fill(target, question, context, ask)
+        origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid)
+        coordinator = Coordinator(fill, origin, context, ask)
         self._fills[target.key] = fill
-        self._tasks[target.key] = task = asyncio.create_task(fill.run(), name=f"fill {target.key[:12]}")
+        self._tasks[target.key] = task = asyncio.create_task(coordinator.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
 

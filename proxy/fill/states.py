@@ -10,6 +10,7 @@ from ..errors import ProxyError
 from ..rules.entry import Entry, Head
 from ..rules.splice import Known
 from .growing import Growing
+from .ingest import Ingest
 from .verify import Verifier
 
 
@@ -28,6 +29,8 @@ class Incoming:
     verifier: Verifier
     is_followed: bool = False
     """Another process fetches it."""
+    ingest: Ingest | None = None
+    """What fetches it here."""
 
     @property
     def is_hidden(self) -> bool:

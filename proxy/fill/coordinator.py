@@ -1,0 +1,278 @@
+"""What brings a fill forward, from the question to the stored entry.
+
+It waits for the lock of the key and reads along with the process that has it, asks the origin, brings the bytes in
+(ingest.py), verifies and stores them.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from logging import INFO, WARNING
+
+from ..errors import DigestMismatch, OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
+from ..log import events, log
+from ..rules.entry import Entry, Head, refreshed
+from ..rules.freshness import is_storable
+from ..rules.splice import Held, Known
+from ..store.locks import Lock
+from ..store.partial import Partial
+from .asking import Another, Answer, Rest, Unchanged, Whole
+from .context import FillContext
+from .fill import Fill
+from .growing import Growing
+from .ingest import Ingest
+from .origin import Origin
+from .sharing import Follower
+from .states import Complete, Confirmed, Failed, Incoming, Passed, Streaming
+from .verify import AskChecksums, Verifier
+
+
+class Coordinator:
+    """Of one fill: `run` it once."""
+
+    def __init__(self, fill: Fill, origin: Origin, context: FillContext, ask_checksums: AskChecksums) -> None:
+        self._fill, self._origin, self._context, self._ask_checksums = fill, origin, context, ask_checksums
+        self._target, self._question = fill.target, fill.question
+
+    async def run(self) -> None:
+        """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
+        lock: Lock | None = None
+        try:
+            lock = await self._fill.stoppable(self._wait_lock())
+            if not await self._is_settled():
+                await self._bring()
+            self._context.stats.count_fill(self._fill.state.name)
+        except ProxyError as error:
+            self._fail(error)
+            await self._put_away(error)
+        except asyncio.CancelledError:
+            self._fail(UpstreamError(f"fetching {self._target.url} was stopped"))
+            raise
+        except BaseException as error:
+            # A bug: no reader may be left waiting.
+            self._fail(ProxyError(f"fetching {self._target.url} failed: internal error: {error!r}"))
+            raise
+        finally:
+            incoming = self._fill.incoming
+            if incoming:
+                await incoming.verifier.close()
+            # In one turn of the loop: followers find the last page, and the lock free.
+            if incoming and incoming.ingest:
+                incoming.ingest.close()
+            if incoming:
+                self._context.janitor.release(incoming.growing.partial)
+            if lock:
+                lock.close()
+            self._fill.end()
+
+    async def _wait_lock(self) -> Lock:
+        """Wait for the lock of the key; meanwhile read along with the process that has it."""
+        follower = Follower(self._context.store, self._target.key)
+        found = await follower.find()
+        if isinstance(found, Lock):
+            return found
+        record, partial = found
+        growing = Growing(partial, record.head.length)
+        # That process verifies, and what comes of it is seen in what it stores.
+        self._fill.to(Streaming(self._received(record.head, record.source, growing, is_followed=True)))
+        log(events, INFO, "fill.follows", key=self._target.key[:12], have=growing.received)
+        return await follower.follow(growing)
+
+    async def _is_settled(self) -> bool:
+        """Whether another process has done already what this fill is for."""
+        entry = await self._context.store.lookup(self._target.key)
+        if not (incoming := self._fill.incoming):
+            if entry is None or entry == self._question.stale:
+                return False
+            # It was finished between our client's look and our having the lock.
+            self._fill.to(Confirmed(entry))
+            return True
+        growing = incoming.growing
+        if entry and entry.head.generation == incoming.head.generation:
+            growing.add(0, entry.size)
+            await incoming.verifier.confirm(entry, incoming.url)
+            self._fill.to(Complete(incoming, entry))
+            return True
+        if growing.is_whole and not growing.partial.path.exists():
+            # It was not stored: its own client forbade it, or it is the wrong one.
+            incoming.verifier.begin()
+            await self._verify(incoming)
+            self._fill.to(Complete(incoming, None))
+            return True
+        return False
+
+    async def _bring(self) -> None:
+        """Ask upstream, and do what the answer says."""
+        answer: Answer | None = None
+        if saved := await self._load_saved():
+            known, partial = saved
+            with contextlib.ExitStack() as stack:
+                stack.callback(partial.close)
+                gaps = partial.extents.gaps(known.head.length or 0)
+                answer = await self._fill.stoppable(self._origin.open(gaps[0] if gaps else None, known))
+                if isinstance(answer, (Rest, Unchanged)) and await self._has_room(known, partial, answer):
+                    stack.pop_all()
+                    await self._go_on(known, partial, answer)
+                    return
+                await self._context.store.discard(partial)
+            answer = answer.whole if isinstance(answer, Another) else None
+        if answer is None:
+            answer = await self._fill.stoppable(self._origin.open(None, None))
+        match answer:
+            case Whole():
+                await self._begin(answer)
+            case Unchanged(url, head):
+                assert self._question.stale
+                entry = refreshed(self._question.stale, head, self._context.clock())
+                self._fill.to(Confirmed(await self._context.store.refresh(entry)))
+                log(events, INFO, "fill.unchanged", key=self._target.key[:12], url=url)
+
+    async def _load_saved(self) -> tuple[Known, Partial] | None:
+        """What an earlier fill left, if upstream can tell whether it is still the same. Close the partial.
+
+        Raises UpstreamError where it is not the body that was followed: readers want the rest of exactly that one.
+        """
+        followed = self._fill.incoming
+        saved = await self._context.store.resume(self._target.key)
+        if saved:
+            record, partial = saved
+            known = Known(record.head, record.source, Held.READ if followed else Held.SAVED)
+            if known.can_resume and (not followed or record.head.generation == followed.head.generation):
+                if followed:
+                    have = partial.extents.total
+                    log(events, INFO, "fill.taken_over", key=self._target.key[:12], have=have)
+                return known, partial
+            if not followed:
+                await self._context.store.discard(partial)
+            partial.close()
+        if followed:
+            raise UpstreamError(f"the process that fetched {self._target.url} gave up. ask again")
+        return None
+
+    async def _has_room(self, known: Known, partial: Partial, answer: Rest | Unchanged) -> bool:
+        """Whether there is room for the rest. If not, what is there goes: its own bytes may be what is missing."""
+        try:
+            await self._context.janitor.take_up(partial, self._target.url, known.head.length or 0)
+        except BaseException as error:
+            if isinstance(answer, Rest):
+                answer.exchange.drop()
+            if isinstance(error, StoreError) and known.held is Held.SAVED:
+                return False
+            raise
+        return True
+
+    async def _go_on(self, known: Known, partial: Partial, answer: Rest | Unchanged) -> None:
+        """Fetch what is missing of a body that was begun by a process that is gone."""
+        rest = answer if isinstance(answer, Rest) else None
+        source = rest.exchange.final_url if rest else known.url
+        if followed := self._fill.incoming:
+            followed.growing.go_on_in(partial)
+            incoming = replace(followed, source=source, is_followed=False)
+        else:
+            growing = Growing(partial, known.head.length)
+            incoming = replace(self._received(known.head, known.url, growing), source=source)
+        await self._stream(known, incoming, rest)
+
+    async def _begin(self, whole: Whole) -> None:
+        """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
+        try:
+            if not is_storable(whole.head, self._question.fields):
+                why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
+                self._pass_on(whole, UpstreamError(why))
+                return
+            partial = await self._context.janitor.create(self._target.key, self._target.url, whole.head)
+        except OutOfSpace as error:
+            self._pass_on(whole, error)
+            return
+        except BaseException:
+            whole.exchange.drop()
+            raise
+        growing = Growing(partial, whole.head.length)
+        incoming = self._received(whole.head, whole.url, growing)
+        incoming = replace(incoming, source=whole.exchange.final_url)
+        known = Known(whole.head, whole.url, Held.READ)
+        await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
+
+    async def _stream(self, known: Known, incoming: Incoming, rest: Rest | None) -> None:
+        """From the first byte that is missing to the stored entry."""
+        growing, key = incoming.growing, self._target.key[:12]
+        ingest = Ingest(self._target, self._origin, known, growing, self._context)
+        incoming = replace(incoming, ingest=ingest)
+        incoming.verifier.begin()
+        self._fill.to(Streaming(incoming))
+        what = "fill.resumed" if growing.received else "fill.started"
+        log(events, INFO, what, key=key, url=incoming.url, have=growing.received, bytes=growing.length)
+        try:
+            await self._fill.stoppable(ingest.run(rest))
+        finally:
+            if rest:
+                rest.exchange.drop()  # nothing runs any more; where it never began this ends it
+        verified = await self._verify(incoming)
+        digests = incoming.verifier.digests
+        entry = None
+        if self._fill.is_wanted:
+            entry = await self._context.janitor.commit(growing.partial, self._entry(incoming, verified))
+        else:
+            await self._context.store.discard(growing.partial)
+        self._fill.to(Complete(incoming, entry))
+        seconds = round(self._context.clock() - self._fill.started_at, 3)
+        log(events, INFO, "fill.complete", key=key, bytes=growing.length, s=seconds, sha256=digests["sha256"])
+
+    async def _verify(self, incoming: Incoming) -> str | None:
+        others = [url for url in self._origin.urls if url != incoming.url]
+        return await incoming.verifier.verify(await incoming.growing.wait_length(), incoming.url, others)
+
+    def _entry(self, incoming: Incoming, verified: str | None) -> Entry:
+        stale, digests = self._question.stale, incoming.verifier.digests
+        return Entry(
+            key=self._target.key,
+            url=self._target.url,
+            mirror=self._target.mirror.name,
+            head=replace(incoming.head, length=incoming.growing.length),
+            sha256=digests["sha256"],
+            stored_at=self._context.clock(),
+            validated_at=incoming.answered_at,
+            pinned=bool(stale and stale.pinned),
+            sha512=digests.get("sha512"),
+            verified=verified,
+        )
+
+    def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:
+        source = f"another process, from {url}" if is_followed else url
+        verifier = Verifier(self._target, growing, self._ask_checksums, self._context.threads)
+        return Incoming(head, url, source, self._context.clock(), growing, verifier, is_followed)
+
+    def _pass_on(self, whole: Whole, error: ProxyError) -> None:
+        known = Known(whole.head, whole.url, Held.PASSED)
+        passthrough = self._fill.pass_through(known)
+        passthrough.begin(whole.exchange)
+        self._fill.offer(passthrough, Passed(known, self._context.clock(), error))
+        level = WARNING if isinstance(error, OutOfSpace) else INFO
+        log(events, level, "fill.not_kept", key=self._target.key[:12], reason=error)
+
+    def _fail(self, error: ProxyError) -> None:
+        incoming = self._fill.incoming
+        self._fill.to(Failed(error, incoming))
+        if incoming:
+            incoming.growing.fail(error)
+        self._context.stats.count_fill("failed")
+        log(events, INFO if self._fill.is_stopped else WARNING, "fill.failed", key=self._target.key[:12], error=error)
+
+    async def _put_away(self, error: ProxyError) -> None:
+        """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""
+        incoming = self._fill.incoming
+        if not incoming or not incoming.ingest:
+            return
+        growing, store = incoming.growing, self._context.store
+        try:
+            is_useless = isinstance(error, (UpstreamChanged, DigestMismatch, OutOfSpace)) or not growing.received
+            known = Known(incoming.head, incoming.url, Held.SAVED)
+            if self._fill.is_wanted and known.can_resume and not is_useless:
+                await store.save(growing.partial, incoming.ingest.record())
+                return
+            is_short = isinstance(error, OutOfSpace) and not growing.is_whole
+            if is_short:
+                growing.lose()
+            await store.discard(growing.partial, at_once=is_short)
+        except StoreError as trouble:
+            log(events, WARNING, "fill.not_saved", key=self._target.key[:12], error=trouble)
