@@ -1,6 +1,6 @@
 """What means ill and comes by a raw socket: refused, told why, and everybody else is served on.
 
-How a head is parsed is tested in test_server.py, and what a target means in rules/test_mirrors.py; here all of it
+How a head is parsed is tested in test_framing.py, and what a target means in rules/test_mirrors.py; here all of it
 stands together before one server, and what must hold is: no 5xx of ours, no traceback, nothing goes upstream.
 """
 
