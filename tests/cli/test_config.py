@@ -7,7 +7,6 @@ import pytest
 
 from proxy.config import load
 
-
 AWKWARD = r"""
 listen = ["127.0.0.1:0", "[::1]:0"]
 shipped_mirrors = false

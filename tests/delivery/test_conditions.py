@@ -19,7 +19,6 @@ from tests.delivery.images import (
     small,
 )
 
-
 PRECONDITIONS = {
     "rfc9110-13.1.2-same": ({"If-None-Match": ETAG}, 304),
     "rfc9110-13.1.2-weak-comparison": ({"If-None-Match": f"W/{ETAG}"}, 304),
