@@ -15,9 +15,7 @@ import contextlib
 import email.utils
 import fcntl
 import functools
-import hashlib
 import http
-import random
 import select
 import selectors
 import socket
@@ -26,300 +24,44 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 import anyio.to_thread
 
+from tests.script import (
+    LAST_MODIFIED,
+    PATTERN_BLOCK_BYTES,
+    Content,
+    Fault,
+    Fixed,
+    Pattern,
+    Resource,
+    Scripted,
+    pattern_bytes,
+    pattern_sha256,
+)
+
+# A test needs one import.
+__all__ = [
+    "LAST_MODIFIED",
+    "PATTERN_BLOCK_BYTES",
+    "Origin",
+    "Pattern",
+    "Request",
+    "Resource",
+    "pattern_bytes",
+    "pattern_sha256",
+]
+
 PIECE_BYTES = 256 * 1024  # one send; also how far a fault scripted into a running response may come too late
-PATTERN_BLOCK_BYTES = 1024**2
 HEAD_LIMIT_BYTES = 64 * 1024
 GONE_CHECK_SECONDS = 0.05  # a stalled response looks this often whether its client still listens
 FLUSH_SECONDS = 1.0  # a reset lets the bytes before it arrive first; a client that reads none gets it after this time
 
-LAST_MODIFIED = 1_700_000_000  # Unix time; long ago, so that it counts as a strong validator (RFC 9110 §8.8.2.2)
-GENERATION_SECONDS = 24 * 3600  # by which each generation is younger than the one before
-
-CONTENT_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".txt": "text/plain; charset=utf-8",
-    ".json": "application/json",
-    ".yaml": "application/yaml",
-    ".gz": "application/gzip",
-    ".xz": "application/x-xz",
-}
 NOT_FOUND = b"<!doctype html><title>404 Not Found</title><h1>Not Found</h1>\n"
-
-
-# Bodies ---------------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4)
-def _pattern_base(seed: int) -> bytes:
-    return random.Random(seed).randbytes(PATTERN_BLOCK_BYTES)
-
-
-@functools.lru_cache(maxsize=8)
-def _pattern_block(seed: int, index: int) -> bytes:
-    # One random block seen through a permutation of the byte values for each index: a wrong offset shows at once,
-    # whether within a block or by whole blocks, at a fifth of the price of fresh random bytes.
-    table = list(range(256))
-    random.Random(seed << 32 | index).shuffle(table)
-    return _pattern_base(seed).translate(bytes(table))
-
-
-def _pattern_pieces(seed: int, start: int, end: int) -> Iterator[bytes]:
-    while start < end:
-        index, skip = divmod(start, PATTERN_BLOCK_BYTES)
-        piece = _pattern_block(seed, index)[skip : skip + end - start]
-        start += len(piece)
-        yield piece
-
-
-def pattern_bytes(size: int, seed: int, start: int = 0, end: int | None = None) -> bytes:
-    """Bytes [start, end) of the pattern body of `size` bytes; `end` beyond the body is the body's end."""
-    return b"".join(_pattern_pieces(seed, start, size if end is None else min(end, size)))
-
-
-@functools.lru_cache(maxsize=16)
-def pattern_sha256(size: int, seed: int) -> str:
-    """SHA-256 (hex) of the whole pattern body, in flat memory."""
-    digest = hashlib.sha256()
-    for piece in _pattern_pieces(seed, 0, size):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A body that is made while it is sent, so that its size costs no memory."""
-
-    size: int
-    seed: int
-
-    @property
-    def etag(self) -> str:
-        return f'"pattern-{self.seed}-{self.size}"'
-
-    def read(self, start: int, end: int) -> bytes:
-        return pattern_bytes(self.size, self.seed, start, end)
-
-
-class _Bytes:
-    def __init__(self, body: bytes) -> None:
-        self.size = len(body)
-        self.etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
-        self._body = memoryview(body)
-
-    def read(self, start: int, end: int) -> bytes:
-        return bytes(self._body[start:end])
-
-
-Content = Pattern | _Bytes
-
-
-# Script ---------------------------------------------------------------------------------------------------------------
-
-
-class Fault(Enum):
-    """What can go wrong; `_Scripted.value` is the number in brackets."""
-
-    STALL = auto()  # (offset)
-    CLOSE = auto()  # (offset)
-    RESET = auto()  # (offset)
-    CORRUPT = auto()  # (offset)
-    SHORT = auto()  # (bytes)
-    CHUNKED = auto()
-    IGNORE_RANGES = auto()
-    REFUSE_HEAD = auto()  # (status)
-    STATUS = auto()  # (status)
-    RANGE_STATUS = auto()  # (status)
-    THROTTLE = auto()  # (bytes per second)
-    RANGE_OFF = auto()  # (bytes)
-    HOLD_HEADERS = auto()
-
-
-_TRIPS = (Fault.STALL, Fault.CLOSE, Fault.RESET)
-
-
-@dataclass(slots=True)
-class _Scripted:
-    fault: Fault
-    value: int = 0
-    left: int | None = None
-    """Responses it still applies to; None: all."""
-    released: bool = False
-    """A stall that was opened; it never holds anyone again."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-    @property
-    def is_live(self) -> bool:
-        return self.left != 0 and not self.released
-
-
-class Resource:
-    """One path: its content and its script. Every method returns the resource."""
-
-    def __init__(self, path: str, content: Content, changed: threading.Condition) -> None:
-        self.path = path
-        self._content = content
-        self._changed = changed
-        self._generation = 0
-        self._overrides: dict[str, str | None] = {}
-        self._script: list[_Scripted] = []
-
-    def headers(self, fields: Mapping[str, str | None] | None = None, /, **more: str | None) -> Self:
-        """Set a field of 200, 206 and 304 answers, or with None leave it out: headers(etag=None, cache_control="...").
-        It stays for later generations too. A response without Content-Length ends with its connection."""
-        with self._changed:
-            for name, value in {**(fields or {}), **more}.items():
-                self._overrides[name.lower().replace("_", "-")] = value
-        return self
-
-    def stall_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then wait for release(); once released it lets everyone pass."""
-        return self._add(Fault.STALL, offset, times)
-
-    def close_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then close the connection."""
-        return self._add(Fault.CLOSE, offset, times)
-
-    def reset_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then break the connection with RST."""
-        return self._add(Fault.RESET, offset, times)
-
-    def short(self, by: int, *, times: int | None = None) -> Self:
-        """Whole answers (200) promise `by` bytes more than there are, and close at the end of the body."""
-        return self._add(Fault.SHORT, by, times)
-
-    def chunked(self, *, times: int | None = None) -> Self:
-        """Send 200 and 206 in chunks, without Content-Length."""
-        return self._add(Fault.CHUNKED, 0, times)
-
-    def chunked_truncated_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send in chunks up to `offset`, then close without the last chunk."""
-        return self.chunked(times=times).close_at(offset, times=times)
-
-    def ignore_ranges(self, *, times: int | None = None) -> Self:
-        """Answer a Range with 200 and the whole body; take Accept-Ranges out by headers(accept_ranges=None)."""
-        return self._add(Fault.IGNORE_RANGES, 0, times)
-
-    def refuse_head(self, status: int = 405, *, times: int | None = None) -> Self:
-        """Answer HEAD with an error status."""
-        return self._add(Fault.REFUSE_HEAD, status, times)
-
-    def status(
-        self,
-        code: int,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        *,
-        times: int | None = None,
-        of_ranges: bool = False,
-    ) -> Self:
-        """Answer GET and HEAD with this status, fields and body; `of_ranges`: only where a Range is asked for."""
-        return self._add(Fault.RANGE_STATUS if of_ranges else Fault.STATUS, code, times, headers or {}, body)
-
-    def redirect(self, location: str, code: int = 302, *, times: int | None = None, of_ranges: bool = False) -> Self:
-        """Answer GET and HEAD with a redirect."""
-        return self.status(code, {"Location": location}, times=times, of_ranges=of_ranges)
-
-    def throttle(self, bytes_per_second: int, *, times: int | None = None) -> Self:
-        """Send each body at this rate."""
-        return self._add(Fault.THROTTLE, bytes_per_second, times)
-
-    def corrupt_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send the byte at `offset` with all its bits flipped."""
-        return self._add(Fault.CORRUPT, offset, times)
-
-    def content_range_off_by(self, count: int, *, times: int | None = None) -> Self:
-        """206 names a range moved by `count` bytes; the body is the one that was asked for."""
-        return self._add(Fault.RANGE_OFF, count, times)
-
-    def delay_headers_until_released(self, *, times: int | None = None) -> Self:
-        """Wait before the status line of GET and HEAD for release()."""
-        return self._add(Fault.HOLD_HEADERS, 0, times)
-
-    def generation(self, body: bytes | Pattern) -> Self:
-        """Put another body in place, with another ETag and Last-Modified; running responses end with the old one."""
-        with self._changed:
-            self._content = body if isinstance(body, Pattern) else _Bytes(body)
-            self._generation += 1
-        return self
-
-    def release(self) -> Self:
-        """Open every stall scripted so far, for the responses that wait there and for those to come."""
-        with self._changed:
-            for item in self._script:
-                item.released = item.released or item.fault in (Fault.STALL, Fault.HOLD_HEADERS)
-            self._changed.notify_all()
-        return self
-
-    def _add(
-        self,
-        fault: Fault,
-        value: int,
-        times: int | None,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-    ) -> Self:
-        with self._changed:
-            self._script.append(_Scripted(fault, value, times, headers=headers or {}, body=body))
-        return self
-
-    def _take(self, fault: Fault, *, start: int = 0, end: int | None = None, look: bool = False) -> _Scripted | None:
-        """The first fault of this kind whose number is in [start, end), used up by one unless we only `look`."""
-        with self._changed:
-            for item in self._script:
-                if item.fault is fault and item.is_live and (end is None or start <= item.value < end):
-                    if item.left is not None and not look:
-                        item.left -= 1
-                    return item
-        return None
-
-    def _next_trip(self, start: int, end: int) -> int:
-        """The first offset in [start, end) where a response stalls or breaks, or `end`."""
-        with self._changed:
-            offsets = [item.value for item in self._script if item.fault in _TRIPS and item.is_live]
-        return min((offset for offset in offsets if start <= offset < end), default=end)
-
-    def _trip(self, offset: int) -> _Scripted | None:
-        """What happens at `offset`, in the order of the script."""
-        with self._changed:
-            for item in self._script:
-                if item.fault in _TRIPS and item.is_live and item.value == offset:
-                    return self._take(item.fault, start=offset, end=offset + 1)
-        return None
-
-    def _corrupted(self, start: int, data: bytes) -> bytes:
-        """What is sent of `data`, the body's bytes from `start`."""
-        with self._changed:
-            for item in self._script:
-                at = item.value - start
-                if item.fault is Fault.CORRUPT and item.is_live and 0 <= at < len(data):
-                    data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
-                    item.left = None if item.left is None else item.left - 1
-        return data
-
-    def _shown(self) -> tuple[Content, dict[str, str]]:
-        """The content of now and its fields, without those of one message."""
-        with self._changed:
-            content, modified = self._content, LAST_MODIFIED + self._generation * GENERATION_SECONDS
-            fields: dict[str, str | None] = {
-                "date": email.utils.formatdate(usegmt=True),
-                "content-type": CONTENT_TYPES.get(PurePosixPath(self.path).suffix, "application/octet-stream"),
-                "content-length": str(content.size),
-                "last-modified": email.utils.formatdate(modified, usegmt=True),
-                "etag": content.etag,
-                "accept-ranges": "bytes",
-                **self._overrides,
-            }
-        return content, {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -354,9 +96,6 @@ class Request:
         return f"{self.method} {self.path} range={self.range} -> {self.status}, {self.bytes_sent} bytes, {end}"
 
 
-# Server ---------------------------------------------------------------------------------------------------------------
-
-
 class Origin:
     """The server. It listens as soon as it exists, on 127.0.0.1 and any port unless told; `with` stops it."""
 
@@ -384,7 +123,7 @@ class Origin:
 
     def body(self, path: str, body: bytes) -> Resource:
         """Serve `body` at `path`, in place of what was there."""
-        return self._place(path, _Bytes(body))
+        return self._place(path, Fixed(body))
 
     def pattern(self, path: str, size: int, seed: int = 0) -> Resource:
         """Serve pattern_bytes(size, seed) at `path`, without holding it in memory."""
@@ -594,41 +333,41 @@ class _Connection:
         resource = self._origin._find(request.path)
         if resource is None:
             return self._answer_small(request, 404, {"content-type": "text/html; charset=utf-8"}, NOT_FOUND)
-        if held := resource._take(Fault.HOLD_HEADERS):
+        if held := resource.take(Fault.HOLD_HEADERS):
             self._stall(request, held)
-        canned = resource._take(Fault.STATUS)
+        canned = resource.take(Fault.STATUS)
         if canned is None and "range" in request.headers:
-            canned = resource._take(Fault.RANGE_STATUS)
+            canned = resource.take(Fault.RANGE_STATUS)
         if canned:
             return self._answer_small(request, canned.value, canned.headers, canned.body)
         if request.method not in ("GET", "HEAD"):
             self._answer_small(request, 405, {"allow": "GET, HEAD"})
             return False  # a body may follow, and nobody reads it
-        if request.method == "HEAD" and (refused := resource._take(Fault.REFUSE_HEAD)):
+        if request.method == "HEAD" and (refused := resource.take(Fault.REFUSE_HEAD)):
             return self._answer_small(request, refused.value, {"allow": "GET"})
 
-        content, fields = resource._shown()
+        content, fields = resource.shown()
         if _is_not_modified(request.headers, fields):
             for name in ("content-length", "content-type", "accept-ranges"):
                 fields.pop(name, None)
             self._send_head(request, 304, fields, is_all=True)
             return True
         wanted = _wanted_range(request.headers, fields, content.size) if request.method == "GET" else None
-        if wanted is not None and resource._take(Fault.IGNORE_RANGES):
+        if wanted is not None and resource.take(Fault.IGNORE_RANGES):
             wanted = None
         if wanted is not None and wanted[0] >= wanted[1]:
             return self._answer_small(request, 416, {"content-range": f"bytes */{content.size}"})
 
         status, (start, end) = (200, (0, content.size)) if wanted is None else (206, wanted)
         is_head = request.method == "HEAD"  # shows what a GET would get, and uses nothing up
-        short = resource._take(Fault.SHORT, look=is_head) if status == 200 else None
+        short = resource.take(Fault.SHORT, look=is_head) if status == 200 else None
         if wanted is not None:
-            moved = resource._take(Fault.RANGE_OFF)
+            moved = resource.take(Fault.RANGE_OFF)
             by = moved.value if moved else 0
             fields["content-range"] = f"bytes {start + by}-{end + by - 1}/{content.size}"
-        if "content-length" in fields and "content-length" not in resource._overrides:
+        if "content-length" in fields and not resource.is_overridden("content-length"):
             fields["content-length"] = str(end - start + (short.value if short else 0))
-        is_chunked = resource._take(Fault.CHUNKED, look=is_head) is not None
+        is_chunked = resource.take(Fault.CHUNKED, look=is_head) is not None
         if is_chunked:
             fields.pop("content-length", None)
             fields["transfer-encoding"] = "chunked"
@@ -669,15 +408,15 @@ class _Connection:
         is_chunked: bool,
         is_honest: bool,
     ) -> None:
-        throttle = resource._take(Fault.THROTTLE)
+        throttle = resource.take(Fault.THROTTLE)
         piece = max(1, min(PIECE_BYTES, throttle.value // 50)) if throttle else PIECE_BYTES
         position, began = start, time.monotonic()
         while position < end:
-            if trip := resource._trip(position):
+            if trip := resource.trip(position):
                 self._break(request, trip)
                 continue  # released; something else may be scripted here
-            stop = min(resource._next_trip(position, end), position + piece)
-            data = resource._corrupted(position, content.read(position, stop))
+            stop = min(resource.next_trip(position, end), position + piece)
+            data = resource.corrupted(position, content.read(position, stop))
             if is_chunked:
                 self._send(request, b"%x\r\n" % len(data), is_body=False)
             self._send(request, data, is_end=is_honest and not is_chunked and stop == end)
@@ -713,7 +452,7 @@ class _Connection:
         finally:
             self._sock.setblocking(True)
 
-    def _break(self, request: Request, trip: _Scripted) -> None:
+    def _break(self, request: Request, trip: Scripted) -> None:
         match trip.fault:
             case Fault.STALL:
                 self._stall(request, trip)
@@ -724,7 +463,7 @@ class _Connection:
             case _:
                 raise _Broken
 
-    def _stall(self, request: Request, stall: _Scripted) -> None:
+    def _stall(self, request: Request, stall: Scripted) -> None:
         with self._changed:
             self._origin._stalls.append(request)
             self._changed.notify_all()
