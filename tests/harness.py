@@ -27,6 +27,7 @@ from typing import Any, Self
 REPOSITORY = Path(__file__).resolve().parent.parent
 TIMEOUT_SECONDS = 30.0  # without a byte
 STOP_SECONDS = 20.0
+COMMAND_SECONDS = 60.0  # for a command to end
 RECEIVE_BYTES = 256 * 1024
 HEAD_LIMIT_BYTES = 256 * 1024
 LINE_BYTES = 128  # a chunk's size line, and little of its data
@@ -51,6 +52,34 @@ async def until(predicate: Callable[[], Any], timeout: float = 10) -> Any:  # no
                     return value
                 await asyncio.sleep(0.01)
     raise AssertionError(f"waited {timeout} s for a condition that stayed {value!r}")
+
+
+def clean_environment() -> dict[str, str]:
+    """This shell's environment without settings of fetchonce and without a proxy, which would get every request."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
+    }
+
+
+def fetchonce(
+    *args: str | Path, code: int = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A fetchonce command, once it has ended with `code`, and without a traceback. `env` adds to this shell's."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "proxy", *map(str, args)],
+        cwd=REPOSITORY,
+        env={**clean_environment(), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+    said = f"{args} ended with {ran.returncode}; it said:\n{ran.stdout}{ran.stderr}"
+    assert ran.returncode == code, said
+    assert "Traceback" not in ran.stdout + ran.stderr, said
+    return ran
 
 
 class Truncated(Exception):
@@ -195,6 +224,14 @@ class Stream:
             data += piece
         self._check_end()
         return bytes(data)
+
+    async def broken(self) -> bytes:
+        """What still comes of a body that ends early; AssertionError if it does not."""
+        try:
+            rest = await self.rest()
+        except Truncated as error:
+            return error.partial
+        raise AssertionError(f"the body came whole, and {len(rest)} bytes of it just now")
 
     async def sha256(self) -> tuple[str, int]:
         """Digest (hex) and length of the body from here to its end, in flat memory."""
@@ -361,19 +398,13 @@ class Proxy:
     def start(self) -> Self:
         """Start it and wait until it listens."""
         assert self._process is None, "it runs already"
-        # Nothing of this shell's settings: a proxy of the environment would get what is meant for the origin.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
-        }
         self._process = subprocess.Popen(
             [*self.wrapper, *self._command],
             cwd=REPOSITORY,
             env={
                 # Patience with a broken upstream is for people; a test says what is to be waited for.
                 "FETCHONCE_FILL_RETRIES": "2",
-                **environment,
+                **clean_environment(),
                 "FETCHONCE_CONFIG": str(self.config),
                 "PYTHONUNBUFFERED": "1",
             },
@@ -469,11 +500,85 @@ class Proxy:
     async def connect(self) -> Connection:
         return await self.client.connect()
 
+    async def fetch(self, path: str) -> Response:
+        """The whole response, which must be 200, once all that follows from it is done."""
+        response = await self.get(path)
+        assert response.status == 200, f"{path}: {response.status} {response.body!r}"
+        await self.wait_idle()
+        return response
+
     async def status(self) -> Any:
         """What /-/status says."""
         response = await self.get("/-/status")
         assert response.status == 200, f"/-/status: {response.status} {response.body!r}"
         return response.json()
+
+    def run(self, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """A fetchonce command on the same configuration and cache directory, once it has ended with `code`."""
+        return fetchonce(*args, "--config", self.config, "--cache-dir", self.cache_dir, code=code)
+
+    # What it does and has. `path`: only fills of a URL that ends so.
+
+    async def fills(self, path: str = "") -> list[Any]:
+        """The running fills, as /-/status tells them."""
+        return [fill for fill in (await self.status())["fills"] if fill["url"].endswith(path)]
+
+    async def wait_idle(self, path: str = "", timeout: float = 10) -> None:  # noqa: ASYNC109 - as until
+        """Wait until nothing is being fetched."""
+
+        async def is_idle() -> bool:
+            return not await self.fills(path)
+
+        await until(is_idle, timeout)
+
+    async def wait_readers(self, n: int, path: str = "", timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until a fill has `n` readers."""
+
+        async def has_readers() -> bool:
+            return any(fill["readers"] == n for fill in await self.fills(path))
+
+        await until(has_readers, timeout)
+
+    async def wait_stored(self, n: int = 1, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until nothing is being fetched, and `n` objects are stored."""
+
+        async def is_stored() -> bool:
+            return len(self.entries()) == n and not await self.fills()
+
+        await until(is_stored, timeout)
+
+    async def wait_begun(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until the record of an unfinished body is written, by which other processes know of it."""
+        await until(lambda: self.files("partial/*.json"), timeout)
+
+    async def wait_refusing(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until new connections are refused."""
+
+        async def is_refused() -> bool:
+            try:
+                (await self.connect()).close()
+            except ConnectionError:
+                return True
+            return False
+
+        await until(is_refused, timeout)
+
+    def files(self, pattern: str) -> list[Path]:
+        """What matches `pattern` in the cache directory."""
+        return sorted(self.cache_dir.glob(pattern))
+
+    def entries(self) -> list[Any]:
+        """The sidecars of all stored objects."""
+        return [json.loads(path.read_text()) for path in self.files("blobs/*/*.json")]
+
+    async def entry(self, name: str) -> Any:
+        """The sidecar of the object with that file name, once nothing is being fetched; None if it was not stored."""
+        await self.wait_idle()
+        return next((entry for entry in self.entries() if entry["url"].endswith(f"/{name}")), None)
+
+    def accesses(self, method: str, path: str) -> list[str]:
+        """The log's lines of requests by `method` for a path that ends so."""
+        return [line for line in self.log if f"method={method} " in line and f"{path} status=" in line]
 
     @property
     def _running(self) -> subprocess.Popen[str]:

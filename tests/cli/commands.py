@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import REPOSITORY
+from tests.harness import REPOSITORY, clean_environment
 
 BODY = os.urandom(1_000_000)
 BIG = os.urandom(24_000_000)  # more than the buffers of a loopback connection take
@@ -98,13 +97,8 @@ class Cli:
         return [sys.executable, "-m", "proxy", *args]
 
     def env(self, more: Mapping[str, str] | None) -> dict[str, str]:
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
-        }
         ours = {"FETCHONCE_CONFIG": str(self.config), "FETCHONCE_CACHE_DIR": str(self.cache_dir)}
-        return {**clean, **ours, "COLUMNS": "100", **(more or {})}
+        return {**clean_environment(), **ours, "COLUMNS": "100", **(more or {})}
 
     def judged(self, args, ran: Ran, code: int) -> Ran:
         shown = f"{args} ended with {ran.code}\n--- out\n{ran.out}\n--- err\n{ran.err}"
@@ -172,16 +166,6 @@ def started(server: "subprocess.Popen[str]") -> str:
         if found := re.search(r"server\.started listen=(?:http://|unix:)([^,\s]+)", line):
             return found[1]
     raise AssertionError(f"it did not start, and said:\n{said}")
-
-
-def refuses(proxy) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex((proxy.client.host, proxy.client.port)) != 0
-
-
-async def has_readers(proxy, count: int) -> bool:
-    fills = (await proxy.status())["fills"]
-    return bool(fills) and fills[0]["readers"] == count
 
 
 async def served(proxy, count: int) -> bool:

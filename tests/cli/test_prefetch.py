@@ -6,8 +6,7 @@ import signal
 
 import pytest
 
-from tests.cli.commands import BODY, FRESH, QUICK_SECONDS, has_readers
-from tests.harness import until
+from tests.cli.commands import BODY, FRESH, QUICK_SECONDS
 
 
 def test_prefetch_without_a_server_says_plain_lines_and_fetches_once(origin, cli):
@@ -37,7 +36,7 @@ async def test_prefetch_and_a_client_of_the_running_server_share_one_get(origin,
     origin.body("/noble.img", BODY).stall_at(400_000)
     client = await server.stream("/u/noble.img")
     prefetch = cli.start("prefetch", server.url("/u/noble.img"))
-    await until(lambda: has_readers(server, 2))
+    await server.wait_readers(2)
     origin.release()
     assert "stored " in cli.end(prefetch).err
     assert await client.rest() == BODY
@@ -135,7 +134,7 @@ async def test_ctrl_c_leaves_the_servers_fill_alone(origin, cli, server):
     prefetch = cli.start("prefetch", "/u/noble.img")
     assert prefetch.stderr.readline() == "fetching /u/noble.img\n"
     assert "the server goes on fetching" in cli.end(prefetch, signal.SIGINT, code=130, within=QUICK_SECONDS).err
-    await until(lambda: has_readers(server, 0))
+    await server.wait_readers(0)
     origin.release()
     await server.wait_log("fill.complete")
     assert cli.ls()[origin.url("/noble.img")]["size"] == len(BODY)

@@ -9,8 +9,8 @@ import tempfile
 import httpx
 import pytest
 
-from tests.cli.commands import BIG, BODY, FRESH, QUICK_SECONDS, refuses, started
-from tests.harness import Truncated, until
+from tests.cli.commands import BIG, BODY, FRESH, QUICK_SECONDS, started
+from tests.harness import Truncated
 
 
 @pytest.mark.parametrize("args", [[], ["--log-level", "debug"]], ids=["alone", "with its options"])
@@ -136,7 +136,7 @@ async def test_sigterm_lets_a_slow_reader_finish(origin, proxy):
     slow = await proxy.stream("/u/big.img")
     await slow.read(1000)
     proxy.send_signal(signal.SIGTERM)
-    await until(lambda: refuses(proxy))
+    await proxy.wait_refusing()
     assert await slow.rest() == BIG[1000:]
     assert await proxy.exited(QUICK_SECONDS) == 0
 

@@ -61,12 +61,3 @@ def build_go(name, folder):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def fills_over(proxy):
-    return not (await proxy.status())["fills"]
-
-
-def asked(proxy, method, path):
-    """The log's lines of requests by `method` for a path that ends so."""
-    return [line for line in proxy.log if f"method={method} " in line and f"{path} status=" in line]

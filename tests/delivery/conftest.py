@@ -12,7 +12,6 @@ from tests.delivery.images import (
     PATIENCE_SECONDS,
     Image,
     Place,
-    at_rest,
     bring,
 )
 from tests.harness import Proxy
@@ -67,4 +66,4 @@ async def place(request: pytest.FixtureRequest, origin: Origin, proxy: Proxy) ->
     yield place
     for image in placed:
         image.resource.release()
-        await at_rest(proxy, image)
+        await proxy.wait_idle(image.resource.path)

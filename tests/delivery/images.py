@@ -16,7 +16,7 @@ from email import message_from_bytes
 import pytest
 
 from proxy.rules.segments import NEAR_BYTES
-from tests.harness import Connection, Proxy, Response, until
+from tests.harness import Connection, Proxy, Response
 from tests.origin import LAST_MODIFIED, Origin, Pattern, Resource, pattern_bytes
 
 MIB = 1024**2
@@ -73,7 +73,7 @@ async def bring(origin: Origin, proxy: Proxy, state: str, **fields: str | None) 
     async with await proxy.stream(image.path) as first:
         assert await first.read(image.ready) == BODY[: image.ready]
     if state == "stored":
-        await at_rest(proxy, image)
+        await proxy.wait_idle(image.resource.path)
     return image
 
 
@@ -82,17 +82,8 @@ async def small(origin: Origin, proxy: Proxy, **fields: str | None) -> Image:
     resource = origin.body(f"/small-{next(numbers)}.img", SMALL).headers(cache_control="max-age=600").headers(**fields)
     image = Image(resource, len(SMALL))
     assert (await proxy.get(image.path)).body == SMALL
-    await at_rest(proxy, image)
+    await proxy.wait_idle(image.resource.path)
     return image
-
-
-async def at_rest(proxy: Proxy, image: Image) -> None:
-    """Wait until nobody fills it any more."""
-
-    async def is_over() -> bool:
-        return not any(fill["url"].endswith(image.resource.path) for fill in (await proxy.status())["fills"])
-
-    await until(is_over)
 
 
 def ask(path: str, headers: str = "", *, method: str = "GET") -> bytes:
@@ -157,12 +148,3 @@ async def http_1_0(proxy: Proxy, path: str, headers: str = "") -> Connection:
     connection = await proxy.connect()
     await connection.send(f"GET {path} HTTP/1.0\r\n{headers}\r\n".encode())
     return connection
-
-
-async def _readers(proxy: Proxy, image: Image, count: int) -> bool:
-    fills = (await proxy.status())["fills"]
-    return any(fill["url"].endswith(image.resource.path) and fill["readers"] == count for fill in fills)
-
-
-async def _has_no_fill(proxy: Proxy) -> bool:
-    return not (await proxy.status())["fills"]

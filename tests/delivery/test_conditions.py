@@ -12,9 +12,7 @@ from tests.delivery.images import (
     MODIFIED,
     SIZE,
     SMALL,
-    Image,
     assert_is_whole,
-    at_rest,
     numbers,
     small,
 )
@@ -113,7 +111,7 @@ async def test_a_condition_of_the_client_stays_here_and_fills_nevertheless(origi
         "Cookie": "x",
     }
     assert (await proxy.get("/u" + resource.path, asked)).status == 304
-    await at_rest(proxy, Image(resource, 0))
+    await proxy.wait_idle(resource.path)
     (request,) = [request for request in origin.log if request.path == resource.path]
     assert request.status == 200
     assert not {name.lower() for name in asked} & request.headers.keys()
@@ -169,7 +167,7 @@ async def test_no_store_of_the_request_keeps_nothing(origin, proxy):
     resource = origin.body(f"/unkept-{next(numbers)}.img", SMALL).headers(cache_control="max-age=600")
     answer = await proxy.get("/u" + resource.path, {"Cache-Control": "no-store"})
     assert (answer.body, answer.headers["cache-status"]) == (SMALL, "fetchonce; fwd=uri-miss; stored=?0")
-    await at_rest(proxy, Image(resource, 0))
+    await proxy.wait_idle(resource.path)
     assert (await proxy.get("/u" + resource.path, {"Cache-Control": "only-if-cached"})).status == 504
 
 
@@ -178,5 +176,5 @@ async def test_no_store_of_one_client_is_not_that_of_another(origin, proxy):
     path = "/u" + resource.path
     async with await proxy.stream(path, {"Cache-Control": "no-store"}), await proxy.stream(path):
         resource.release()
-        await at_rest(proxy, Image(resource, 0))
+        await proxy.wait_idle(resource.path)
     assert (await proxy.get(path, {"Cache-Control": "only-if-cached"})).body == SMALL

@@ -11,17 +11,14 @@ from tests.delivery.images import (
     SEED,
     SIZE,
     SMALL,
-    Image,
-    _readers,
     ask,
     assert_is_error,
-    at_rest,
     http_1_0,
     numbers,
     only,
     small,
 )
-from tests.harness import Truncated, until
+from tests.harness import Truncated
 from tests.origin import pattern_bytes
 
 
@@ -48,7 +45,7 @@ async def test_nothing_is_decoded_or_encoded(origin, proxy, name, coding):
             assert answer.headers.get("content-encoding") == coding
         part = await proxy.get("/u" + resource.path, {"Range": "bytes=100-199", "Accept-Encoding": "gzip"})
         assert (part.status, part.body, part.headers.get("content-encoding")) == (206, SMALL[100:200], coding)
-        await at_rest(proxy, Image(resource, 0))
+        await proxy.wait_idle(resource.path)
     assert {request.headers["accept-encoding"] for request in origin.log if request.path == resource.path} == {
         "identity"
     }
@@ -70,14 +67,14 @@ async def test_what_cannot_be_completed_never_ends_clean(origin, proxy, asked, c
         resource.chunked()
     asking = asyncio.create_task(proxy.get("/u" + resource.path, asked))
     await origin.stalled(resource.path)
-    await until(lambda: _readers(proxy, Image(resource, 0), 1))
+    await proxy.wait_readers(1, resource.path)
     resource.release()
     if chunked and asked:
         assert_is_error(await asking, 502)  # nothing was said yet: it can still be told
     else:
         with pytest.raises(Truncated):
             await asking
-    await at_rest(proxy, Image(resource, 0))
+    await proxy.wait_idle(resource.path)
 
 
 @pytest.mark.parametrize("state", ["filling", "stored"])
@@ -87,13 +84,13 @@ async def test_a_slow_reader_holds_nobody_up(origin, proxy, state):
     path, body = "/u" + resource.path, pattern_bytes(size, SEED)
     if state == "stored":
         assert (await proxy.get(path)).body == body
-        await at_rest(proxy, Image(resource, 0))
+        await proxy.wait_idle(resource.path)
     async with await proxy.stream(path) as slow:  # the one that makes the fill, if there is one
         assert await slow.read(1) == body[:1]
         others = await asyncio.gather(*(proxy.get(path) for _ in range(3)))
         assert all(other.body == body for other in others)
         assert (await proxy.get(path, {"Range": "bytes=-1"})).body == body[-1:]
-        await at_rest(proxy, Image(resource, 0))
+        await proxy.wait_idle(resource.path)
         assert await slow.rest() == body[1:]
     assert origin.count(resource.path) == 1
 

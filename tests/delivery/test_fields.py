@@ -16,7 +16,6 @@ from tests.delivery.images import (
     SMALL,
     Image,
     ask,
-    at_rest,
     numbers,
     only,
     seen,
@@ -55,7 +54,7 @@ async def test_head_200_and_206_say_the_same_during_the_fill_and_after_it(proxy,
     assert said.items() <= upstream.items()
 
     image.resource.release()
-    await at_rest(proxy, image)
+    await proxy.wait_idle(image.resource.path)
     assert await seen(proxy, image) == first
 
 
@@ -72,7 +71,7 @@ async def test_our_etag_is_the_same_after_a_restart(origin, proxy_factory, state
         await first.read(READY)
         if state == "stored":
             await first.rest()
-            await at_rest(own, image)
+            await own.wait_idle(image.resource.path)
     own.restart()
     after = await own.get(image.path, {"If-Range": etag, "Range": f"bytes={READY}-"})
     assert (after.status, after.headers["etag"]) == (206, etag)
@@ -102,7 +101,7 @@ async def test_without_a_length_everything_else_is_said(proxy, place):
             assert (answer.headers["etag"], answer.headers["last-modified"]) == (ETAG, MODIFIED)
             assert answer.headers["content-type"] == "application/octet-stream"
     image.resource.release()
-    await at_rest(proxy, image)
+    await proxy.wait_idle(image.resource.path)
     stored = await seen(proxy, image)
     assert (stored["content-length"], stored["etag"], stored["last-modified"]) == (str(SIZE), ETAG, MODIFIED)
 
@@ -141,7 +140,7 @@ async def test_head_on_a_miss_asks_upstream_with_head_and_stores_nothing(origin,
     assert head.headers["content-length"] == str(SIZE)
     assert head.headers["cache-status"] == "fetchonce; fwd=uri-miss"
     assert [request.method for request in origin.log if request.path == image.resource.path] == ["HEAD"]
-    assert not any(fill["url"].endswith(image.resource.path) for fill in (await proxy.status())["fills"])
+    assert await proxy.fills(image.resource.path) == []
     assert (await proxy.get(image.path, {"Cache-Control": "only-if-cached"})).status == 504
 
     got = await proxy.get(image.path)
@@ -168,7 +167,7 @@ async def test_an_upstream_that_refuses_head_is_asked_with_get_which_fills(origi
     head = await proxy.get("/u" + resource.path, method="HEAD")
     assert (head.status, head.headers["content-length"], head.body) == (200, str(len(SMALL)), b"")
     assert head.headers["cache-status"] == "fetchonce; fwd=uri-miss; stored"
-    await at_rest(proxy, Image(resource, 0))
+    await proxy.wait_idle(resource.path)
     hit = await proxy.get("/u" + resource.path)
     assert (hit.body, hit.headers["cache-status"]) == (SMALL, "fetchonce; hit")
     assert [request.method for request in origin.log if request.path == resource.path] == ["HEAD", "GET"]
@@ -210,7 +209,7 @@ async def test_cache_status_age_and_via_on_every_kind_of_answer(origin, proxy):
     await said("fwd=uri-miss; collapsed", {"If-None-Match": "*"}, status=304)
     await said("fwd=uri-miss; collapsed", {"Range": "bytes=90000-"}, status=416)
     resource.release()
-    await at_rest(proxy, Image(resource, 0))
+    await proxy.wait_idle(resource.path)
     await said("hit")
     await said("hit", method="HEAD")
     await said("hit", {"Range": "bytes=0-9"}, status=206)
@@ -242,7 +241,7 @@ async def test_an_answer_that_may_not_be_stored_says_so(origin, proxy):
     resource = origin.body(f"/token-{next(numbers)}", SMALL).headers(cache_control="no-store")
     for _ in range(2):
         assert (await proxy.get("/u" + resource.path)).headers["cache-status"] == "fetchonce; fwd=uri-miss; stored=?0"
-        await at_rest(proxy, Image(resource, 0))
+        await proxy.wait_idle(resource.path)
     assert origin.count(resource.path) == 2
 
 
@@ -250,7 +249,7 @@ async def test_a_second_reader_does_not_make_it_storable(origin, proxy):
     resource = origin.body(f"/token-{next(numbers)}", SMALL).headers(cache_control="private").stall_at(1000)
     async with await proxy.stream("/u" + resource.path), await proxy.stream("/u" + resource.path):
         resource.release()
-        await at_rest(proxy, Image(resource, 0))
+        await proxy.wait_idle(resource.path)
     answer = await proxy.get("/u" + resource.path, {"Cache-Control": "only-if-cached"})
     assert answer.status == 504
 
@@ -299,5 +298,5 @@ async def test_a_body_grows_older_while_it_fills(proxy, place):
 
     await until(is_older, timeout=2)
     image.resource.release()
-    await at_rest(proxy, image)
+    await proxy.wait_idle(image.resource.path)
     assert await age() > 100

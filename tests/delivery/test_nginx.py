@@ -16,7 +16,6 @@ from tests.delivery.images import (
     BEFORE,
     MODIFIED,
     PATIENCE_SECONDS,
-    _has_no_fill,
     byteranges,
     numbers,
 )
@@ -168,7 +167,7 @@ async def test_nginx_answers_the_same(nginx, before_nginx, asked):
             assert ours.body == theirs.body
             for name in ("content-type", "content-length"):
                 assert ours.headers.get(name) == theirs.headers.get(name)
-        await until(functools.partial(_has_no_fill, before_nginx))
+        await before_nginx.wait_idle()
 
 
 @pytest.mark.parametrize(("asked", "theirs", "ours"), DIFFERENT.values(), ids=DIFFERENT.keys())

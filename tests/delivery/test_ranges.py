@@ -12,16 +12,13 @@ from tests.delivery.images import (
     SEED,
     SIZE,
     Image,
-    _readers,
     ask,
     assert_is_error,
     assert_is_whole,
-    at_rest,
     byteranges,
     numbers,
     only,
 )
-from tests.harness import until
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,7 @@ async def test_a_range_of_what_is_not_here_comes_first_and_the_rest_follows(orig
     assert (answer.status, answer.body) == (206, BODY[5_000_000:5_000_010])
     assert answer.headers["cache-status"] == "fetchonce; fwd=uri-miss; stored"
     resource.release()
-    await at_rest(proxy, image)
+    await proxy.wait_idle(image.resource.path)
     whole = await proxy.get(image.path)
     assert (whole.body, whole.headers["cache-status"]) == (BODY, "fetchonce; hit")
     assert [request.range for request in origin.log if request.path == resource.path] == [None, "bytes=5000000-"]
@@ -202,7 +199,7 @@ async def test_nothing_is_no_range_of_an_empty_object(origin, proxy):
         answer = await proxy.get(image.path, {"Range": "bytes=0-"})
         assert (answer.status, answer.headers["content-range"]) == (416, "bytes */0")
         assert (await proxy.get(image.path, {"Range": "bytes=-5"})).status == 200
-        await at_rest(proxy, image)
+        await proxy.wait_idle(image.resource.path)
 
 
 @only("chunked")
@@ -215,7 +212,7 @@ async def test_a_range_of_unknown_length_waits_for_the_length(proxy, place):
         f"bytes={SIZE}-": (416, None),
     }
     waiting = {header: asyncio.create_task(proxy.get(image.path, {"Range": header})) for header in asked}
-    await until(lambda: _readers(proxy, image, len(asked)))
+    await proxy.wait_readers(len(asked), image.resource.path)
     image.resource.release()
     for header, (status, body) in asked.items():
         answer = await waiting[header]

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from tests.harness import Truncated, until
+from tests.harness import Truncated
 from tests.origin import LAST_MODIFIED, Origin, Pattern, pattern_bytes, pattern_sha256
 
 BODY = os.urandom(600_000)
@@ -28,10 +28,6 @@ def other():
 @pytest.fixture
 def pair(origin, other, proxy_factory):
     return proxy_factory(mirrors={"u": f"{origin.url()},{other.url()}"})
-
-
-async def fills_over(proxy):
-    return not (await proxy.status())["fills"]
 
 
 async def test_a_break_is_taken_up_at_the_byte_where_it_was(origin, proxy):
@@ -75,8 +71,8 @@ async def test_another_mirror_with_other_bytes_is_never_mixed_in(origin, other, 
     with pytest.raises(Truncated) as broken:
         await pair.get("/u/x.img")
     assert BODY.startswith(broken.value.partial)
-    await until(lambda: fills_over(pair))
-    assert not list((pair.cache_dir / "blobs").glob("*/*"))
+    await pair.wait_idle()
+    assert pair.files("blobs/*/*") == []
 
 
 async def test_without_a_validator_the_overlap_is_compared(origin, proxy):
@@ -125,7 +121,7 @@ async def test_a_length_that_was_a_lie_is_not_gone_on_with(origin, other, proxy_
     other.body("/x.img", BODY)
     with pytest.raises(Truncated):
         await proxy.get("/u/x.img")
-    await until(lambda: fills_over(proxy))
+    await proxy.wait_idle()
     assert (await proxy.get("/u/x.img")).body == BODY
 
 

@@ -21,26 +21,13 @@ def processes(proxy_factory, tmp_path):
     return [proxy_factory(cache_dir=tmp_path / "cache") for _ in range(4)]
 
 
-async def told(proxy):
-    return list((proxy.cache_dir / "partial").glob("*.json"))
-
-
-def leaders(proxy):
-    """Sockets of processes that can be followed."""
-    return list((proxy.cache_dir / "partial").glob("*.sock"))
-
-
-async def stored(proxy):
-    return list((proxy.cache_dir / "blobs").glob("*/*.json"))
-
-
 @contextlib.asynccontextmanager
 async def half_way(origin, leader):
     """The leader's stream of a body that has come half way, and of which other processes can know; it has read 1000."""
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await leader.stream("/u/x.img") as first:
         await first.read(1000)
-        await until(lambda: told(leader))
+        await leader.wait_begun()
         yield first
 
 
@@ -71,7 +58,7 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await leader.stream("/u/x.img") as first:
         await first.read(HALF)
-        await until(lambda: told(leader))
+        await leader.wait_begun()
         streams = [await follower.stream("/u/x.img") for follower in followers]
         for stream in streams:
             assert await stream.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
@@ -80,7 +67,7 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
             assert rest == pattern_bytes(SIZE, SEED, HALF)
     assert [request.range for request in origin.log] == [None, f"bytes={HALF}-"]
     assert sum("fill.taken_over" in line for follower in followers for line in follower.log) == 1
-    await until(lambda: stored(leader))
+    await until(leader.entries)
 
 
 async def test_a_follower_that_stops_leaves_the_leader_alone(origin, processes):
@@ -111,7 +98,7 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
         other.pattern("/x.img", SIZE, SEED + 1)
         async with await leader.stream("/u/x.img") as stream:
             await stream.read(HALF)
-            await until(lambda: told(leader))
+            await leader.wait_begun()
             async with await follower.stream("/u/x.img") as second:
                 assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
                 first.generation(Pattern(SIZE, SEED + 1))
@@ -125,8 +112,8 @@ async def to_follow(leader, headers=None):
     """The leader's own stream of an object whose origin stalls half way; others can follow it."""
     stream = await leader.stream("/u/x.img", headers)
     await stream.read(HALF)
-    await until(lambda: told(leader))
-    await until(lambda: leaders(leader))
+    await leader.wait_begun()
+    await until(lambda: leader.files("partial/*.sock"))
     return stream
 
 
@@ -159,7 +146,7 @@ async def test_a_follower_that_finds_no_socket_looks_by_itself(origin, processes
     leader, follower = processes[:2]
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await to_follow(leader) as first:
-        for path in leaders(leader):
+        for path in leader.files("partial/*.sock"):
             path.unlink()
         async with await follower.stream("/u/x.img") as second:
             assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
@@ -197,7 +184,7 @@ async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
         try:
             origin.release()
             assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
-            await until(lambda: not leaders(leader))
+            await until(lambda: not leader.files("partial/*.sock"))
         finally:
             follower.send_signal(signal.SIGCONT)
         assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
@@ -209,12 +196,12 @@ async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await to_follow(leader):
         leader.kill()
-    assert leaders(leader)
+    assert leader.files("partial/*.sock")
     leader.start()
-    assert not leaders(leader)
-    assert await told(leader)  # and nothing else
+    assert not leader.files("partial/*.sock")
+    assert leader.files("partial/*.json")  # and nothing else
     assert (await leader.get("/u/x.img")).body == pattern_bytes(SIZE, SEED)
-    await until(lambda: stored(leader))
+    await until(leader.entries)
     assert not list((leader.cache_dir / "partial").iterdir())
 
 
@@ -227,7 +214,7 @@ async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin,
         assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
         assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
     assert origin.count("/x.img") == 1
-    assert not await stored(leader)
+    assert not leader.entries()
 
 
 @pytest.mark.parametrize("published", ["right", "wrong"])
@@ -241,7 +228,7 @@ async def test_a_body_that_is_not_stored_is_verified_by_every_process(origin, pr
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await leader.stream("/m/x.img", NO_STORE) as first:
         await first.read(HALF)
-        await until(lambda: told(leader))
+        await leader.wait_begun()
         async with await follower.stream("/m/x.img") as second:
             await second.read(HALF)
             origin.release()
