@@ -93,6 +93,7 @@ class FillSection(Section, frozen=True):
     connections: typing.Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     connect_timeout: Duration = Duration(10)
     read_timeout: Duration = Duration(30)
+    checksum_timeout: Duration = Duration(5)
     retries: typing.Annotated[int, msgspec.Meta(ge=0, le=100)] = 8
     on_abandon: Literal["finish", "pause"] = "finish"
 

@@ -233,6 +233,14 @@ class Stream:
             return error.partial
         raise AssertionError(f"the body came whole, and {len(rest)} bytes of it just now")
 
+    async def drain(self) -> int:
+        """How many bytes of the body were still to come; they are dropped."""
+        begun = self.received
+        while await self._some(RECEIVE_BYTES, b""):
+            pass
+        self._check_end()
+        return self.received - begun
+
     async def sha256(self) -> tuple[str, int]:
         """Digest (hex) and length of the body from here to its end, in flat memory."""
         digest, length = hashlib.sha256(), 0

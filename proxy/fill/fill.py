@@ -59,7 +59,7 @@ class Fill:
         self.target = target
         self.urls = tuple(url for url in target.urls_for(condition) if url not in avoid) or target.urls_for(condition)
         """Where bytes may come from, in the order to try."""
-        self.verifier = Verifier(target, ask_checksums, rooms.threads, self._publish)
+        self.verifier = Verifier(target, ask_checksums, rooms.threads, self._publish, rooms.settings.checksum_timeout)
         self.state = FillState.ASKING
         self.head: Head
         self.length: int | None = None

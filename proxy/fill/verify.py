@@ -20,8 +20,6 @@ from ..rules.mirrors import Target
 from ..store.partial import Partial
 from .hashing import TrailingHash
 
-CHECKSUM_SECONDS = 5.0
-"""How long a whole body waits for a checksum file that is still on its way; then there is none."""
 RECHECK_SECONDS = 15.0
 """How long a body that does not match waits for the checksum file to be fetched anew."""
 
@@ -32,13 +30,20 @@ AskChecksums = Callable[[Target, bool], Awaitable[Expected | None]]
 class Verifier:
     """Of one fill: `begin` with the body, `follow` while it grows, `verify` when it is whole, `close` in any case.
 
+    A whole body waits `patience` seconds for a checksum file that is still on its way; then there is none.
     `settled` is called when the last byte may go out after all.
     """
 
     def __init__(
-        self, target: Target, ask_checksums: AskChecksums, threads: Executor, settled: Callable[[], None]
+        self,
+        target: Target,
+        ask_checksums: AskChecksums,
+        threads: Executor,
+        settled: Callable[[], None],
+        patience: float,
     ) -> None:
         self._target, self._ask, self._threads, self._settled = target, ask_checksums, threads, settled
+        self._patience = patience
         self.expected = Expected(target.digest) if target.digest else None
         self.digests: dict[str, str] = {}
         """Of the whole body, by algorithm, once it is verified."""
@@ -116,7 +121,7 @@ class Verifier:
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
         if self._lookup:
             try:
-                async with asyncio.timeout(CHECKSUM_SECONDS):
+                async with asyncio.timeout(self._patience):
                     await self._lookup
             except TimeoutError:
                 log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")

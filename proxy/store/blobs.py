@@ -81,9 +81,9 @@ class Blobs:
 
     index: Index
 
-    def __init__(self, root: Path, is_held: Callable[[str], bool]) -> None:
+    def __init__(self, root: Path, is_held: Callable[[str], bool], busy_seconds: float) -> None:
         """`is_held`: whether any process has the right to fill that key."""
-        self.root = root
+        self.root, self._busy_seconds = root, busy_seconds
         self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
         self._partial, self._right = root / "partial", root / "locks" / "store"
         self._is_held = is_held
@@ -108,7 +108,7 @@ class Blobs:
                 self._open_index()
 
     def _open_index(self) -> None:
-        self.index = Index(self.index_dir)
+        self.index = Index(self.index_dir, self._busy_seconds)
         self._reconcile()
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from ..rules.entry import Entry
 from ..rules.eviction import Candidate
 from . import partial as partials
 from .blobs import Blobs, Opened, OpenFile, Record
-from .index import INDEX_ERRORS, Busy, Usage
+from .index import BUSY_SECONDS, INDEX_ERRORS, Busy, Usage
 from .partial import Partial, PartialRecord, live_page, store_error
 
 P = ParamSpec("P")
@@ -85,9 +85,9 @@ class Survey:
 class Store:
     """Make it, `await start()`, and `await close()` at the end."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         self.root = root
-        self.blobs = Blobs(root, self.is_held)
+        self.blobs = Blobs(root, self.is_held, busy_seconds)
         self.partial, self.locks = root / "partial", root / "locks"
         self._readers: WeakSet[StoredBody] = WeakSet()
         self._hot: OrderedDict[str, Opened] = OrderedDict()

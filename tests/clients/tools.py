@@ -1,6 +1,7 @@
 """Running other people's programs, and what every test of them needs."""
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.harness import REPOSITORY
 
 SIZE = 48 << 20
 SEED = 7
@@ -48,13 +51,16 @@ def build_go(name, folder):
     version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
     if version < (1, 25):
         pytest.skip(f"the modules need Go 1.25 or newer, here is {'.'.join(map(str, version))}")
-    program = folder / name
-    subprocess.run(
-        [go, "build", "-trimpath", "-o", program, "."],
-        cwd=Path(__file__).parent / name,
-        env={**os.environ, "CGO_ENABLED": "0"},
-        check=True,
-    )
+    program, cache = folder / name, REPOSITORY / ".cache" / "go-build"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would compile everything twice
+        subprocess.run(
+            [go, "build", "-trimpath", "-o", program, "."],
+            cwd=Path(__file__).parent / name,
+            env={**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(cache)},
+            check=True,
+        )
     return program
 
 

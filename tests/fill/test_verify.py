@@ -113,8 +113,8 @@ async def test_the_last_byte_waits_for_the_checksum_file(origin, proxy_factory):
     assert (await proxy.entry("noble.img"))["verified"]
 
 
-async def test_a_checksum_file_that_does_not_come_is_waited_for_a_few_seconds_only(origin, proxy_factory):
-    proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
+async def test_a_checksum_file_that_does_not_come_is_waited_for_as_long_as_configured(origin, proxy_factory):
+    proxy = proxy_factory(mirrors={}, config_text=mirror(origin) + '[fill]\nchecksum_timeout = "100ms"\n')
     origin.body("/noble.img", BODY)
     origin.body("/SHA256SUMS", sums()).delay_headers_until_released()
     assert (await proxy.get("/m/noble.img")).body == BODY
