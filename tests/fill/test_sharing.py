@@ -18,7 +18,8 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 @pytest.fixture
 def processes(proxy_factory, tmp_path):
-    return [proxy_factory(cache_dir=tmp_path / "cache") for _ in range(4)]
+    """Starts so many on one cache directory."""
+    return lambda count: [proxy_factory(cache_dir=tmp_path / "cache") for _ in range(count)]
 
 
 @contextlib.asynccontextmanager
@@ -32,19 +33,20 @@ async def half_way(origin, leader):
 
 
 async def test_sixty_four_readers_in_four_processes_are_one_fetch(origin, processes):
-    origin.pattern("/x.img", SIZE, SEED).throttle(64 << 20).headers(cache_control="max-age=600")
+    size, proxies = SIZE // 3, processes(4)
+    origin.pattern("/x.img", size, SEED).throttle(16 << 20).headers(cache_control="max-age=600")
 
     async def read(proxy):
         return (await (await proxy.stream("/u/x.img")).sha256())[0]
 
-    got = await asyncio.gather(*(read(processes[number % 4]) for number in range(64)))
-    assert set(got) == {pattern_sha256(SIZE, SEED)}
+    got = await asyncio.gather(*(read(proxies[number % 4]) for number in range(64)))
+    assert set(got) == {pattern_sha256(size, SEED)}
     assert origin.count("/x.img") == 1
-    assert origin.bytes_sent("/x.img") == SIZE
+    assert origin.bytes_sent("/x.img") == size
 
 
 async def test_a_follower_streams_what_the_leader_has(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     async with half_way(origin, leader) as first, await follower.stream("/u/x.img") as second:
         assert second.headers["etag"] == first.headers["etag"]
         assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)  # while the leader is half way
@@ -54,7 +56,7 @@ async def test_a_follower_streams_what_the_leader_has(origin, processes):
 
 
 async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(origin, processes):
-    leader, *followers = processes
+    leader, *followers = processes(4)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await leader.stream("/u/x.img") as first:
         await first.read(HALF)
@@ -71,7 +73,7 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
 
 
 async def test_a_follower_that_stops_leaves_the_leader_alone(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     async with half_way(origin, leader) as first:
         async with await follower.stream("/u/x.img") as second:
             await second.read(1000)
@@ -83,7 +85,7 @@ async def test_a_follower_that_stops_leaves_the_leader_alone(origin, processes):
 
 async def test_a_small_object_is_fetched_once_too(origin, processes):
     origin.pattern("/x.json", 10_000, SEED).delay_headers_until_released().headers(cache_control="max-age=600")
-    asked = [asyncio.create_task(proxy.get("/u/x.json")) for proxy in processes]
+    asked = [asyncio.create_task(proxy.get("/u/x.json")) for proxy in processes(4)]
     await origin.requested(1)
     origin.release()
     assert {answer.body for answer in await asyncio.gather(*asked)} == {pattern_bytes(10_000, SEED)}
@@ -131,7 +133,7 @@ async def test_a_reader_far_ahead_in_another_process_gets_its_bytes_first(origin
 
 
 async def test_where_many_readers_of_a_follower_wait_all_are_served(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader):
         places = range(HALF + (5 << 20), SIZE, 1 << 19)  # more than are told of at once; the front is not near
@@ -143,7 +145,7 @@ async def test_where_many_readers_of_a_follower_wait_all_are_served(origin, proc
 
 
 async def test_a_follower_that_finds_no_socket_looks_by_itself(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await to_follow(leader) as first:
         for path in leader.files("partial/*.sock"):
@@ -158,7 +160,7 @@ async def test_a_follower_that_finds_no_socket_looks_by_itself(origin, processes
 
 
 async def test_of_three_processes_the_last_one_alive_goes_on(origin, processes):
-    first, *others = processes[:3]
+    first, *others = processes(3)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=2)
     async with await to_follow(first):
         streams = {proxy: await proxy.stream("/u/x.img") for proxy in others}
@@ -176,7 +178,7 @@ async def test_of_three_processes_the_last_one_alive_goes_on(origin, processes):
 
 
 async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader) as first, await follower.stream("/u/x.img") as second:
         await second.read(HALF)
@@ -192,7 +194,7 @@ async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
 
 
 async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes):
-    leader = processes[0]
+    (leader,) = processes(1)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await to_follow(leader):
         leader.kill()
@@ -206,7 +208,7 @@ async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes)
 
 
 async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader, NO_STORE) as first, await follower.stream("/u/x.img") as second:
         await second.read(HALF)
@@ -252,7 +254,8 @@ async def test_readers_at_many_places_in_two_processes_do_not_cost_a_request_for
         got = await (await proxy.stream("/u/big.img", part)).rest()
         return got == pattern_bytes(size, SEED, start, start + size // 8)
 
-    async with await processes[0].stream("/u/big.img"):
+    proxies = processes(3)
+    async with await proxies[0].stream("/u/big.img"):
         places = range(0, size, size // 8)
-        assert all(await asyncio.gather(*(read(proxy, start) for proxy in processes[:3] for start in places)))
+        assert all(await asyncio.gather(*(read(proxy, start) for proxy in proxies for start in places)))
     assert origin.count("/big.img") <= 8 + size // TURN_BYTES
