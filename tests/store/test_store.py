@@ -194,7 +194,7 @@ async def test_who_had_the_index_open_that_another_process_rebuilt_goes_on_in_th
     script = """
 import asyncio, sys
 from pathlib import Path
-from proxy.store import Store
+from proxy.store.store import Store
 
 async def main():
     store = Store(Path(sys.argv[1]))
