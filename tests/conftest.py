@@ -1,4 +1,4 @@
-"""An origin, and fetchonce in front of it, anew for each test."""
+"""An origin, and fetchonce in front of it, new for each test."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ class ProxyFactory(Protocol):
         listen: str = "127.0.0.1:0",
         start: bool = True,
     ) -> Proxy:
-        """A process with these further arguments. None: a new cache directory; mirror `u`, which is the origin."""
+        """A process with these arguments. Defaults: a new cache directory, and the origin as mirror `u`."""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture
 def proxy_factory(origin: Origin, tmp_path: Path) -> Iterator[ProxyFactory]:
-    """Makes and starts as many as wanted; the test fails if one of them does not end cleanly."""
+    """Starts processes; the test fails if one of them does not end cleanly."""
     made: list[Proxy] = []
     with contextlib.ExitStack() as stack:
 
@@ -73,11 +73,11 @@ def proxy(proxy_factory: ProxyFactory) -> Proxy:
 
 @pytest.fixture
 def make_upstream(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
-    """Makes the way out without the rest of the house, by these sections of the configuration."""
+    """Makes an Upstream alone, from these sections of the configuration."""
     with contextlib.ExitStack() as stack:
 
         def make(*bases: str, **sections: Any) -> Upstream:
-            """For a mirror that names the origin and `bases`."""
+            """Its mirror `u` has the origin and then `bases`."""
             config = tmp_path / "upstream.toml"
             config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
             mirror = [{"name": "u", "upstreams": [origin.url(), *bases]}]

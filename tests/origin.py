@@ -1,14 +1,13 @@
 """A scripted HTTP/1.1 origin on a real socket: what a mirror does, and everything a mirror does wrong.
 
-It has threads of its own (one per connection, blocking sockets, keep-alive), so that it serves processes,
-sync tests and async tests alike. A script is written fluently, also while requests are running:
+It runs in threads (one per connection, blocking sockets, keep-alive), so it serves processes, sync tests and async
+tests alike. A script is a chain of calls, and may grow while requests are running:
 
     origin.body("/noble.img", BODY).stall_at(400_000).headers(etag=None)
 
-Offsets are those of the whole body. A fault at an offset is met by a response that has to send the byte
-there; a range that lies elsewhere is served. `times` limits a fault to the first so many responses that
-meet it (None: all of them), so close_at(n, times=1) lets the request that resumes at n pass; faults of one
-kind follow each other in the order of the script.
+Offsets count from the start of the whole body. A fault at an offset affects a response that has to send the byte
+there; a range elsewhere is served. `times` is how many responses a fault affects (None: all), so
+close_at(n, times=1) lets the request that resumes at n pass. Faults of one kind apply in the order of the script.
 """
 
 import contextlib
@@ -44,7 +43,7 @@ from tests.script import (
     pattern_sha256,
 )
 
-# A test needs one import.
+# So that a test needs one import.
 __all__ = [
     "LAST_MODIFIED",
     "PATTERN_BLOCK_BYTES",
@@ -56,17 +55,17 @@ __all__ = [
     "pattern_sha256",
 ]
 
-PIECE_BYTES = 256 * 1024  # one send; also how far a fault scripted into a running response may come too late
+PIECE_BYTES = 256 * 1024  # one send; a fault scripted into a running response may come late by this much
 HEAD_LIMIT_BYTES = 64 * 1024
-GONE_CHECK_SECONDS = 0.05  # a stalled response looks this often whether its client still listens
-FLUSH_SECONDS = 1.0  # a reset lets the bytes before it arrive first; a client that reads none gets it after this time
+GONE_CHECK_SECONDS = 0.05  # how often a stalled response checks that its client is still there
+FLUSH_SECONDS = 1.0  # how long a reset waits for the bytes before it to arrive
 
 NOT_FOUND = b"<!doctype html><title>404 Not Found</title><h1>Not Found</h1>\n"
 
 
 @dataclass(slots=True)
 class Request:
-    """A request as it arrived, and what became of it; `Origin.log` hands out copies."""
+    """A request as it arrived, and what became of it. `Origin.log` returns copies."""
 
     method: str
     path: str
@@ -74,15 +73,15 @@ class Request:
     headers: dict[str, str]
     """Names lower-case; several lines joined by ", "."""
     connection: int
-    """Number of the connection it came on, from 1."""
+    """Number of its connection, from 1."""
     status: int = 0
-    """0 until the status line is sent."""
+    """0: the status line is not sent yet."""
     bytes_sent: int = 0
     """Body bytes the kernel has taken, without chunk framing."""
     completed: bool = False
-    """The answer was sent whole, as its head promised."""
+    """Whether the answer was sent whole, as its head promised."""
     ended: bool = False
-    """Nothing more will be sent."""
+    """Whether nothing more will be sent."""
 
     @property
     def range(self) -> str | None:
@@ -97,7 +96,7 @@ class Request:
 
 
 class Origin:
-    """The server. It listens as soon as it exists, on 127.0.0.1 and any port unless told; `with` stops it."""
+    """The server. It listens once constructed, on a free port of 127.0.0.1 by default; `with` stops it."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
         self._tls = tls
@@ -122,7 +121,7 @@ class Origin:
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}{path}"
 
     def body(self, path: str, body: bytes) -> Resource:
-        """Serve `body` at `path`, in place of what was there."""
+        """Serve `body` at `path`; replaces what was there."""
         return self._place(path, Fixed(body))
 
     def pattern(self, path: str, size: int, seed: int = 0) -> Resource:
@@ -150,7 +149,7 @@ class Origin:
             return len(self._log)
 
     def count(self, path: str, method: str | None = "GET") -> int:
-        """Requests for `path`, with any query unless it has one; None: by any method."""
+        """Requests for `path`; any query counts if `path` has none. None: by any method."""
         with self._changed:
             return sum(request.is_for(path) and method in (None, request.method) for request in self._log)
 
@@ -159,7 +158,7 @@ class Origin:
         with self._changed:
             return sum(request.bytes_sent for request in self._log if request.is_for(path))
 
-    # Waiting for it to happen. The predicate is called with the lock held, whenever something changes.
+    # Waiting. The predicate is called with the lock held, whenever something changes.
 
     def wait_for(self, predicate: Callable[[], object], timeout: float = 10, *, what: str = "a condition") -> None:
         """Wait until `predicate()` is true; AssertionError with the log after `timeout` seconds."""
@@ -179,7 +178,7 @@ class Origin:
         )
 
     def wait_stalled(self, path: str, timeout: float = 10, *, n: int = 1) -> None:
-        """Wait until `n` responses for `path` have sent all before their stall and wait for release()."""
+        """Wait until `n` responses for `path` have sent everything before their stall."""
         self.wait_for(
             lambda: sum(request.is_for(path) for request in self._stalls) >= n,
             timeout,
@@ -199,7 +198,7 @@ class Origin:
     # Going away and coming back.
 
     def cut(self) -> None:
-        """Break every connection now; new ones are welcome."""
+        """Break every connection; new ones are accepted."""
         with self._changed:
             connections = list(self._connections)
             for connection in connections:
@@ -235,7 +234,7 @@ class Origin:
         listener = socket.create_server((self.host, self.port), backlog=128)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
-        # accept() on a listener that another thread closes may sleep on; the end of a socket pair wakes it everywhere.
+        # Closing the listener in another thread does not wake accept() everywhere; closing a socket pair does.
         wake, woken = socket.socketpair()
         thread = threading.Thread(target=self._accept, args=(listener, woken), name="origin-accept", daemon=True)
         self._accepting = thread, wake
@@ -246,7 +245,7 @@ class Origin:
             ready.register(listener, selectors.EVENT_READ)
             ready.register(woken, selectors.EVENT_READ)
             while all(key.fileobj is listener for key, _ in ready.select()):
-                with contextlib.suppress(BlockingIOError, ConnectionError):  # it left before we came
+                with contextlib.suppress(BlockingIOError, ConnectionError):  # the client left before accept()
                     sock, _ = listener.accept()
                     sock.setblocking(True)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -254,11 +253,11 @@ class Origin:
                         self._accepted += 1
                         connection = _Connection(self, sock, self._accepted)
                         self._connections.add(connection)
-                        connection.thread.start()  # under the lock: cut() joins whom it finds
+                        connection.thread.start()  # under the lock: cut() joins every thread in the set
 
 
 class _Broken(Exception):
-    """The script, the client or stop() ends this connection."""
+    """This connection ends: by the script, by the client or by stop()."""
 
 
 class _Connection:
@@ -274,16 +273,16 @@ class _Connection:
         self.thread = threading.Thread(target=self._run, name=f"origin-{number}", daemon=True)
 
     def cut(self) -> None:
-        """Called by another thread, with the lock held: end whatever this connection waits for."""
+        """Wake the connection's thread and end it. Called by another thread, with the lock held."""
         self._is_cut = True
-        with contextlib.suppress(OSError):  # it has ended by itself
-            # The plain shutdown, past TLS: it wakes a blocked send or receive, and says no goodbye.
+        with contextlib.suppress(OSError):  # it has ended already
+            # The plain shutdown, not TLS's: it wakes a blocked send or receive, and sends no close_notify.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def _run(self) -> None:
         try:
             if self._origin._tls:
-                with self._changed:  # cut() must not meet the socket between its two lives
+                with self._changed:  # cut() must see the plain socket or the wrapped one
                     self._sock = sock = self._origin._tls.wrap_socket(
                         self._sock, server_side=True, do_handshake_on_connect=False
                     )
@@ -291,7 +290,7 @@ class _Connection:
             while (request := self._receive()) and self._serve(request):
                 pass
         except (_Broken, OSError):
-            pass  # told by the log: the request is not completed
+            pass  # the log has it: the request is not completed
         finally:
             with self._changed:
                 self._sock.close()
@@ -299,7 +298,7 @@ class _Connection:
                 self._changed.notify_all()
 
     def _receive(self) -> Request | None:
-        """The next request, in the log already; None when the client is done."""
+        """The next request, which is in the log by then; None: the client is done."""
         while b"\r\n\r\n" not in self._received:
             data = self._sock.recv(HEAD_LIMIT_BYTES)
             if not data or len(self._received) > HEAD_LIMIT_BYTES:
@@ -321,7 +320,7 @@ class _Connection:
         return request
 
     def _serve(self, request: Request) -> bool:
-        """Answer; True if the connection can take another request."""
+        """Answer. True: the connection can take another request."""
         try:
             return self._answer(request) and request.headers.get("connection", "").lower() != "close"
         finally:
@@ -342,7 +341,7 @@ class _Connection:
             return self._answer_small(request, canned.value, canned.headers, canned.body)
         if request.method not in ("GET", "HEAD"):
             self._answer_small(request, 405, {"allow": "GET, HEAD"})
-            return False  # a body may follow, and nobody reads it
+            return False  # a body may follow that is not read
         if request.method == "HEAD" and (refused := resource.take(Fault.REFUSE_HEAD)):
             return self._answer_small(request, refused.value, {"allow": "GET"})
 
@@ -359,7 +358,7 @@ class _Connection:
             return self._answer_small(request, 416, {"content-range": f"bytes */{content.size}"})
 
         status, (start, end) = (200, (0, content.size)) if wanted is None else (206, wanted)
-        is_head = request.method == "HEAD"  # shows what a GET would get, and uses nothing up
+        is_head = request.method == "HEAD"  # shows what a GET would get, and uses up no fault
         short = resource.take(Fault.SHORT, look=is_head) if status == 200 else None
         if wanted is not None:
             moved = resource.take(Fault.RANGE_OFF)
@@ -414,7 +413,7 @@ class _Connection:
         while position < end:
             if trip := resource.trip(position):
                 self._break(request, trip)
-                continue  # released; something else may be scripted here
+                continue  # released; there may be another fault at this offset
             stop = min(resource.next_trip(position, end), position + piece)
             data = resource.corrupted(position, content.read(position, stop))
             if is_chunked:
@@ -429,13 +428,13 @@ class _Connection:
             self._send(request, b"0\r\n\r\n", is_body=False, is_end=True)
 
     def _send(self, request: Request, data: bytes, *, is_body: bool = True, is_end: bool = False) -> None:
-        """Send and count; with `is_end` the answer is completed by the last of these bytes."""
+        """Send and count. `is_end`: the last of these bytes completes the answer."""
         view = memoryview(data)
         self._sock.setblocking(False)
         try:
             while view:
-                # Sent and counted under one lock: who has received a byte finds it counted, and who has received
-                # the last one finds the request completed.
+                # Sent and counted under one lock: a client that has received a byte finds it counted, and after the
+                # last byte it finds the request completed.
                 with self._changed:
                     try:
                         sent = self._sock.send(view)
@@ -448,7 +447,7 @@ class _Connection:
                 if not sent:
                     room = select.poll()
                     room.register(self._sock, select.POLLOUT)
-                    room.poll()  # ended by cut() too
+                    room.poll()  # cut() ends this wait too
         finally:
             self._sock.setblocking(True)
 
@@ -481,16 +480,16 @@ class _Connection:
                 raise _Broken
 
     def _is_client_gone(self) -> bool:
-        """Whether the client has closed; not seen over TLS, where its goodbye is a record to be read first."""
+        """Whether the client has closed. Not seen over TLS, where a close_notify comes first."""
         try:
             return socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
 
     def _flush(self) -> None:
-        """Wait until the client's kernel has what was sent: RST throws away the rest."""
+        """Wait until the client's kernel has what was sent: RST discards the rest."""
         deadline = time.monotonic() + FLUSH_SECONDS
-        with contextlib.suppress(OSError):  # macOS does not tell; there the bytes before RST may be fewer
+        with contextlib.suppress(OSError):  # macOS has no such call: fewer bytes may arrive before the RST
             while time.monotonic() < deadline:
                 (unsent,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))
                 if not unsent:
@@ -499,7 +498,7 @@ class _Connection:
 
 
 def _is_not_modified(asked: Mapping[str, str], fields: Mapping[str, str]) -> bool:
-    """RFC 9110 §13.2.2: If-None-Match by weak comparison; If-Modified-Since only without it."""
+    """RFC 9110 §13.2.2: If-None-Match by weak comparison, or else If-Modified-Since."""
     if "if-none-match" in asked:
         etags = [etag.strip().removeprefix("W/") for etag in asked["if-none-match"].split(",")]
         return "*" in etags or ("etag" in fields and fields["etag"].removeprefix("W/") in etags)
@@ -514,7 +513,7 @@ def _is_not_modified(asked: Mapping[str, str], fields: Mapping[str, str]) -> boo
 
 
 def _wanted_range(asked: Mapping[str, str], fields: Mapping[str, str], size: int) -> tuple[int, int] | None:
-    """The half-open range to send, empty if it cannot be had (416); None: the whole body (RFC 9110 §14.2, §13.1.5)."""
+    """The half-open range to send; empty: not satisfiable (416); None: the whole body (RFC 9110 §14.2, §13.1.5)."""
     unit, _, spec = asked.get("range", "").partition("=")
     first, dash, last = spec.strip().partition("-")
     if unit.strip().lower() != "bytes" or not dash or not (first + last).isdecimal() or (last and not last.isdecimal()):

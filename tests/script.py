@@ -14,7 +14,7 @@ from typing import Self
 PATTERN_BLOCK_BYTES = 1024**2
 
 LAST_MODIFIED = 1_700_000_000  # Unix time; long ago, so that it counts as a strong validator (RFC 9110 §8.8.2.2)
-GENERATION_SECONDS = 24 * 3600  # by which each generation is younger than the one before
+GENERATION_SECONDS = 24 * 3600  # between one generation and the next
 
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -36,8 +36,8 @@ def _pattern_base(seed: int) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _pattern_block(seed: int, index: int) -> bytes:
-    # One random block seen through a permutation of the byte values for each index: a wrong offset shows at once,
-    # whether within a block or by whole blocks, at a fifth of the price of fresh random bytes.
+    # One random block, with its byte values permuted differently for each index: a wrong offset shows at once, within
+    # a block or by whole blocks. Fresh random bytes take five times as long.
     table = list(range(256))
     random.Random(seed << 32 | index).shuffle(table)
     return _pattern_base(seed).translate(bytes(table))
@@ -58,7 +58,7 @@ def pattern_bytes(size: int, seed: int, start: int = 0, end: int | None = None) 
 
 @functools.lru_cache(maxsize=16)
 def pattern_sha256(size: int, seed: int) -> str:
-    """SHA-256 (hex) of the whole pattern body, in flat memory."""
+    """SHA-256 (hex) of the whole pattern body, in constant memory."""
     digest = hashlib.sha256()
     for piece in _pattern_pieces(seed, 0, size):
         digest.update(piece)
@@ -67,7 +67,7 @@ def pattern_sha256(size: int, seed: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A body that is made while it is sent, so that its size costs no memory."""
+    """A body that is generated while it is sent, so its size costs no memory."""
 
     size: int
     seed: int
@@ -97,7 +97,7 @@ Content = Pattern | Fixed
 
 
 class Fault(Enum):
-    """What can go wrong; `Scripted.value` is the number in brackets."""
+    """What can go wrong; the comment says what `Scripted.value` means."""
 
     STALL = auto()  # (offset)
     CLOSE = auto()  # (offset)
@@ -122,9 +122,9 @@ class Scripted:
     fault: Fault
     value: int = 0
     left: int | None = None
-    """Responses it still applies to; None: all."""
+    """How many more responses it applies to; None: all."""
     released: bool = False
-    """A stall that was opened; it never holds anyone again."""
+    """Whether a stall was opened; it holds no response any more."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
 
@@ -134,7 +134,7 @@ class Scripted:
 
 
 class Resource:
-    """One path: its content and its script. What a test calls returns the resource; what the server asks comes last."""
+    """One path: its content and its script. The methods for tests return it; those for the server come last."""
 
     def __init__(self, path: str, content: Content, changed: threading.Condition) -> None:
         self.path = path
@@ -145,15 +145,15 @@ class Resource:
         self._script: list[Scripted] = []
 
     def headers(self, fields: Mapping[str, str | None] | None = None, /, **more: str | None) -> Self:
-        """Set a field of 200, 206 and 304 answers, or with None leave it out: headers(etag=None, cache_control="...").
-        It stays for later generations too. A response without Content-Length ends with its connection."""
+        """Set a field of 200, 206 and 304 answers; None leaves it out: headers(etag=None, cache_control="...").
+        It applies to later generations too. Without Content-Length the connection ends with the body."""
         with self._changed:
             for name, value in {**(fields or {}), **more}.items():
                 self._overrides[name.lower().replace("_", "-")] = value
         return self
 
     def stall_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then wait for release(); once released it lets everyone pass."""
+        """Send up to `offset`, then wait for release(), which opens it for all responses."""
         return self._add(Fault.STALL, offset, times)
 
     def close_at(self, offset: int, *, times: int | None = None) -> Self:
@@ -177,7 +177,7 @@ class Resource:
         return self.chunked(times=times).close_at(offset, times=times)
 
     def ignore_ranges(self, *, times: int | None = None) -> Self:
-        """Answer a Range with 200 and the whole body; take Accept-Ranges out by headers(accept_ranges=None)."""
+        """Answer a Range with 200 and the whole body. headers(accept_ranges=None) removes Accept-Ranges."""
         return self._add(Fault.IGNORE_RANGES, 0, times)
 
     def refuse_head(self, status: int = 405, *, times: int | None = None) -> Self:
@@ -193,7 +193,7 @@ class Resource:
         times: int | None = None,
         of_ranges: bool = False,
     ) -> Self:
-        """Answer GET and HEAD with this status, fields and body; `of_ranges`: only where a Range is asked for."""
+        """Answer GET and HEAD with this status, fields and body. `of_ranges`: only requests with a Range."""
         return self._add(Fault.RANGE_STATUS if of_ranges else Fault.STATUS, code, times, headers or {}, body)
 
     def redirect(self, location: str, code: int = 302, *, times: int | None = None, of_ranges: bool = False) -> Self:
@@ -209,22 +209,22 @@ class Resource:
         return self._add(Fault.CORRUPT, offset, times)
 
     def content_range_off_by(self, count: int, *, times: int | None = None) -> Self:
-        """206 names a range moved by `count` bytes; the body is the one that was asked for."""
+        """Move the range that a 206 names by `count` bytes; the body is the requested one."""
         return self._add(Fault.RANGE_OFF, count, times)
 
     def delay_headers_until_released(self, *, times: int | None = None) -> Self:
-        """Wait before the status line of GET and HEAD for release()."""
+        """Send nothing of an answer to GET or HEAD before release()."""
         return self._add(Fault.HOLD_HEADERS, 0, times)
 
     def generation(self, body: bytes | Pattern) -> Self:
-        """Put another body in place, with another ETag and Last-Modified; running responses end with the old one."""
+        """Replace the body, with a new ETag and Last-Modified; running responses go on with the old one."""
         with self._changed:
             self._content = body if isinstance(body, Pattern) else Fixed(body)
             self._generation += 1
         return self
 
     def release(self) -> Self:
-        """Open every stall scripted so far, for the responses that wait there and for those to come."""
+        """Open every stall scripted so far, for waiting responses and for later ones."""
         with self._changed:
             for item in self._script:
                 item.released = item.released or item.fault in (Fault.STALL, Fault.HOLD_HEADERS)
@@ -246,7 +246,7 @@ class Resource:
     # For the server.
 
     def take(self, fault: Fault, *, start: int = 0, end: int | None = None, look: bool = False) -> Scripted | None:
-        """The first fault of this kind whose number is in [start, end), used up by one unless we only `look`."""
+        """The first fault of this kind with its value in [start, end); uses it up by one unless `look`."""
         with self._changed:
             for item in self._script:
                 if item.fault is fault and item.is_live and (end is None or start <= item.value < end):
@@ -270,7 +270,7 @@ class Resource:
         return None
 
     def corrupted(self, start: int, data: bytes) -> bytes:
-        """What is sent of `data`, the body's bytes from `start`."""
+        """What is sent in place of `data`, the body's bytes from `start`."""
         with self._changed:
             for item in self._script:
                 at = item.value - start
@@ -280,12 +280,12 @@ class Resource:
         return data
 
     def is_overridden(self, name: str) -> bool:
-        """Whether headers() has set this field, or has left it out."""
+        """Whether headers() has set or removed this field."""
         with self._changed:
             return name in self._overrides
 
     def shown(self) -> tuple[Content, dict[str, str]]:
-        """The content of now and its fields, without those of one message."""
+        """The current content, and the fields that every answer with it has."""
         with self._changed:
             content, modified = self._content, LAST_MODIFIED + self._generation * GENERATION_SECONDS
             fields: dict[str, str | None] = {

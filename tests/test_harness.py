@@ -145,7 +145,7 @@ async def test_client_reads_no_further_than_asked(origin: Origin, client: Client
         await stream.read(1000)
         await origin.happens(lambda: origin.bytes_sent("/big.img") > 0)
     await origin.happens(lambda: origin.log[0].ended)
-    assert origin.bytes_sent("/big.img") < size / 4  # what the kernel's buffers hold, and no more
+    assert origin.bytes_sent("/big.img") < size / 4  # no more than the kernel's buffers hold
 
 
 async def test_client_waits_with_an_end(origin: Origin) -> None:

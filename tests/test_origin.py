@@ -81,7 +81,7 @@ def read_rest(sock: socket.socket) -> bytes:
 
 
 def is_silent(sock: socket.socket) -> bool:
-    """Whether nothing has arrived: no byte, no end."""
+    """Whether neither a byte nor the end has arrived."""
     sock.setblocking(False)
     try:
         sock.recv(1)
@@ -93,7 +93,7 @@ def is_silent(sock: socket.socket) -> bool:
 
 
 def ended(origin: Origin) -> Request:
-    """The only request, once it has ended."""
+    """Wait until the only request has ended, and return it."""
     origin.wait_for(lambda: len(origin.log) == 1 and origin.log[0].ended)
     return origin.log[0]
 
@@ -440,7 +440,7 @@ def test_throttle_keeps_its_rate(origin: Origin) -> None:
     origin.body("/a", BODY).throttle(2_000_000, times=1)
     began = time.monotonic()
     assert fetch(origin, "/a").body == BODY
-    assert time.monotonic() - began >= 0.45  # 0.5 s by the rate; nobody waits for the pause after the last piece
+    assert time.monotonic() - began >= 0.45  # 0.5 s at that rate; the pause after the last piece is not waited for
 
 
 def test_corrupt_flips_one_byte(origin: Origin) -> None:

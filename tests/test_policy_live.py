@@ -92,7 +92,7 @@ async def test_a_request_for_another_variant_is_asked_upstream_and_replaces_it(o
     assert origin.log[-1].headers["accept"] == "application/json"
     await proxy.wait_idle()
     assert told(await proxy.get("/u/ubuntu/jammy64", json_only)) == "hit"
-    # Upstream may say that what is stored is for this one too; from then on it is.
+    # By a 304 upstream says that the stored one fits this request too; then it is used.
     assert told(await proxy.get("/u/ubuntu/jammy64")) == "fwd=vary-miss; fwd-status=304"
     assert told(await proxy.get("/u/ubuntu/jammy64")) == "hit"
 

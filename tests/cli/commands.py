@@ -23,7 +23,7 @@ BIG = os.urandom(24_000_000)  # more than the buffers of a loopback connection t
 FRESH = "max-age=600"
 
 END_SECONDS = 30.0  # no command may take this long
-QUICK_SECONDS = 8.0  # well above the three that stopped fills may take, well below a read timeout
+QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less than a read timeout
 
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
@@ -52,14 +52,14 @@ class Ran:
 
 
 class Cli:
-    """Runs fetchonce on one cache directory, with a configuration that knows the origin as mirror `u`."""
+    """Runs fetchonce on one cache directory; its configuration has the origin as mirror `u`."""
 
     def __init__(self, cache_dir: Path, config: Path) -> None:
         self.cache_dir, self.config = cache_dir, config
         self.started: list[subprocess.Popen[str]] = []
 
     def __call__(self, *args: str | bytes, code: int = 0, env: Mapping[str, str] | None = None) -> Ran:
-        """Run to its end; it must end with `code`, and no command ever shows a traceback."""
+        """Run it to its end; it must end with `code` and without a traceback."""
         ran = subprocess.run(
             self.command(*args),
             cwd=REPOSITORY,
@@ -72,21 +72,21 @@ class Cli:
         return self.judged(args, Ran(ran.returncode, ran.stdout, ran.stderr), code)
 
     def start(self, *args: str | bytes, env: Mapping[str, str] | None = None, fds: Mapping[str, int] | None = None):
-        """Start and do not wait; `end` does. `fds`: descriptors in place of the pipes."""
+        """Start it and do not wait; `end` does. `fds`: descriptors in place of pipes."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **(fds or {})}
         process = subprocess.Popen(self.command(*args), cwd=REPOSITORY, env=self.env(env), text=True, **pipes)
         self.started.append(process)
         return process
 
     def end(self, process, number: signal.Signals | None = None, *, code: int = 0, within: float = END_SECONDS) -> Ran:
-        """Send a signal, or none, and wait until it has ended."""
+        """Send a signal, if any, and wait until it has ended."""
         if number is not None:
             process.send_signal(number)
         out, err = process.communicate(timeout=within)
         return self.judged(process.args[3:], Ran(process.returncode, out or "", err or ""), code)
 
     def together(self, *lines: list[str | bytes], code: int = 0) -> list[Ran]:
-        """Run several at once, each as by itself: most of a command's time is spent on starting it."""
+        """Run several at once: most of a command's time is its start."""
         processes = [self.start(*line) for line in lines]
         return [self.end(process, code=code) for process in processes]
 
@@ -108,7 +108,7 @@ class Cli:
 
 
 class Terminal:
-    """A command's standard error, or all it has, on a terminal."""
+    """A terminal for a command's standard error, or for all of its output."""
 
     def __init__(self) -> None:
         self._master, self.fd = pty.openpty()
@@ -120,16 +120,16 @@ class Terminal:
         return f"shown last, and not what was waited for: {self.shown[-1000:]!r}"
 
     def read_until(self, text: str | None, within: float = 10) -> str:
-        """Everything shown so far, once it holds `text`; None: once the command has closed the terminal."""
+        """Everything shown so far, once it has `text`; None: once the command has closed the terminal."""
         if self.fd >= 0:
-            os.close(self.fd)  # ours; the command has its own
+            os.close(self.fd)  # ours; the command has its copy
             self.fd = -1
         deadline = time.monotonic() + within
         while text is None or text not in self.shown:
             assert select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0], self.tail
             try:
                 data = os.read(self._master, 65536)
-            except OSError:  # how Linux says that nobody has the other end open
+            except OSError:  # Linux: the other end is closed
                 data = b""
             if not data:
                 assert text is None, self.tail
@@ -144,7 +144,7 @@ class Terminal:
 
 
 def brought_in(origin, cli, *names, size=100_000) -> dict[str, str]:
-    """Upstream URLs by name; fetched one after the other, so that they are used in this order."""
+    """Upstream URLs by name. They are fetched one after the other, so their times of use are in this order."""
     urls = {}
     for name in names:
         origin.body(f"/{name}.img", os.urandom(size)).headers(cache_control=FRESH)
@@ -159,7 +159,7 @@ def blob_of(cli, url) -> Path:
 
 
 def started(server: "subprocess.Popen[str]") -> str:
-    """Where it listens first, once it does."""
+    """Wait until it listens; returns its first address."""
     said = ""
     for line in server.stderr:
         said += line

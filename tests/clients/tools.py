@@ -1,4 +1,4 @@
-"""Running other people's programs, and what every test of them needs."""
+"""Running other programs, and what the tests of them share."""
 
 import asyncio
 import fcntl
@@ -36,7 +36,7 @@ async def run(*command, check=True, cwd=None, env=None):
     try:
         out, err = await process.communicate()
     finally:
-        if process.returncode is None:  # the test's time is over
+        if process.returncode is None:  # the test has timed out
             process.kill()
             await process.wait()
     assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"

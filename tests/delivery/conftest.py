@@ -26,9 +26,9 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture(scope="module")
 def proxy(origin: Origin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Mirrors: `u` the origin, `down` nobody, `half` nobody and then the origin."""
+    """Mirrors: `u` is the origin, `down` refuses connections, `half` has `down` and then the origin."""
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen: nobody else gets the port
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: the port stays ours and refuses connections
         down = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
         proxy = Proxy(
             tmp_path_factory.mktemp("delivery") / "cache",
@@ -42,7 +42,7 @@ def proxy(origin: Origin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def standing(origin: Origin, proxy: Proxy) -> Iterator[dict[str, Image]]:
-    """One object in each state, for requests that leave it there."""
+    """One object in each state, for requests that do not change it."""
     images = {state: asyncio.run(bring(origin, proxy, state)) for state in ("stored", "filling", "chunked")}
     yield images
     for image in images.values():
@@ -56,7 +56,7 @@ def image(request: pytest.FixtureRequest, standing: dict[str, Image]) -> Image:
 
 @pytest.fixture(params=["stored", "filling"])
 async def place(request: pytest.FixtureRequest, origin: Origin, proxy: Proxy) -> AsyncIterator[Place]:
-    """Brings an object of the test's own, with these fields of upstream's, into the state."""
+    """Brings a new object, with these fields from upstream, into the state."""
     placed: list[Image] = []
 
     async def place(**fields: str | None) -> Image:

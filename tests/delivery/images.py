@@ -1,9 +1,9 @@
-"""What a client gets, end to end: ranges, preconditions, fields and errors through a real process.
+"""Objects to ask for, in three states, and checks of the answers.
 
-A body is in one of three states. `stored`: whole, on disk. `filling`: READY bytes are there, the transfer stands still,
-and upstream honours ranges. `chunked`: the same, but its length is known only at the end. What can be said or sent in
-the middle of a fill must be, so a transfer is released only where a test says that somebody has to wait for it.
-One process serves them all, each object at a path of its own; a test that stops its process or origin has another.
+`stored`: whole, on disk. `filling`: READY bytes are there, the transfer is stalled, and upstream supports ranges.
+`chunked`: the same, but the length is unknown until the end. What can be answered in the middle of a fill must be, so a
+transfer is released only where a test says that a client has to wait. One process serves all objects, each at its own
+path; a test that stops a process or an origin has its own.
 """
 
 import email.utils
@@ -23,7 +23,7 @@ MIB = 1024**2
 SIZE, SEED = 6 * MIB, 7
 READY = MIB // 4
 FAR = READY + NEAR_BYTES + 1
-"""From here on a reader does not wait for the transfer that stands at READY."""
+"""From here on a reader does not wait for the transfer, which is stalled at READY."""
 BODY = pattern_bytes(SIZE, SEED)
 ETAG = Pattern(SIZE, SEED).etag
 MODIFIED = email.utils.formatdate(LAST_MODIFIED, usegmt=True)
@@ -32,7 +32,7 @@ AFTER = email.utils.formatdate(LAST_MODIFIED + 1, usegmt=True)
 SMALL = os.urandom(30_000)
 PATIENCE_SECONDS = 10.0
 NEVER = '[fill]\nread_timeout = "10m"\n'
-"""A stalled transfer is not given up: that would mend what a test is to find."""
+"""A stalled transfer is not given up: a new one would hide what a test is to find."""
 SAME_EVERYWHERE = ("last-modified", "etag", "accept-ranges", "content-type")
 
 numbers = itertools.count(1)
@@ -40,18 +40,18 @@ numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An object of BODY, in its state."""
+    """An object with BODY, in one of the states."""
 
     resource: Resource
     ready: int
-    """Bytes from its beginning that can be had now."""
+    """How many bytes from its beginning are available now."""
 
     @property
     def path(self) -> str:
         return "/u" + self.resource.path
 
     def reach(self, start: int, end: int) -> int:
-        """How far from `start` on a reader of [start, end) gets now."""
+        """Where a reader of [start, end) has to stop now."""
         return end if start >= FAR else min(end, self.ready)
 
 
@@ -78,7 +78,7 @@ async def bring(origin: Origin, proxy: Proxy, state: str, **fields: str | None) 
 
 
 async def small(origin: Origin, proxy: Proxy, **fields: str | None) -> Image:
-    """A stored object of SMALL."""
+    """A stored object with SMALL."""
     resource = origin.body(f"/small-{next(numbers)}.img", SMALL).headers(cache_control="max-age=600").headers(**fields)
     image = Image(resource, len(SMALL))
     assert (await proxy.get(image.path)).body == SMALL
@@ -91,7 +91,7 @@ def ask(path: str, headers: str = "", *, method: str = "GET") -> bytes:
 
 
 async def seen(proxy: Proxy, image: Image) -> dict[str, str]:
-    """What HEAD, GET and a range agree upon, with the Content-Length of the whole."""
+    """The fields on which HEAD, GET and a range agree, with the Content-Length of the whole."""
     heads = []
     for method, headers in (
         ("HEAD", {}),
@@ -113,7 +113,7 @@ async def seen(proxy: Proxy, image: Image) -> dict[str, str]:
 
 
 async def assert_is_whole(proxy: Proxy, image: Image, headers: dict[str, str]) -> None:
-    """The answer is 200 with the whole body, as far as that can be seen now."""
+    """The answer is 200 with the whole body, as far as it is available now."""
     async with await proxy.stream(image.path, headers) as answer:
         assert (answer.status, answer.headers["content-length"]) == (200, str(SIZE))
         assert "content-range" not in answer.headers
@@ -144,7 +144,7 @@ def byteranges(answer: Response) -> list[tuple[str, str, bytes]]:
 
 
 async def http_1_0(proxy: Proxy, path: str, headers: str = "") -> Connection:
-    """A connection on which this was asked, without a Host."""
+    """A connection on which this was requested, without Host."""
     connection = await proxy.connect()
     await connection.send(f"GET {path} HTTP/1.0\r\n{headers}\r\n".encode())
     return connection

@@ -1,4 +1,4 @@
-"""Bytes as they come, and several requests on one connection."""
+"""Bodies byte for byte, and several requests on one connection."""
 
 import asyncio
 
@@ -70,7 +70,7 @@ async def test_what_cannot_be_completed_never_ends_clean(origin, proxy, asked, c
     await proxy.wait_readers(1, resource.path)
     resource.release()
     if chunked and asked:
-        assert_is_error(await asking, 502)  # nothing was said yet: it can still be told
+        assert_is_error(await asking, 502)  # no status was sent yet, so an error still can be
     else:
         with pytest.raises(Truncated):
             await asking
@@ -79,13 +79,13 @@ async def test_what_cannot_be_completed_never_ends_clean(origin, proxy, asked, c
 
 @pytest.mark.parametrize("state", ["filling", "stored"])
 async def test_a_slow_reader_holds_nobody_up(origin, proxy, state):
-    size = 24 * MIB  # more than the kernel takes for a client that does not read
+    size = 24 * MIB  # more than the kernel buffers for a client that does not read
     resource = origin.pattern(f"/slow-{next(numbers)}.img", size, SEED).headers(cache_control="max-age=600")
     path, body = "/u" + resource.path, pattern_bytes(size, SEED)
     if state == "stored":
         assert (await proxy.get(path)).body == body
         await proxy.wait_idle(resource.path)
-    async with await proxy.stream(path) as slow:  # the one that makes the fill, if there is one
+    async with await proxy.stream(path) as slow:  # it begins the fill, if there is one
         assert await slow.read(1) == body[:1]
         others = await asyncio.gather(*(proxy.get(path) for _ in range(3)))
         assert all(other.body == body for other in others)
@@ -98,7 +98,7 @@ async def test_a_slow_reader_holds_nobody_up(origin, proxy, state):
 @only("filling")
 async def test_a_dozen_pipelined_requests_are_answered_in_order(origin, proxy, place):
     growing, whole = await place(), await small(origin, proxy)
-    ahead = READY + 100  # near: it waits for the transfer that stands still
+    ahead = READY + 100  # near, so it waits for the stalled transfer
     asked = [
         (ask(whole.path), 200, SMALL),
         (ask(whole.path, "Range: bytes=5-9\r\n"), 206, SMALL[5:10]),
@@ -121,7 +121,7 @@ async def test_a_dozen_pipelined_requests_are_answered_in_order(origin, proxy, p
             answer = await connection.answer(request.partition(b" ")[0].decode())
             assert (number, answer.status) == (number, status)
             if number == 5:
-                assert connection.surplus() == b""  # nobody overtakes the one that waits
+                assert connection.surplus() == b""  # no answer overtakes the one that waits
                 growing.resource.release()
             got = await answer.rest()
             assert body is None or got == body

@@ -1,4 +1,4 @@
-"""Errors say what happened, and bad targets go nowhere."""
+"""Errors say what happened; a bad target never reaches upstream."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Fields are the same everywhere, HEAD says what GET says, and the cache tells what it did."""
+"""Response fields, HEAD, and what the cache says of itself."""
 
 import os
 import re

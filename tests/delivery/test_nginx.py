@@ -1,4 +1,4 @@
-"""The same requests to nginx and to us."""
+"""The same requests to nginx and to fetchonce give the same answers, but for those that are listed."""
 
 import asyncio
 import contextlib
@@ -66,7 +66,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def before_nginx(nginx: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """fetchonce in front of it, so that both speak of the same ETag."""
+    """fetchonce in front of that nginx, so that both have the same ETag."""
     proxy = Proxy(tmp_path_factory.mktemp("before") / "cache", mirrors={"n": f"http://127.0.0.1:{nginx.port}/"})
     proxy.client.timeout = PATIENCE_SECONDS
     with contextlib.closing(proxy):
@@ -131,16 +131,16 @@ AGREED = {
     "if-range-other-past-the-end": {"If-Range": '"x"', "Range": f"bytes={L}-"},
 }
 DIFFERENT = {
-    # RFC 9110 §14.2: an invalid ranges-specifier may be ignored or refused. nginx refuses; a client that cannot write
-    # a Range is better off with the whole body than with an error.
+    # RFC 9110 §14.2: an invalid ranges-specifier may be ignored or refused. nginx refuses; a client that cannot
+    # write a Range is better off with the whole body than with an error.
     "last-before-first": ({"Range": "bytes=5-2"}, 416, 200),
     "no-digits": ({"Range": "bytes=-"}, 416, 200),
     "no-numbers": ({"Range": "bytes=a-b"}, 416, 200),
-    # §5.6.1.2: empty members of a list are to be taken. nginx takes no list without a number.
+    # §5.6.1.2: empty list members must be accepted. nginx refuses them.
     "empty-member": ({"Range": "bytes=,0-9"}, 416, 206),
     # §14.1.2: an end past the body is its end, however large. nginx refuses what does not fit into 63 bits.
     "large-number": ({"Range": "bytes=0-99999999999999999999"}, 416, 206),
-    # §13.1.3, §13.2.2: with an If-None-Match the date is not looked at. nginx wants both to hold.
+    # §13.1.3, §13.2.2: with If-None-Match the date is ignored. nginx wants both to hold.
     "inm-before-ims": ({"If-None-Match": "{etag}", "If-Modified-Since": BEFORE}, 200, 304),
     # §13.1.4, §13.2.2: the same of If-Match and If-Unmodified-Since.
     "im-before-ius": ({"If-Match": "{etag}", "If-Unmodified-Since": BEFORE}, 412, 200),
@@ -152,17 +152,17 @@ async def test_nginx_answers_the_same(nginx, before_nginx, asked):
     etag = (await nginx.get("/disk.img", method="HEAD")).headers["etag"]
     headers = {name: value.replace("{etag}", etag) for name, value in asked.items()}
     theirs = await nginx.get("/disk.img", headers)
-    query = f"?{next(numbers)}"  # another object to us, the same to nginx
+    query = f"?{next(numbers)}"  # a new object for us, the same file for nginx
     for state in ("filling", "stored"):
         ours = await before_nginx.get("/n/disk.img" + query, headers)
         assert (state, ours.status) == (state, theirs.status)
         assert ours.headers.get("content-range") == theirs.headers.get("content-range")
         if ours.status < 400:
             for name in ("etag", "last-modified", "accept-ranges"):
-                # nginx leaves Accept-Ranges out of a 304, and versions of it out of a 206; it is no lie there.
+                # nginx sends no Accept-Ranges in a 304, and some versions none in a 206; both are allowed.
                 assert ours.headers.get(name) == theirs.headers.get(name) or name not in theirs.headers
         if ours.headers.get("content-type", "").startswith("multipart/"):
-            assert byteranges(ours) == byteranges(theirs)  # their boundary has another length, so Content-Length has
+            assert byteranges(ours) == byteranges(theirs)  # the boundaries differ in length, and so does Content-Length
         elif ours.status < 400:
             assert ours.body == theirs.body
             for name in ("content-type", "content-length"):

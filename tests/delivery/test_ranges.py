@@ -1,4 +1,4 @@
-"""Ranges."""
+"""Ranges: 206, 416, multipart, and what is ignored."""
 
 import asyncio
 

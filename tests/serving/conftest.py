@@ -20,7 +20,7 @@ from tests.serving.site import (
 
 @pytest.fixture
 async def serve(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Serve]:
-    """Starts servers; at the end stops them, and fails if one left a task, skipped its end or upset the loop."""
+    """Starts servers and stops them at the end; fails if a task is left or the loop has reported an error."""
     sites: list[Site] = []
     strange: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: strange.append(context))

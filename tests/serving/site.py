@@ -1,4 +1,4 @@
-"""A real server in this process, small ASGI apps behind it, and what the tests of both share."""
+"""A real server in this process with small ASGI apps, and what the tests of the server share."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ from proxy.serving.server import Server, bind
 from tests.harness import Client, until
 
 BODY = random.Random(1).randbytes(2 * TURN_BYTES + FIRST_BYTES + 12_345)  # several calls of sendfile, and a rest
-HUGE = 256 * 1024**2  # a hole; more than the kernel's buffers of one connection hold
+HUGE = 256 * 1024**2  # sparse; more than the kernel buffers for one connection
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -61,7 +61,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Site:
-    """A running server and what its apps left behind. `apps` by path; "*" for every other path."""
+    """A running server. `apps` by path; "*" is for every other path."""
 
     def __init__(self, apps: dict[str, App], listener: socket.socket | None = None, **options: Any) -> None:
         self.apps = apps
@@ -85,7 +85,7 @@ class Site:
         await self.run
 
     async def waits_in(self, path: str, function: str) -> None:
-        """Wait until the app at `path` waits within a coroutine of that name."""
+        """Wait until the app at `path` is waiting in a coroutine of that name."""
 
         def is_there() -> bool:
             step = self.tasks[path].get_coro() if path in self.tasks else None
@@ -106,7 +106,7 @@ def request(target: str = "/", *lines: str, method: str = "GET", version: str = 
 
 
 def message_of(response: bytes) -> tuple[int, str]:
-    """Status and message of a refusal, which is JSON, has a length, and says that the connection ends."""
+    """Status and message of a refusal: JSON, with a length, and the connection ends."""
     head, _, content = response.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     assert {line for line in lines if not line.startswith("date: ")} == {
@@ -119,7 +119,7 @@ def message_of(response: bytes) -> tuple[int, str]:
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[BaseException]:
-    """What was logged with a traceback; nothing else may have been said."""
+    """The exceptions that were logged with a traceback. Only our logger may have logged."""
     assert all(record.name == "proxy" for record in caplog.records), caplog.text
     return [record.exc_info[1] for record in caplog.records if record.exc_info and record.exc_info[1]]
 
@@ -129,12 +129,12 @@ def descriptors() -> int:
 
 
 async def no_connection_is_held() -> None:
-    """Neither by a timer nor by a thread. What is in a traceback counts too: check that there is none."""
+    """No timer, thread or traceback refers to a connection any more."""
     await until(lambda: gc.collect() >= 0 and not [each for each in gc.get_objects() if isinstance(each, Protocol)])
 
 
 async def numbered(scope: Scope, receive: Receive, send: Send) -> None:
-    """Names the path; the later in the pipeline, the sooner it would be ready."""
+    """Answers with the path. The later in the pipeline, the sooner it is ready."""
     for _ in range(30 - min(30, int(scope["path"][1:]))):
         await asyncio.sleep(0)
     await send(start(len(scope["raw_path"])))
