@@ -1,4 +1,4 @@
-"""Bodies that are not kept: each client has a transfer of its own, and is promised as much of it as of any other."""
+"""Bodies that are not stored: each client has its own transfer, with the same guarantees."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ NO_ROOM = '[cache]\nmax_size = "1MB"\n'
 
 @pytest.fixture
 def cramped(proxy_factory):
-    """fetchonce with room for nothing that matters."""
+    """fetchonce with too little room for any of the bodies."""
     return proxy_factory(config_text=NO_ROOM)
 
 
@@ -111,10 +111,10 @@ async def test_a_client_that_does_not_read_holds_upstream_up(origin, proxy):
 
         def is_at_rest():
             seen.append(origin.bytes_sent("/token"))
-            return seen.count(seen[-1]) > 20  # nothing tells that nothing happens
+            return seen.count(seen[-1]) > 20  # there is no event for what must not happen
 
         await until(is_at_rest)
-        assert seen[-1] < size  # what the sockets between us hold; whoever reads on without end soon has it all
+        assert seen[-1] < size  # what the socket buffers hold; a proxy that read on would soon have it all
         assert proxy.rss_bytes() - before < 20 << 20
 
 
@@ -176,7 +176,7 @@ async def test_no_room_and_the_wrong_digest(origin, cramped):
 
 
 async def both(origin, proxy, *paths):
-    """Two streams of one fill that has no room, the first path's client having begun it."""
+    """Two streams of one fill that has no room. The client of the first path has begun it."""
     large = origin.body("/large", BODY).delay_headers_until_released(times=1)
     first = asyncio.create_task(proxy.stream(paths[0]))
     await origin.requested(1)
@@ -203,12 +203,12 @@ async def test_no_room_and_a_checksum_file(origin, proxy_factory):
     origin.body("/noble.img", BODY)
     origin.body("/SHA256SUMS", sums(b"another"))
     assert await (await proxy.stream("/m/noble.img")).broken() == BODY[:-1]
-    origin.body("/SHA256SUMS", sums(BODY))  # the stored one is another now, so it is fetched anew before that counts
+    origin.body("/SHA256SUMS", sums(BODY))  # the stored file has changed, so it is fetched again before it counts
     assert (await proxy.get("/m/noble.img")).body == BODY
 
 
 async def test_the_last_byte_alone_cannot_be_verified(origin, cramped):
-    """A part is given, but for the last byte, as of every body whose digest is not settled."""
+    """A range is sent, but not the last byte, as of any body whose digest is not known yet."""
     origin.body("/large", BODY)
     path = f"/sha256:{SHA256}/u/large"
     assert (await cramped.get(path, {"Range": "bytes=1000-1999"})).body == BODY[1000:2000]

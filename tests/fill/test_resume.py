@@ -1,6 +1,6 @@
-"""A transfer that breaks, stalls or lies is taken up at the gap; no reader ever gets a wrong whole file.
+"""A transfer that breaks, stalls or lies is resumed at the gap; no reader ever gets a wrong file as whole.
 
-`./run test -s -k matrix tests/test_resume.py` runs every fault in every place, and prints how many readers got what.
+`./run test -s -k matrix tests/fill/test_resume.py` runs every fault in every place and prints what readers got.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ async def test_ignored_ranges_are_gone_on_with_as_one_stream(origin, proxy):
 async def test_a_wrong_content_range_is_not_believed(origin, proxy):
     origin.body("/x.img", BODY).content_range_off_by(1000).close_at(MIDDLE, times=1)
     assert (await proxy.get("/u/x.img")).body == BODY
-    assert origin.log[-1].range is None  # then all of it was asked for, and compared
+    assert origin.log[-1].range is None  # then the whole was requested, and compared
 
 
 async def test_a_chunked_body_is_taken_up_too(origin, proxy):
@@ -199,7 +199,7 @@ NEW = os.urandom(len(BODY))
 
 
 def status(code, fields=None, *, times):
-    """Instead of a first answer, or where the rest is asked for after a break."""
+    """In place of the first answer, or of the answer to the request after a break."""
 
     def script(resource, at):
         if at:
@@ -229,22 +229,22 @@ FAULTS = {
 
 
 def may_be(fault, at, mirrors):
-    """How a reader's request may end: `right` or `broken`."""
+    """How a reader's request may end: `right`, `broken` or both."""
     match fault:
         case "short length":
-            return {"broken"}  # the length is in the reader's own head already, and nobody has so many bytes
+            return {"broken"}  # the reader's head has a length that no mirror has bytes for
         case "changed etag" | "corrupt bytes":
             return {"broken"}
         case "always close" | "redirect loop" if mirrors == 1:
             return {"broken"}
         case "503 twice" if mirrors == 1 and at:
-            return {"broken"}  # with the break before them more than the retries of the tests' configuration
+            return {"broken"}  # with the break before them, more than the retries in the tests' configuration
     return {"right"}
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """How many readers of each fault ended how; printed at the end."""
+    """How many readers ended in which way, by fault; printed at the end."""
     counts = Counter()
     yield counts
     print(f"\n{'fault':40}{'right':>8}{'broken':>8}{'wrong':>8}")
@@ -253,7 +253,7 @@ def outcomes():
 
 
 async def ending(stream_of, bodies, *, pause=None, is_corrupt=False):
-    """How it ended: `right`, `broken` or `wrong`. With `pause` the reader waits for that after its first byte."""
+    """How it ended: `right`, `broken` or `wrong`. The reader waits for `pause`, if given, after its first byte."""
     start = b""
     try:
         async with await stream_of() as stream:
@@ -265,7 +265,7 @@ async def ending(stream_of, bodies, *, pause=None, is_corrupt=False):
             body = start + await stream.rest()
     except Truncated as broken:
         got = start + broken.partial
-        # Corrupt bytes are sent as they come; that they are is known at the last one.
+        # Corrupt bytes are sent on as they come; they are recognised only at the last one.
         return "broken" if is_corrupt or any(body.startswith(got) for body in bodies) else "wrong"
     return "right" if body in bodies else "wrong"
 
@@ -276,7 +276,7 @@ PLACES = {"first": 0, "middle": MIDDLE, "last": len(BODY) - 1}
 @pytest.mark.parametrize("mirrors", [1, 2])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_matrix_no_reader_gets_a_wrong_whole_file(proxy_factory, outcomes, fault, mirrors):
-    """All places, and one reader as well as eight, side by side: they mostly wait."""
+    """All places, with one reader and with eight, side by side: they mostly wait."""
     async with asyncio.TaskGroup() as group:
         for place, at in PLACES.items():
             for readers in (1, 8):
@@ -310,7 +310,7 @@ async def one_cell(proxy_factory, outcomes, fault, at, mirrors, readers):
         ends.append(await slow)
         outcomes.update((fault, end) for end in ends)
         assert set(ends) <= may_be(fault, at, mirrors), asyncio.current_task().get_name()
-        # What is wrong does not stay: the next one gets the new body, or the right one where a mirror has it.
+        # A wrong body is not kept: the next reader gets the new body, or the right one if a mirror has it.
         if fault == "changed etag":
             assert await ending(stream, [NEW]) == "right"
         elif fault == "corrupt bytes":
@@ -320,7 +320,7 @@ async def one_cell(proxy_factory, outcomes, fault, at, mirrors, readers):
 BIG = 65 << 20
 BIG_SEED = 3
 BREAK = BIG * 5 // 8
-"""In the part of the second connection, and in none that is there before it."""
+"""In the part that the second connection fetches, and in no earlier one."""
 
 BIG_FAULTS = {
     **{fault: FAULTS[fault] for fault in ("close", "reset", "stall", "changed etag", "corrupt bytes")},

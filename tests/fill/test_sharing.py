@@ -1,4 +1,4 @@
-"""Several processes on one cache directory: one upstream request, everybody served at once, a dead leader replaced."""
+"""Several processes on one cache directory: one upstream request, all readers served at once, dead leaders replaced."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,13 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 @pytest.fixture
 def processes(proxy_factory, tmp_path):
-    """Starts so many on one cache directory."""
+    """Starts `count` processes on one cache directory."""
     return lambda count: [proxy_factory(cache_dir=tmp_path / "cache") for _ in range(count)]
 
 
 @contextlib.asynccontextmanager
 async def half_way(origin, leader):
-    """The leader's stream of a body that has come half way, and of which other processes can know; it has read 1000."""
+    """The leader's stream of a body that is half there and that other processes can find. 1000 bytes of it are read."""
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await leader.stream("/u/x.img") as first:
         await first.read(1000)
@@ -111,7 +111,7 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
 
 
 async def to_follow(leader, headers=None):
-    """The leader's own stream of an object whose origin stalls half way; others can follow it."""
+    """The leader's stream of an object that stalls half way; others can follow it."""
     stream = await leader.stream("/u/x.img", headers)
     await stream.read(HALF)
     await leader.wait_begun()
@@ -126,7 +126,7 @@ async def test_a_reader_far_ahead_in_another_process_gets_its_bytes_first(origin
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader):
         far = SIZE - 100_000
-        answer = await follower.get("/u/x.img", {"Range": f"bytes={far}-"})  # while the front stands still
+        answer = await follower.get("/u/x.img", {"Range": f"bytes={far}-"})  # while the front is stalled
         assert answer.body == pattern_bytes(SIZE, SEED, far)
         assert [request.range for request in origin.log] == [None, f"bytes={far}-"]
         origin.release()
@@ -136,7 +136,7 @@ async def test_where_many_readers_of_a_follower_wait_all_are_served(origin, proc
     leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader):
-        places = range(HALF + (5 << 20), SIZE, 1 << 19)  # more than are told of at once; the front is not near
+        places = range(HALF + (5 << 20), SIZE, 1 << 19)  # more than one message tells; the front is not near
         answers = await asyncio.gather(
             *(follower.get("/u/x.img", {"Range": f"bytes={at}-{at + 999}"}) for at in places)
         )

@@ -1,4 +1,4 @@
-"""Bodies and the digests they must have: no client ever gets a complete file that is the wrong one."""
+"""Bodies and their digests: no client ever gets a complete file that is wrong."""
 
 import asyncio
 import hashlib
@@ -10,9 +10,11 @@ import pytest
 
 from tests.origin import Origin, pattern_bytes
 
-BODY = random.Random(1).randbytes(1_500_000)  # its digest is in the names of tests, which every worker must know
+BODY = random.Random(1).randbytes(
+    1_500_000
+)  # fixed: its digest is in the names of tests, which must be the same in every worker
 OTHER = os.urandom(1_500_000)
-BIG = os.urandom(6_000_000)  # enough for another process to see it, and to be gone on with
+BIG = os.urandom(6_000_000)  # enough for another process to see it, and to be resumed
 SHA256, SHA512 = hashlib.sha256(BODY).hexdigest(), hashlib.sha512(BODY).hexdigest()
 WRONG = "0" * 64
 FRESH = "max-age=600"
@@ -106,7 +108,7 @@ async def test_the_last_byte_waits_for_the_checksum_file(origin, proxy_factory):
     last = asyncio.create_task(reader.rest())
     await asyncio.wait([last], timeout=PATIENCE_SECONDS)
     assert not last.done()
-    # What does not hold the last byte does not wait for it.
+    # An answer without the last byte does not wait.
     assert (await proxy.get("/m/noble.img", {"Range": "bytes=5-9"})).body == BODY[5:10]
     origin.release()
     assert await last == BODY[-1:]

@@ -1,4 +1,4 @@
-"""What uvicorn and httptools must be for connection.py to stand on them."""
+"""What connection.py relies on in uvicorn and httptools."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 
 
 def test_uvicorn_has_the_shape_we_rely_on():
-    """server.py overrides these and reads those: if this fails, read uvicorn's changes before anything else."""
+    """connection.py overrides and reads these. If this fails, read uvicorn's changes first."""
     assert list(inspect.signature(RequestResponseCycle.__init__).parameters)[1:] == [
         "scope",
         "transport",
