@@ -12,6 +12,8 @@ from proxy.upstream.client import Upstream
 from tests.harness import Proxy
 from tests.origin import Origin
 
+LONGEST = "test_crash.py"
+
 
 class ProxyFactory(Protocol):
     def __call__(
@@ -26,6 +28,11 @@ class ProxyFactory(Protocol):
         """A process with these arguments. Defaults: a new cache directory, and the origin as mirror `u`."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: at the end the short tests keep every worker busy."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
@@ -35,6 +42,13 @@ def anyio_backend() -> str:
 def origin() -> Iterator[Origin]:
     with Origin() as origin:
         yield origin
+
+
+@pytest.fixture
+def other() -> Iterator[Origin]:
+    """A second origin."""
+    with Origin() as other:
+        yield other
 
 
 @pytest.fixture

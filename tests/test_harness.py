@@ -138,6 +138,20 @@ async def test_client_digests_a_big_body(origin: Origin, client: Client) -> None
         assert await stream.sha256() == (pattern_sha256(size, 9), size)
 
 
+async def test_client_drops_a_body_and_counts_it(origin: Origin, client: Client) -> None:
+    origin.body("/a", BODY)
+    async with await client.stream("/a") as stream:
+        await stream.read(1000)
+        assert await stream.drain() == SIZE - 1000
+
+
+async def test_client_wants_a_body_to_break(origin: Origin, client: Client) -> None:
+    origin.body("/a", BODY).close_at(400_000, times=1)
+    assert await (await client.stream("/a")).broken() == BODY[:400_000]
+    with pytest.raises(AssertionError, match="came whole"):
+        await (await client.stream("/a")).broken()
+
+
 async def test_client_reads_no_further_than_asked(origin: Origin, client: Client) -> None:
     size = 256 * 1024**2
     origin.pattern("/big.img", size)

@@ -19,13 +19,6 @@ MIDDLE = 250_000
 
 
 @pytest.fixture
-def other():
-    """A second mirror of the same content."""
-    with Origin() as other:
-        yield other
-
-
-@pytest.fixture
 def pair(origin, other, proxy_factory):
     return proxy_factory(mirrors={"u": f"{origin.url()},{other.url()}"})
 
