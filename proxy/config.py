@@ -1,31 +1,31 @@
 """Settings: the shipped configuration, the user's file, the environment and the command line, in that order.
 
-A value is checked once, here; every other room gets frozen Settings and trusts them. A mistake names its place
-(file and line, variable or option), the key and what was expected. A reload makes new Settings and swaps them whole.
+A value is checked once, here; every other room gets frozen Settings and trusts them. An error message names the place
+of a mistake (file and line, variable or option), the key and what was expected. A reload makes new Settings.
 """
 
 import difflib
 import itertools
-import math
 import netrc
 import os
 import re
 import tomllib
-import typing
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import msgspec
 import platformdirs
+from msgspec.structs import replace
 
 from .errors import ConfigError
 from .rules.access import Access
 from .rules.entry import Headers
 from .rules.mirrors import Mirror, allowed_host, is_valid_name
+from .rules.units import Duration, Size, parse_duration, parse_size
 
 SHIPPED = next(
     (path for path in (Path(__file__).parent / "shipped", Path(__file__).parent.parent / "config") if path.is_dir()),
@@ -33,54 +33,19 @@ SHIPPED = next(
 )
 """The configuration that comes with fetchonce: inside the installed package, or `config/` of a checkout."""
 
-
 HTTPS = "https://"
-"""Before an address in `listen`: TLS is spoken there."""
+"""In front of an address in `listen`: we speak TLS there."""
 
 OURS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via"}
     | {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
     | {"proxy-authorization"}
 )
-"""Fields of a request to upstream that no mirror's `headers` may hold."""
-
-
-class Duration(float):
-    """Seconds. Written "10s", "5m", "2h", "30d", or a number of seconds."""
-
-
-class Size(int):
-    """Bytes. Written "64KB", "2GB" (powers of 1000), "1GiB" (powers of 1024), or a number of bytes."""
-
-
-SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4} | {
-    "Ki": 1024,
-    "Mi": 1024**2,
-    "Gi": 1024**3,
-    "Ti": 1024**4,
-}
-
-
-def duration(value: object) -> Duration:
-    """Raises ValueError with what was expected."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", str(value).strip())
-    if not match or isinstance(value, bool):
-        raise ValueError(f'{value!r}: expected a duration such as "30s", "10m" or "1d"')
-    return Duration(float(match[1]) * SECONDS[match[2] or "s"])
-
-
-def size(value: object) -> Size:
-    """Raises ValueError with what was expected."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?|)B?", str(value).strip(), re.IGNORECASE)
-    unit = match[2] if match else ""
-    if not match or isinstance(value, bool):
-        raise ValueError(f'{value!r}: expected a size such as "500MB", "50GB" or "1GiB"')
-    return Size(math.floor(float(match[1]) * BYTES[unit[:1].upper() + unit[1:].lower()]))
+"""Request fields that we set ourselves. A mirror's `headers` may not hold them."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the file; its fields are the keys, its defaults ours."""
+    """A table of the file: its fields are the keys, with their defaults."""
 
 
 class CacheSection(Section, frozen=True):
@@ -90,11 +55,11 @@ class CacheSection(Section, frozen=True):
 
 
 class FillSection(Section, frozen=True):
-    connections: typing.Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
+    connections: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     connect_timeout: Duration = Duration(10)
     read_timeout: Duration = Duration(30)
     checksum_timeout: Duration = Duration(5)
-    retries: typing.Annotated[int, msgspec.Meta(ge=0, le=100)] = 8
+    retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 8
     on_abandon: Literal["finish", "pause"] = "finish"
 
 
@@ -111,11 +76,11 @@ class AccessSection(Section, frozen=True):
 
 
 class ServerSection(Section, frozen=True):
-    workers: typing.Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     header_size: Size = Size(64 * 1024)
     header_timeout: Duration = Duration(10)
     idle_timeout: Duration = Duration(75)
-    connections: typing.Annotated[int, msgspec.Meta(ge=1)] = 4096
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 4096
     stop_timeout: Duration = Duration(10)
     tls_cert: str = ""
     tls_key: str = ""
@@ -142,7 +107,7 @@ class MirrorSection(Section, frozen=True):
 
 
 class File(Section, frozen=True):
-    """A whole configuration file."""
+    """Every key there is. In Settings it holds the values in force, and `mirror` the mirrors of all files."""
 
     listen: tuple[str, ...] = ("127.0.0.1:8642",)
     shipped_mirrors: bool = True
@@ -156,13 +121,13 @@ class File(Section, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the other rooms see."""
+    """What the other rooms get."""
 
     file: File
     mirrors: tuple[Mirror, ...]
     access: Access
     sources: tuple[str, ...]
-    """Files read, for people."""
+    """The files that were read, the main one first."""
 
     @property
     def cache_dir(self) -> Path:
@@ -175,25 +140,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tls_files(self) -> tuple[Path, Path]:
-        """The PEM files of the server's certificate and of its key, which may be one."""
+        """The PEM files with the server's certificate and its key. They may be the same file."""
         section = self.file.server
         cert = Path(section.tls_cert).expanduser() if section.tls_cert else tls_dir() / TLS_SERVER
         return cert, Path(section.tls_key).expanduser() if section.tls_key else cert
 
 
 TLS_SERVER = "server.pem"
-"""Certificate and key in one, so that they are replaced as one."""
+"""Certificate and key in one file, so that one rename replaces both."""
 
 
 def tls_dir() -> Path:
-    """Where `tls init` keeps what it makes, unless told otherwise."""
+    """Where `tls init` writes its files by default."""
     return Path(platformdirs.user_config_dir("fetchonce")) / "tls"
 
 
 def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings from file `path` (else $FETCHONCE_CONFIG, the user's own, the shipped one), environment and `overrides`.
 
-    `overrides` has the shape of the file; its mirrors and allowed hosts are added to the file's. Raises ConfigError.
+    `overrides` has the shape of the file. Its mirrors and allowed hosts come on top of the file's. Raises ConfigError.
     """
     main = find(path)
     document = _read(main)
@@ -230,7 +195,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     for index, section in enumerate(file.mirror):
         tables[section.name] = (main if index < len(file.mirror) - given else Path("command line"), section)
     return Settings(
-        file=file,
+        file=replace(file, mirror=tuple(section for _, section in tables.values())),
         access=access,
         mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
         sources=tuple(map(str, sources)),
@@ -238,7 +203,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 
 
 def find(path: str | None) -> Path:
-    """The configuration file in force. Raises ConfigError if a named one is not there."""
+    """The configuration file to read. Raises ConfigError if it was named and does not exist."""
     named = path or os.environ.get("FETCHONCE_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -260,9 +225,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check(path: Path, document: dict[str, Any], only: str | None = None) -> File:
     if only and (extra := sorted(set(document) - {only})):
-        raise ConfigError(
-            f"{path}:{line_of(path, extra[:1])}: {extra[0]}: only [[{only}]] tables belong into this file"
-        )
+        line = line_of(path, extra[:1])
+        raise ConfigError(f"{path}:{line}: {extra[0]}: only [[{only}]] tables belong in this file")
     return _convert(document, lambda keys, text: f"{path}:{line_of(path, keys)}: {text}")
 
 
@@ -275,15 +239,14 @@ def _convert(document: dict[str, Any], place: Callable[[list[str | int], str], s
 
 
 def _decode(kind: type, value: object) -> object:
-    return duration(value) if kind is Duration else size(value)
+    return parse_duration(value) if kind is Duration else parse_size(value)
 
 
 def _explain(message: str) -> tuple[list[str | int], str]:
-    """msgspec's message as (path of keys, what was expected)."""
+    """The path of keys in msgspec's message, and what was expected."""
     text, _, at = message.partition(" - at `")
-    keys: list[str | int] = [
-        int(index) if index else key for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", at.rstrip("`"))
-    ]
+    steps = re.findall(r"\.(\w+)|\[(\d+)\]", at.rstrip("`"))
+    keys: list[str | int] = [int(index) if index else key for key, index in steps]
     if unknown := re.match(r"Object contains unknown field `(.*)`", text):
         known = _fields(keys)
         close = difflib.get_close_matches(unknown[1], known, 1)
@@ -308,7 +271,7 @@ def _dotted(keys: list[str | int]) -> str:
 
 
 def line_of(path: Path, keys: list[Any]) -> int:
-    """Line (from 1) of the key, else of its table, else 1. tomllib keeps no positions, so this looks again."""
+    """Line (from 1) of the key, else of its table, else 1. tomllib keeps no positions, so we search the text."""
     lines: dict[tuple[Any, ...], int] = {}
     here: tuple[Any, ...] = ()
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -323,7 +286,7 @@ def line_of(path: Path, keys: list[Any]) -> int:
 
 
 def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """FETCHONCE_<SECTION>_<KEY> for every key; lists are separated by commas."""
+    """The values that FETCHONCE_<SECTION>_<KEY> set. Commas separate the items of a list."""
     for name, default in ((field, getattr(File(), field)) for field in File.__struct_fields__ if field != "mirror"):
         keys = default.__struct_fields__ if isinstance(default, Section) else (None,)
         values = {}
@@ -346,7 +309,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if isinstance(value, Mapping):
             result[key] = _merged(result.get(key, {}), value)
-        elif key in ("mirror", "allow_hosts"):  # one more, not instead
+        elif key in ("mirror", "allow_hosts"):  # added to the list, not in place of it
             result[key] = [*result.get(key, ()), *value]
         else:
             result[key] = value
@@ -359,9 +322,8 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         return ConfigError(f"{where}{line}: mirror[{section.name}].{key}: {text}")
 
     if not is_valid_name(section.name):
-        raise wrong(
-            "name", f'"{section.name}" cannot be a name: expected letters, digits, "-" and "_", no reserved word'
-        )
+        expected = 'expected letters, digits, "-" and "_", no reserved word'
+        raise wrong("name", f'"{section.name}" cannot be a name: {expected}')
     if not section.upstreams:
         raise wrong("upstreams", "expected at least one URL")
     parts = [re.fullmatch(r"(https?://)(?:([^/?#\s]*)@)?([^/?#\s@]+(?:/[^?#\s]*)?)", url) for url in section.upstreams]
@@ -407,12 +369,12 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
 
 
 def _logins(path: str | None) -> Callable[[str], str | None]:
-    """USER:PASSWORD for a host, by a netrc file; None: the user's own. Raises ValueError with what is wrong."""
+    """A function from host to USER:PASSWORD, by the netrc file at `path` (None: ~/.netrc). Raises ValueError."""
     shown = path or "~/.netrc"
     try:
         known = netrc.netrc(Path(path).expanduser() if path else None)
     except netrc.NetrcParseError as error:
-        # Without its text, which may hold the password.
+        # The text of the error may hold the password.
         raise ValueError(f"{shown}:{error.lineno or 1}: expected a netrc file that only you can read") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{shown}: cannot be read: {error}") from error
@@ -425,7 +387,7 @@ def _logins(path: str | None) -> Callable[[str], str | None]:
 
 
 def _credentials(headers: Mapping[str, str], login: str | None) -> Headers:
-    """The fields that an upstream is sent: `headers`, and USER:PASSWORD where they do not hold another login."""
+    """The fields to send to an upstream: `headers`, and `login` (USER:PASSWORD) unless they hold a login already."""
     fields = tuple(headers.items())
     if login is None or any(name.lower() == "authorization" for name in headers):
         return fields

@@ -1,53 +1,65 @@
 """One answer: body → status, headers, ranges, bytes (RFC 9110 §13, §14).
 
-A stored file and a running fill are delivered by the same code: a Body says what it is, how long, and how far a reader
-at an offset may read now. Bytes leave by zero-copy sends of the body's descriptor; nothing is read into memory here.
+Stored, growing and passed-through bodies are delivered by the same code: a Body says what it is and how long, and
+yields its bytes in pieces. A slice of a file leaves by a zero-copy send; it is never read into memory here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import aclosing
-from dataclasses import dataclass
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Protocol, TypeVar
 
-from .errors import ClientGone, FileEnded, OutOfSpace, PreconditionFailed, RangeNotSatisfiable, StoreError
-from .fill.passthrough import Passage
+from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiable, StoreError
 from .rules import ranges, validators
+from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers, field
 from .rules.mirrors import Target
+from .rules.pieces import Piece, Slice
 
 T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-
 ABOUT_THE_BODY = frozenset({"content-encoding", "content-language", "content-length", "content-type"})
 
 
-class FileBody(Protocol):
-    """Bytes of one generation in a file; implemented by StoredBody (whole), Fill (growing) and HeadBody (none)."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One GET or HEAD."""
+
+    method: str
+    target: bytes
+    """The request target as received, without our own address."""
+    headers: Headers
+    gone: Callable[[], Awaitable[None]]
+    """Waits until the client has left."""
+
+
+class Body(Protocol):
+    """The bytes of one generation. Whoever opened it closes it."""
 
     @property
     def head(self) -> Head: ...
     @property
     def length(self) -> int | None:
-        """None while it is not known (chunked upstream, still coming)."""
+        """None while it is unknown: upstream sends chunks, and has not ended."""
 
-    @property
-    def fd(self) -> int: ...
-    async def wait_readable(self, offset: int) -> int:
-        """Wait until bytes from `offset` may be read, and return up to where; `offset` at the end of the body."""
+    async def wait_length(self) -> int | None:
+        """Wait until the length is known. None: only the end of the body will tell, so ranges are ignored."""
 
-    async def wait_length(self) -> int: ...
-    def detour(self) -> Passage | None:
-        """Another way to the bytes of a file that has no room for them; None if there is none."""
+    def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
+        """The bytes from `start` to `end` (None: wherever the body ends), in order, as they come.
+
+        It may be asked again after a send has found that a file ended early: it then yields the bytes another way, if
+        there is one. The descriptor in a Slice stays open until `close`. Raises the body's error.
+        """
+
+    def close(self) -> None: ...
 
 
-Body = FileBody | Passage
-
-
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class HeadBody:
-    """What upstream said to HEAD of a body we do not have."""
+    """What upstream said to HEAD. There are no bytes."""
 
     head: Head
 
@@ -55,135 +67,124 @@ class HeadBody:
     def length(self) -> int | None:
         return self.head.length
 
-    @property
-    def fd(self) -> int:
-        raise RuntimeError("there is no body behind an answer to HEAD")
+    async def wait_length(self) -> int | None:
+        return self.head.length
 
-    async def wait_readable(self, offset: int) -> int:
-        raise RuntimeError("there is no body behind an answer to HEAD")
+    async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
+        return
+        yield b""  # makes it a generator
 
-    async def wait_length(self) -> int:
-        return self.head.length or 0
-
-    def detour(self) -> Passage | None:
-        return None
+    def close(self) -> None: ...
 
 
 class Watch:
-    """Whether the client is still there, for a task that waits for something else.
+    """Breaks off a wait for a body once the client has left.
 
-    Only while it waits is the task woken: a send learns of the departure by itself, and a client may well leave between
-    its last byte and our knowing that it has it.
+    A send is never broken off: it notices by itself, and a client that has its last byte may leave before we know.
     """
 
     def __init__(self) -> None:
         self._has_left = False
-        self._waiter: asyncio.Task[Any] | None = None
+        self._scope: asyncio.Timeout | None = None
+        """Around the wait that is running. It has no deadline until the client leaves."""
 
-    def leave(self, _: object) -> None:
+    def leave(self, _: object = None) -> None:
         self._has_left = True
-        if self._waiter:
-            self._waiter.cancel()
+        if self._scope:
+            self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def wait(self, waiting: Coroutine[Any, Any, T]) -> T:
+    async def wait(self, waiting: Awaitable[T]) -> T:
         """The result of `waiting`. Raises ClientGone once the client has left."""
         if self._has_left:
-            waiting.close()
+            if isinstance(waiting, Coroutine):  # the awaitable of anext() is one too
+                waiting.close()
             raise ClientGone
-        task = self._waiter = asyncio.current_task()
-        assert task
+        scope = self._scope = asyncio.timeout(None)
         try:
-            return await waiting
-        except asyncio.CancelledError:
-            if self._has_left and task.uncancel() == 0:
+            async with scope:
+                return await waiting
+        except TimeoutError:
+            if scope.expired():
                 raise ClientGone from None
             raise
         finally:
-            self._waiter = None
+            self._scope = None
 
 
-@dataclass(slots=True)
+@contextlib.asynccontextmanager
+async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[Watch]:
+    """A Watch over a client whose departure `gone` waits for."""
+    watch = Watch()
+    watcher = asyncio.ensure_future(gone())
+    watcher.add_done_callback(watch.leave)
+    try:
+        yield watch
+    finally:
+        watcher.remove_done_callback(watch.leave)
+        watcher.cancel()
+
+
+@dataclasses.dataclass(slots=True)
 class Delivery:
     """A body on its way to one client."""
 
-    method: str
-    headers: Headers
-    """The request's."""
+    request: Request
     target: Target
     body: Body
-    word: str
-    """HIT, MISS, FOLLOW, REVALIDATED, STALE or BYPASS: for the log."""
-    told: str
-    """The same for the client: parameters of Cache-Status (RFC 9211)."""
+    cache_status: CacheStatus
     age: float
-    """Seconds since the origin made or confirmed it (RFC 9111 §5.1)."""
+    """Seconds since the origin made or confirmed the answer (RFC 9111 §5.1)."""
     watch: Watch | None = None
-    """Where the body is still coming."""
-    status: int = 0
-    sent: int = 0
+    """None where the body never waits for upstream."""
+    status: int = dataclasses.field(default=0, init=False)
+    sent: int = dataclasses.field(default=0, init=False)
     """Body bytes handed to the kernel."""
 
     async def send(self, send: Send) -> None:
-        """Answer in full. Raises the body's error if it cannot be completed: the caller then breaks the connection."""
-        try:
-            await self._answer(send)
-        finally:
-            if isinstance(self.body, Passage):
-                self.body.close()
-
-    async def _answer(self, send: Send) -> None:
-        head = self.body.head
-        verdict = validators.evaluate(self.method, self.headers, head.validator)
+        """Send the answer. Raises the body's error if it cannot be completed; the caller breaks the connection."""
+        head, headers = self.body.head, self.request.headers
+        verdict = validators.evaluate(self.request.method, headers, head.validator)
         if verdict == 304:
-            # RFC 9110 §15.4.5: what would steer a cache; the representation's own fields say nothing new.
-            fields = [line for line in self._fields() if line[0] not in ABOUT_THE_BODY]
-            await self._start(send, 304, fields)
+            # RFC 9110 §15.4.5: only what a cache is steered by. The other fields describe a body that is not sent.
+            await self._start(send, 304, [line for line in self._fields() if line[0] not in ABOUT_THE_BODY])
             await send({"type": "http.response.body"})
             return
         if verdict == 412:
-            raise PreconditionFailed(
-                "the precondition does not hold: the stored object is another generation", headers=self.told_fields()
-            )
-        asked = field(self.headers, "range") if self.method == "GET" else None
-        if asked is None or not validators.if_range(field(self.headers, "if-range"), head.validator):
+            message = "the precondition does not hold: the stored object is another generation"
+            raise PreconditionFailed(message).with_cache_status(self.cache_status, self._age())
+        asked = field(headers, "range") if self.request.method == "GET" else None
+        if asked is None or ranges.parse(asked) is None or not self._is_same_for_range():
             await self._whole(send)
             return
-        if ranges.parse(asked) is None or (isinstance(self.body, Passage) and self.body.length is None):
-            await self._whole(send)
-            return
-        # Without a length there is no telling what a range means: it waits until upstream has said it.
-        length = self.body.length
-        if not isinstance(self.body, Passage):
-            length = await self._wait(self.body.wait_length())
-        assert length is not None
-        chosen = ranges.select(asked, length)
-        if chosen is None:
+        # A range means nothing without a length: it waits until upstream has said it.
+        length = await self._wait(self.body.wait_length())
+        chosen = ranges.select(asked, length) if length is not None else None
+        if chosen is None or length is None:
             await self._whole(send)
         elif not chosen:
-            raise RangeNotSatisfiable(
-                f"the range {asked} lies outside of the object's {length} bytes",
-                headers=(("content-range", ranges.unsatisfied(length)), *self.told_fields()),
-            )
+            message = f"the range {asked} lies outside of the object's {length} bytes"
+            error = RangeNotSatisfiable(message, headers=(("content-range", ranges.unsatisfied(length)),))
+            raise error.with_cache_status(self.cache_status, self._age())
         elif len(chosen) == 1:
-            await self._start(
-                send,
-                206,
-                self._fields(chosen[0].length, ("content-range", ranges.content_range(chosen[0], length))),
-            )
+            content_range = "content-range", ranges.content_range(chosen[0], length)
+            await self._start(send, 206, self._fields(chosen[0].length, content_range))
             await self._bytes(send, chosen[0].start, chosen[0].end)
             await send({"type": "http.response.body"})
         else:
             await self._multipart(send, chosen, length)
 
+    def _is_same_for_range(self) -> bool:
+        return validators.if_range(field(self.request.headers, "if-range"), self.body.head.validator)
+
     async def _whole(self, send: Send) -> None:
         await self._start(send, 200, self._fields(self.body.length))
-        if self.method != "HEAD":
+        if self.request.method != "HEAD":
             await self._bytes(send, 0, self.body.length)
         await send({"type": "http.response.body"})
 
     async def _multipart(self, send: Send, chosen: tuple[ranges.Range, ...], length: int) -> None:
         kind = field(self.body.head.headers, "content-type")
-        # The boundary must not occur in the body; nobody who writes bodies knows the generation.
+        # The boundary must not occur in the body. Nobody who writes bodies knows the generation.
         parts = ranges.multipart(chosen, length, kind, f"fetchonce-{self.body.head.generation}")
         fields = [line for line in self._fields(parts.length) if line[0] != "content-type"]
         await self._start(send, 206, [*fields, ("content-type", parts.content_type)])
@@ -192,46 +193,31 @@ class Delivery:
             await self._bytes(send, part.start, part.end)
         await send({"type": "http.response.body", "body": parts.trailer})
 
-    async def _bytes(self, send: Send, offset: int, end: int | None) -> None:
-        """Bytes from `offset` to `end` (None: to wherever the body ends), as they come."""
-        if not isinstance(self.body, Passage):
-            before = self.sent
+    async def _bytes(self, send: Send, start: int, end: int | None) -> None:
+        """Send the bytes from `start` to `end` (None: wherever the body ends), as they come."""
+        before = self.sent
+        gone_at = -1
+        while True:
             try:
-                await self._file_bytes(self.body, send, offset, end)
+                await self._pieces(send, start + self.sent - before, end)
                 return
-            except (OutOfSpace, FileEnded) as error:
-                passage = self.body.detour()
-                if passage is None:
-                    raise _gone(self.target, error) from error
-            offset += self.sent - before
-            self.body = passage
-        async with aclosing(self.body.read(offset, end)) as pieces:
-            while data := await self._wait(_next(pieces)):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                self.sent += len(data)
-
-    async def _file_bytes(self, body: FileBody, send: Send, offset: int, end: int | None) -> None:
-        while end is None or offset < end:
-            stop = await self._wait(body.wait_readable(offset))
-            if stop == offset:
-                return
-            count = (stop if end is None else min(stop, end)) - offset
-            message = {
-                "type": "http.response.zerocopysend",
-                "file": body.fd,
-                "offset": offset,
-                "count": count,
-                "more_body": True,
-            }
-            try:
-                await send(message)
             except FileEnded as error:
-                self.sent += error.sent
-                raise
-            offset += count
-            self.sent += count
+                # The file was cut short. The body is asked once more for the rest; it may have another way to it.
+                if self.sent == gone_at:
+                    raise StoreError(f"the body of {self.target.url} is gone: {error}") from error
+                gone_at = self.sent
 
-    async def _wait(self, waiting: Coroutine[Any, Any, T]) -> T:
+    async def _pieces(self, send: Send, start: int, end: int | None) -> None:
+        async with contextlib.aclosing(self.body.pieces(start, end)) as pieces:
+            while (piece := await self._wait(anext(pieces, None))) is not None:
+                try:
+                    await send(_message(piece))
+                except FileEnded as error:
+                    self.sent += error.sent
+                    raise
+                self.sent += piece.end - piece.start if isinstance(piece, Slice) else len(piece)
+
+    async def _wait(self, waiting: Awaitable[T]) -> T:
         return await (self.watch.wait(waiting) if self.watch else waiting)
 
     async def _start(self, send: Send, status: int, fields: list[tuple[str, str]]) -> None:
@@ -240,7 +226,7 @@ class Delivery:
         await send({"type": "http.response.start", "status": status, "headers": encoded})
 
     def _fields(self, length: int | None = None, *more: tuple[str, str]) -> list[tuple[str, str]]:
-        """The same for HEAD, 200 and 206, while filling and afterwards; but for length and range."""
+        """The same for HEAD, 200 and 206, during the fill and after it; only length and range differ."""
         head = self.body.head
         fields = [line for line in head.headers if line[0] != "via"]
         if (etag := head.validator.etag) and not field(head.headers, "etag"):
@@ -250,15 +236,14 @@ class Delivery:
         fields.append(("accept-ranges", "bytes"))
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
-        return [*fields, *self.told_fields(), *more]
+        return [*fields, self._age(), ("cache-status", self.cache_status.header()), *more]
 
-    def told_fields(self) -> tuple[tuple[str, str], ...]:
-        return ("age", str(int(self.age))), ("cache-status", f"fetchonce; {self.told}")
-
-
-async def _next(pieces: AsyncIterator[bytes]) -> bytes:
-    return await anext(pieces, b"")
+    def _age(self) -> tuple[str, str]:
+        return "age", str(int(self.age))
 
 
-def _gone(target: Target, error: Exception) -> StoreError:
-    return error if isinstance(error, StoreError) else StoreError(f"the body of {target.url} is gone: {error}")
+def _message(piece: Piece) -> MutableMapping[str, Any]:
+    if isinstance(piece, Slice):
+        place = {"file": piece.fd, "offset": piece.start, "count": piece.end - piece.start}
+        return {"type": "http.response.zerocopysend", **place, "more_body": True}
+    return {"type": "http.response.body", "body": piece, "more_body": True}

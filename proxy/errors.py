@@ -1,40 +1,44 @@
 """What can go wrong, whose fault it is, and the status a client gets.
 
 ProxyError                    500
-├── RequestError              400   the client's: a target, header or body we cannot make sense of
-│   ├── Unauthorized          401   the token is wanted
+├── RequestError              400   the client's fault: a target, header or body that makes no sense
+│   ├── Unauthorized          401   the token is missing
 │   ├── UnknownMirror         403   no mirror names this host
-│   ├── Forbidden             403   who asks, or from where, may not
+│   ├── Forbidden             403   this client, or this page, may not ask
 │   ├── MethodNotAllowed      405
-│   ├── ProxyUnauthorized     407   the token is wanted, by us as a proxy
+│   ├── ProxyUnauthorized     407   the token is missing, and the client uses us as its proxy
 │   ├── PreconditionFailed    412
 │   ├── RangeNotSatisfiable   416
-│   ├── Misdirected           421   Host is none of our names
-│   └── LoopDetected          508   a request of our own has come back
-├── NotInCache                504   only-if-cached or offline, and we do not have it (RFC 9111 §5.2.1.7)
-├── UpstreamError             502   theirs: refused, broke off, answered nonsense
+│   ├── Misdirected           421   Host is not one of our names
+│   └── LoopDetected          508   one of our own requests has come back
+├── NotInCache                504   only-if-cached or offline, and it is not stored (RFC 9111 §5.2.1.7)
+├── UpstreamError             502   upstream's fault: it refused, broke off, or answered nonsense
 │   ├── UpstreamTimeout       504
-│   ├── Unconfirmed           504   there is no asking, and without it what is stored may not be used
-│   ├── DigestMismatch        502   the body is whole, and another than it must be
+│   ├── Unconfirmed           504   a stored answer must be confirmed first, and upstream cannot be asked
+│   ├── DigestMismatch        502   the body is whole, but it is not the expected one
 │   ├── UpstreamPage          502   a web page where a file should be
-│   ├── UpstreamRange         502   these two only within a fill, which deals with them
+│   ├── UpstreamRange         502   raised and handled within a fill, as is the next
 │   ├── UpstreamChanged       502
-│   └── UpstreamStatus        its own status for 4xx, 503 and 508; 502 for all else
-├── StoreError                500   ours: the cache directory
+│   └── UpstreamStatus        upstream's status for 4xx, 503 and 508; 502 for any other
+├── StoreError                500   our fault: the cache directory
 │   └── OutOfSpace            507
 └── ConfigError               (exit 2; never reaches a client)
-ClientGone                    (no ProxyError: there is nobody to answer)
-FileEnded                     (nor this: whoever sends the file may have its bytes from elsewhere)
+ClientGone                    (not a ProxyError: there is nobody to answer)
+FileEnded                     (not a ProxyError: the body may have another way to the bytes)
 
-A message says what happened, which URL, what is kept and what to do; it is shown to people word for word.
+A message says what happened, which URL, what is kept and what to do. People see it word for word.
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
 """
 
 from typing import Self
 
+from .rules.cache_status import CacheStatus
+
 
 class ProxyError(Exception):
     status = 500
+    cache_status = CacheStatus(detail="failed")
+    """What Cache-Status says, unless whoever raises the error knows more (`with_cache_status`)."""
 
     def __init__(self, message: str, *, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
@@ -42,16 +46,17 @@ class ProxyError(Exception):
         self.headers = headers
         """Extra response headers, such as Allow or Retry-After."""
 
-    def with_header(self, name: str, value: str) -> Self:
-        """The same error with one more header; others may be holding this one."""
+    def with_cache_status(self, cache_status: CacheStatus, *headers: tuple[str, str]) -> Self:
+        """A copy that has `cache_status`, and `headers` besides. A copy, because other requests may hold this one."""
         other = type(self).__new__(type(self), *self.args)
         other.__dict__.update(self.__dict__)
-        other.headers = (*self.headers, (name, value))
+        other.cache_status, other.headers = cache_status, (*self.headers, *headers)
         return other
 
 
 class RequestError(ProxyError):
     status = 400
+    cache_status = CacheStatus(detail="refused")
 
 
 class Unauthorized(RequestError):
@@ -95,28 +100,28 @@ class LoopDetected(RequestError):
 
 class NotInCache(ProxyError):
     status = 504
+    cache_status = CacheStatus(detail="not-in-cache")
 
 
 class UpstreamError(ProxyError):
     status = 502
-    may_pass = False
+    cache_status = CacheStatus(fwd="uri-miss", detail="unreachable")
+    is_transient = False
     """Whether asking again soon may well succeed: the connection broke, or upstream says it is busy."""
     retry_after: float | None = None
-    """Seconds upstream wants to be left alone (RFC 9110 §10.2.3)."""
-    detail = "unreachable"
-    """Why there is no answer, for Cache-Status (RFC 9211 §2.8)."""
+    """How many seconds upstream wants to be left alone (RFC 9110 §10.2.3)."""
 
 
 class UpstreamRange(UpstreamError):
-    """Asked for a range, upstream gave something else."""
+    """Upstream was asked for a range, and sent something else."""
 
 
 class UpstreamChanged(UpstreamError):
-    """The object is another one now: what came of it cannot be completed."""
+    """Upstream has another generation now: the bytes that came of the old one cannot be completed."""
 
 
 class UpstreamPage(UpstreamError):
-    detail = "web-page"
+    cache_status = CacheStatus(fwd="uri-miss", detail="web-page")
 
 
 class UpstreamTimeout(UpstreamError):
@@ -128,9 +133,9 @@ class Unconfirmed(UpstreamError):
 
 
 class DigestMismatch(UpstreamError):
-    """`next_url` is the mirror that has not been tried yet; None: there is none."""
+    """`next_url` is a mirror that has not been tried yet; None if all have been."""
 
-    detail = "digest-mismatch"
+    cache_status = CacheStatus(fwd="uri-miss", detail="digest-mismatch")
 
     def __init__(self, message: str, next_url: str | None = None) -> None:
         super().__init__(message)
@@ -138,17 +143,18 @@ class DigestMismatch(UpstreamError):
 
 
 class UpstreamStatus(UpstreamError):
-    """Upstream answered, with an error status; `upstream_status` is what it said, `fields` are its header fields."""
+    """Upstream answered with an error: `upstream_status` and the header fields `fields`."""
 
     fields: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, message: str, upstream_status: int, *, retry_after: str | None = None) -> None:
         super().__init__(message, headers=(("retry-after", retry_after),) if retry_after else ())
         self.upstream_status = upstream_status
-        # A mirror's own trouble is a gateway error to the client; 503 keeps its meaning, "try again", and 508, "it is
-        # you". A 2xx or 3xx that we can make nothing of must not become a success of ours.
+        self.cache_status = CacheStatus(fwd="uri-miss", fwd_status=upstream_status)
+        # To the client, a mirror's own trouble is a gateway error. 503 keeps its meaning ("try again"), and so does
+        # 508 ("the loop is yours"). A 2xx or 3xx that we cannot use must not become a success.
         self.status = upstream_status if 400 <= upstream_status < 500 or upstream_status in (503, 508) else 502
-        self.may_pass = upstream_status in (429, 502, 503, 504)
+        self.is_transient = upstream_status in (429, 502, 503, 504)
 
 
 class StoreError(ProxyError):
@@ -164,7 +170,7 @@ class ConfigError(ProxyError):
 
 
 class FileEnded(EOFError):
-    """A file that is being sent has no more bytes, `sent` bytes on; nothing but these has gone."""
+    """A file ended while it was being sent. Its first `sent` bytes were sent, and nothing after them."""
 
     def __init__(self, message: str, sent: int) -> None:
         super().__init__(message)
@@ -172,4 +178,4 @@ class FileEnded(EOFError):
 
 
 class ClientGone(OSError):
-    """The client has left; nobody is there to be told. An OSError, as the ASGI specification (2.4) has it."""
+    """The client has left: there is nobody to tell. An OSError, as ASGI 2.4 specifies."""

@@ -9,18 +9,20 @@ deliver    delivery        body → status, headers, ranges, bytes
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from .config import Settings
-from .delivery import Body, Delivery, HeadBody, Watch
-from .errors import NotInCache, OutOfSpace, ProxyError, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
-from .fill.fill import Fill, FillState
+from .delivery import Delivery, HeadBody, Request, Watch, while_connected
+from .errors import NotInCache, OutOfSpace, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
+from .fill.fill import Fill, Question
 from .fill.flights import Flights
-from .fill.transfer import head_of
+from .fill.reader import FillBody
+from .fill.states import Confirmed, Passed
 from .fill.verify import mismatch
-from .negative import Missing
+from .negative import NegativeCache
 from .rules import policy, vary
+from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age
@@ -32,56 +34,15 @@ from .store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One GET or HEAD as the corridor sees it."""
+class Forward:
+    """A request that upstream is asked for."""
 
-    method: str
-    target: bytes
-    """Request target as received, own address stripped."""
-    headers: Headers
-    gone: Callable[[], Awaitable[None]]
-    """Waits until the client has left."""
-
-
-class DemandingBody:
-    """A fill that others began, for a client who says which digest it must have.
-
-    Were the client wrong, that would be no reason to break off the others: it alone waits with the last byte for it.
-    """
-
-    def __init__(self, fill: Fill, digest: Digest) -> None:
-        self._fill, self._digest = fill, digest
-        fill.verifier.want(digest.algorithm)
-
-    @property
-    def head(self) -> Head:
-        return self._fill.head
-
-    @property
-    def length(self) -> int | None:
-        return self._fill.length
-
-    @property
-    def fd(self) -> int:
-        return self._fill.fd
-
-    async def wait_readable(self, offset: int) -> int:
-        stop = await self._fill.wait_readable(offset)
-        last = (stop if self.length is None else self.length) - 1
-        if offset < last:
-            return min(stop, last)
-        digests = await self._fill.wait_verified()
-        got = digests.get(self._digest.algorithm)
-        if got != self._digest.hex:
-            told = f"{self._digest.algorithm}:{got}" if got else f"sha256:{digests['sha256']}"
-            raise mismatch(Expected(self._digest), told, self._fill.began_at)
-        return self._fill.readable(offset)
-
-    async def wait_length(self) -> int:
-        return await self._fill.wait_length()
-
-    def detour(self) -> None:
-        return None  # by another way nobody would look at the digest
+    request: Request
+    target: Target
+    ask: Ask
+    entry: Entry | None
+    """What is stored, and may still answer it."""
+    watch: Watch
 
 
 class Gateway:
@@ -95,7 +56,7 @@ class Gateway:
         self.janitor = Janitor(self.store, settings.file.cache)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
-        self.missing = Missing()
+        self.negative = NegativeCache(clock)
         self._behind: set[asyncio.Task[None]] = set()
         """What goes on behind answers; kept so that it is not lost half way."""
 
@@ -118,44 +79,37 @@ class Gateway:
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
         """A GET or HEAD, ready to be sent within the context. Raises ProxyError; app.py turns it into a response."""
         target = self.mirrors.resolve(request.target)
+        async with contextlib.AsyncExitStack() as stack:
+            while (delivery := await self._answer(request, target, stack)) is None:
+                pass  # what others asked for is another variant. It is stored now, or not, and this request is as new
+            yield delivery
+
+    async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:
+        """The answer, and on `stack` what it takes; None if the request must be looked at anew."""
         if target.digest and (found := await self.store.find(target.digest, target.key)):
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
-            yield self._stored(request, target, found, "HIT", "hit", self.clock())
-            return
+            return self._stored(request, target, found, CacheStatus(hit=True), stack)
         stored = await self.store.lookup(target.key)
         # With a digest that is not in the store, what is stored of the URL answers nothing.
         entry = None if target.digest else stored
-        now = self.clock()
-        match await self._decide(request.headers, target, entry, now):
-            case Serve(ttl, refresh):
-                assert entry
-                word, told = ("HIT", "hit") if ttl is None else ("STALE", f"hit; ttl={ttl}")
-                delivery = self._stored(request, target, entry, word, told, now)
+        match await self._decide(request.headers, target, entry):
+            case Serve(entry, ttl, refresh):
                 if refresh is not None:
-                    await self._join(target, entry, refresh, keep=True)
-                yield delivery
+                    await self._join(target, Question(refresh, entry))
+                return self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
             case Refuse():
-                self.missing.check(target, request.headers, now)
+                self.negative.check(target, request.headers)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
-            case Ask(condition, why):
-                self.missing.check(target, request.headers, now)
-                async with while_connected(request.gone) as watch:
-                    asks_head = request.method == "HEAD" and entry is None and not self.flights.get(target.key)
-                    if asks_head and (body := await watch.wait(self._ask_head(target, condition))):
-                        told, age = "fwd=uri-miss", body.head.age
-                        yield Delivery(request.method, request.headers, target, body, "BYPASS", told, age)
-                        return
-                    keep = "no-store" not in policy.request_directives(request.headers)
-                    fill, is_first = await self._join(target, stored, condition, keep=keep)
-                    with fill.attach():
-                        if await watch.wait(is_for(request, condition, fill)):
-                            yield await self._from_fill(request, target, entry, why, fill, is_first, watch)
-                            return
-                        await watch.wait(fill.wait_over())
-                # What others asked for is another variant. It is stored now, or not, and this request is as new.
-                async with self.handle(request) as delivery:
-                    yield delivery
+            case Ask() as ask:
+                self.negative.check(target, request.headers)
+                keep = "no-store" not in policy.request_directives(request.headers)
+                question = Question(ask.condition, stored, keep)
+                async with contextlib.AsyncExitStack() as own:
+                    watch = await own.enter_async_context(while_connected(request.gone))
+                    delivery = await self._forward(Forward(request, target, ask, entry, watch), question, own)
+                    stack.push_async_exit(own.pop_all())
+                    return delivery
 
     @contextlib.asynccontextmanager
     async def fetch(self, url: str, digest: Digest | None = None) -> AsyncIterator[Fill | Entry]:
@@ -165,22 +119,21 @@ class Gateway:
         fill asks `check` at its end. Raises ProxyError.
         """
         target = self._wanted(url, digest)
-        entry = await self.store.lookup(target.key)
+        stored = await self.store.lookup(target.key)
         if target.digest:
             found = await self.store.find(target.digest, target.key)
             # The same body under another URL answers requests with its digest, but this URL is what is to be in.
-            decision = Serve() if found and found.key == target.key else Refuse() if self.offline else Ask()
-            entry = found if isinstance(decision, Serve) else entry
+            is_in = found is not None and found.key == target.key
+            decision = Serve(found) if found and is_in else Refuse() if self.offline else Ask()
         else:
-            decision = await self._decide((), target, entry, self.clock())
+            decision = await self._decide((), target, stored)
         match decision:
-            case Serve():
-                assert entry
+            case Serve(entry):
                 yield entry
             case Refuse():
                 raise NotInCache(f"{target.url} is not in the cache, and fetchonce is offline")
             case Ask(condition):
-                fill, _ = await self._join(target, entry, condition, keep=True)
+                fill, _ = await self._join(target, Question(condition, stored))
                 with fill.attach():
                     await fill.wait_head()
                     yield fill
@@ -191,16 +144,17 @@ class Gateway:
         if target.digest and not entry.has(target.digest):
             found = await self.store.find(target.digest, target.key)
             if not found or found.key != target.key:
-                raise mismatch(Expected(target.digest), f"sha256:{entry.digest}", target.url)
+                raise mismatch(Expected(target.digest), f"sha256:{entry.sha256}", target.url)
 
-    async def _decide(self, headers: Headers, target: Target, entry: Entry | None, now: float) -> policy.Decision:
+    async def _decide(self, headers: Headers, target: Target, entry: Entry | None) -> policy.Decision:
         changed_at = await self.flights.checksums.changed_at(target) if entry else 0.0
+        now = self.clock()
         return policy.decide(headers, target, entry, now=now, offline=self.offline, changed_at=changed_at)
 
-    async def _join(self, target: Target, stored: Entry | None, condition: Headers, *, keep: bool) -> tuple[Fill, bool]:
+    async def _join(self, target: Target, question: Question) -> tuple[Fill, bool]:
         """As Flights.join; and a moving object that turns out to be another one has its checksum files renewed."""
-        fill, is_first = await self.flights.join(target, stored, condition, keep=keep)
-        if is_first and stored and target.mirror.is_moving(target.path):
+        fill, is_first = await self.flights.join(target, question)
+        if is_first and question.stale and target.mirror.is_moving(target.path):
             task = asyncio.create_task(self.flights.checksums.renew(target, fill))
             self._behind.add(task)
             task.add_done_callback(self._behind.discard)
@@ -212,101 +166,107 @@ class Gateway:
             raise RequestError(f"two digests for {target.url}: {target.digest} in the URL, and {digest}")
         return replace(target, digest=digest or target.digest)
 
-    async def _from_fill(
-        self,
-        request: Request,
-        target: Target,
-        entry: Entry | None,
-        why: str,
-        fill: Fill,
-        is_first: bool,
-        watch: Watch,
-    ) -> Delivery:
+    async def _forward(self, forward: Forward, question: Question, stack: contextlib.AsyncExitStack) -> Delivery | None:
+        """The answer for which upstream is asked, by a fill that all share; None if it is not for this request."""
+        request, target, watch = forward.request, forward.target, forward.watch
+        if request.method == "HEAD" and forward.entry is None and not self.flights.get(target.key):
+            head = await watch.wait(self._ask_head(target, question.fields))
+            if head:
+                return Delivery(request, target, HeadBody(head), CacheStatus(fwd="uri-miss"), head.age)
+        fill, is_first = await self._join(target, question)
+        stack.enter_context(fill.attach())
         try:
             await watch.wait(fill.wait_head())
         except UpstreamError as error:
-            status = error.upstream_status if isinstance(error, UpstreamStatus) else None
-            told = f"fwd={why}; " + (f"detail={error.detail}" if status is None else f"fwd-status={status}")
-            now = self.clock()
-            is_head = request.method == "HEAD"
-            if not policy.may_serve_stale(request.headers, target, entry, status, now=now, is_head=is_head):
-                if isinstance(error, UpstreamStatus):
-                    self.missing.note(target, error, now)
-                elif entry and vary.is_for(request.headers, entry.head):  # RFC 9111 §5.2.2.2
-                    error = Unconfirmed(
-                        f"{error.message}. what is stored of it may not be used without asking: its Cache-Control, or "
-                        "stale_if_error, forbids it. serve --offline gives it nevertheless"
-                    )
-                raise error.with_header("cache-status", f"fetchonce; {told}") from None
-            assert entry
-            return self._stored(request, target, entry, "STALE", told, now)
-        self.missing.forget(target)
-        if fill.state is FillState.PASSED:
-            passage = fill.passage if is_first else None
-            if passage is None and target.digest == fill.target.digest:  # else it would be held to another's wish
-                passage = fill.detour()
-            if passage is None:
-                fields = vary.passed_on(request.headers, None)
-                passage = await watch.wait(self.flights.open_passage(target, fields))
-            told = f"fwd={why}; stored=?0" if entry is None else f"fwd={why}; fwd-status=200; stored=?0"
-            told += "; detail=no-space" if isinstance(fill.error, OutOfSpace) else ""
-            return Delivery(request.method, request.headers, target, passage, "BYPASS", told, passage.head.age, watch)
-        if fill.state is FillState.UNCHANGED:
-            assert fill.entry
-            if target.digest and not fill.entry.has(target.digest):
-                raise mismatch(Expected(target.digest), f"sha256:{fill.entry.digest}", target.url)
-            if entry is None:
-                return self._stored(request, target, fill.entry, "HIT", "hit", self.clock())
-            told = f"fwd={why}; fwd-status=304"
-            return self._stored(request, target, fill.entry, "REVALIDATED", told, self.clock())
-        body: Body = fill
-        if target.digest and target.digest != fill.target.digest:
-            body = DemandingBody(fill, target.digest)
+            return self._after_failure(forward, error, stack)
+        if not _is_for(request, question, fill):
+            await watch.wait(fill.wait_over())
+            return None
+        self.negative.forget(target)
+        if isinstance(fill.state, Confirmed):
+            return self._confirmed(forward, fill.state.entry, stack)
+        if isinstance(fill.state, Passed):
+            return await self._passed(forward, fill, is_first, stack)
+        assert fill.incoming
+        body = FillBody(fill, fill.incoming, None if target.digest == fill.target.digest else target.digest)
         if fill.is_whole and fill.is_wanted and not is_first:
             self.store.touch(target.key, self.clock())
-            return Delivery(request.method, request.headers, target, body, "HIT", "hit", fill.age, watch)
-        told = f"fwd={why}" if entry is None else f"fwd={why}; fwd-status=200"
-        told += "; collapsed" if not is_first else "; stored" if fill.is_wanted else "; stored=?0"
-        word = "MISS" if is_first else "FOLLOW"
-        return Delivery(request.method, request.headers, target, body, word, told, fill.age, watch)
+            return Delivery(request, target, body, CacheStatus(hit=True), fill.age, watch)
+        stored = fill.is_wanted if is_first else None
+        cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
+        return Delivery(request, target, body, cache_status, fill.age, watch)
 
-    def _stored(self, request: Request, target: Target, entry: Entry, word: str, told: str, now: float) -> Delivery:
+    def _after_failure(self, forward: Forward, error: UpstreamError, stack: contextlib.AsyncExitStack) -> Delivery:
+        """What is stored, if it may be served although upstream failed. Raises the error if not."""
+        request, target, entry = forward.request, forward.target, forward.entry
+        status = error.upstream_status if isinstance(error, UpstreamStatus) else None
+        cache_status = replace(error.cache_status, fwd=forward.ask.why)
+        is_head, now = request.method == "HEAD", self.clock()
+        if entry and policy.may_serve_stale(request.headers, target, entry, status, now=now, is_head=is_head):
+            return self._stored(request, target, entry, cache_status, stack)
+        if isinstance(error, UpstreamStatus):
+            self.negative.note(target, error)
+        elif entry and vary.is_for(request.headers, entry.head):  # RFC 9111 §5.2.2.2
+            error = Unconfirmed(
+                f"{error.message}. what is stored of it may not be used without asking: its Cache-Control, or "
+                "stale_if_error, forbids it. serve --offline gives it nevertheless"
+            )
+        raise error.with_cache_status(cache_status) from None
+
+    def _confirmed(self, forward: Forward, entry: Entry, stack: contextlib.AsyncExitStack) -> Delivery:
+        """What upstream, or another process, says is still the object."""
+        target = forward.target
+        if target.digest and not entry.has(target.digest):
+            raise mismatch(Expected(target.digest), f"sha256:{entry.sha256}", target.url)
+        cache_status = CacheStatus(fwd=forward.ask.why, fwd_status=304) if forward.entry else CacheStatus(hit=True)
+        return self._stored(forward.request, target, entry, cache_status, stack)
+
+    async def _passed(
+        self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.AsyncExitStack
+    ) -> Delivery:
+        """A body that is not kept: the transfer that the fill began, or one of the client's own."""
+        target, request, watch = forward.target, forward.request, forward.watch
+        passthrough = fill.take_passthrough() if is_first else None
+        if passthrough is None and target.digest == fill.target.digest:  # else it would be held to another's digest
+            passthrough = fill.bypass()
+        if passthrough is None:
+            fields = vary.passed_on(request.headers, None)
+            passthrough = await watch.wait(self.flights.open_passthrough(target, fields))
+        stack.callback(passthrough.close)
+        detail = "no-space" if isinstance(fill.error, OutOfSpace) else None
+        cache_status = replace(_forwarded(forward), stored=False, detail=detail)
+        return Delivery(request, target, passthrough, cache_status, passthrough.head.age, watch)
+
+    def _stored(
+        self,
+        request: Request,
+        target: Target,
+        entry: Entry,
+        cache_status: CacheStatus,
+        stack: contextlib.AsyncExitStack,
+    ) -> Delivery:
+        now = self.clock()
         self.store.touch(entry.key, now)
-        age = current_age(entry, now)
-        return Delivery(request.method, request.headers, target, self.store.body(entry), word, told, age)
+        body = stack.enter_context(self.store.open(entry))
+        return Delivery(request, target, body, cache_status, current_age(entry, now))
 
-    async def _ask_head(self, target: Target, fields: Headers) -> Body | None:
-        """What upstream answers to HEAD with `fields`; None if only GET can tell. No body is stored."""
+    async def _ask_head(self, target: Target, fields: Headers) -> Head | None:
         try:
-            exchange = await self.flights.ask_head(target, fields)
+            return await self.flights.ask_head(target, fields)
         except UpstreamStatus as error:
-            self.missing.note(target, error, self.clock())
+            self.negative.note(target, error)
             raise
-        exchange.close()
-        return HeadBody(head_of(exchange, self.clock(), "", fields)) if exchange.status == 200 else None
 
 
-async def is_for(request: Request, condition: Headers, fill: Fill) -> bool:
+def _forwarded(forward: Forward) -> CacheStatus:
+    """Upstream has given a body; its 200 is told where something was stored before."""
+    return CacheStatus(fwd=forward.ask.why, fwd_status=200 if forward.entry else None)
+
+
+def _is_for(request: Request, question: Question, fill: Fill) -> bool:
     """Whether what a fill brings, which others may have begun, is for this request too (RFC 9111 §4.1).
 
-    It is if its question was the one that we would ask, with `condition`.
+    It is if its question was the one that we would ask.
     """
-    try:
-        await fill.wait_head()
-    except ProxyError:
-        return True  # whoever gets it learns it by himself
-    head = fill.entry.head if fill.entry else fill.head
-    return head.asked == vary.that_select(condition) or vary.is_for(request.headers, head)
-
-
-@contextlib.asynccontextmanager
-async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[Watch]:
-    """For the block, watch whether the client is there; what waits by the Watch gets ClientGone once it is not."""
-    watch = Watch()
-    watcher = asyncio.ensure_future(gone())
-    watcher.add_done_callback(watch.leave)
-    try:
-        yield watch
-    finally:
-        watcher.remove_done_callback(watch.leave)
-        watcher.cancel()
+    head = fill.head
+    return head is None or head.nominated == vary.that_select(question.fields) or vary.is_for(request.headers, head)

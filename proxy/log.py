@@ -1,15 +1,17 @@
 """Key=value log lines on standard error.
 
-Two loggers: `proxy` for events, `proxy.access` for one line per request at its end. A line is an event name
-and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). Nothing else in the house formats log text.
+There are two loggers: `proxy` for events, and `proxy.access` for one line per request at its end. A line is an event
+name and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). No other file formats log text.
 """
 
+import codecs
 import logging
 import sys
 from typing import Any
 
 events = logging.getLogger("proxy")
 access = logging.getLogger("proxy.access")
+codecs.lookup("unicode_escape")  # Python loads it from a file at its first use, which fails when descriptors run out
 
 
 def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
@@ -18,7 +20,7 @@ def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
 
 
 def quoted(value: object) -> str:
-    """One word as it is; else in double quotes with backslash escapes, so that a line can be split again."""
+    """A single word as it is; anything else in double quotes with backslash escapes, so that a line can be parsed."""
     text = str(value)
     if text and text.isprintable() and not any(char in ' "=\\' for char in text):
         return text
@@ -27,7 +29,7 @@ def quoted(value: object) -> str:
 
 
 def set_up(level: str) -> None:
-    """Send the house's log, and warnings of the libraries, to standard error. `level` as in logging: INFO, DEBUG ..."""
+    """Send our log, and the libraries' warnings, to standard error. `level` is logging's: INFO, DEBUG ..."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()

@@ -1,58 +1,63 @@
-"""What upstream has said it does not have: 404 and 410, for a mirror's `negative_ttl`.
+"""The negative cache: upstream's 404 and 410, for a mirror's `negative_ttl`.
 
-In memory, and bounded: whoever asks for names at random makes it forget, never grow.
+It is in memory and bounded: a client that asks for random names makes it forget, not grow.
 """
 
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from cachetools import TLRUCache
 
 from .errors import UpstreamStatus
 from .rules import policy
+from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers
 from .rules.freshness import initial_age
 from .rules.mirrors import Target
 
-MAX_KNOWN = 4096
+MAX_ANSWERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
+class NegativeAnswer:
     status: int
     message: str
-    at: float
-    """Unix time at which upstream said so."""
+    received_at: float
+    """Unix time."""
     age: float
-    """Seconds since the origin had said so, at that time."""
+    """Seconds since the origin made the answer, when we received it."""
     lifetime: float
 
 
-class Missing:
-    def __init__(self) -> None:
-        self._known: OrderedDict[str, Absence] = OrderedDict()
+class NegativeCache:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._answers: TLRUCache[str, NegativeAnswer] = TLRUCache(
+            MAX_ANSWERS, lambda _, answer, now: now + answer.lifetime, clock
+        )
 
-    def note(self, target: Target, error: UpstreamStatus, now: float) -> None:
-        """Remember an answer, if it is one to be remembered."""
+    def note(self, target: Target, error: UpstreamStatus) -> None:
+        """Remember upstream's answer, if it may be remembered."""
+        now = self._clock()
         head = Head(error.fields, None, "", initial_age(error.fields, now, 0.0))
         lifetime = policy.negative_lifetime(target.mirror, error.upstream_status, head)
         self.forget(target)
         if lifetime > 0:
-            self._known[target.key] = Absence(error.upstream_status, error.message, now, head.age, lifetime)
-            if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+            self._answers[target.key] = NegativeAnswer(
+                error.upstream_status, error.message, now, head.age, lifetime
+            )
 
     def forget(self, target: Target) -> None:
-        self._known.pop(target.key, None)
+        self._answers.pop(target.key, None)
 
-    def check(self, target: Target, headers: Headers, now: float) -> None:
-        """Raises UpstreamStatus if upstream need not be asked: it has just said that there is no such object."""
-        known = self._known.get(target.key)
-        if known is None:
+    def check(self, target: Target, headers: Headers) -> None:
+        """Raises UpstreamStatus if upstream has just said that there is no such object, and need not be asked again."""
+        answer = self._answers.get(target.key)
+        if answer is None:
             return
-        resident = max(0.0, now - known.at)
-        left = known.lifetime - resident
-        if left <= 0:
-            self.forget(target)
-        elif policy.satisfies(policy.request_directives(headers), known.age + resident, left):
-            error = UpstreamStatus(known.message, known.status)
-            told = f"fetchonce; hit; ttl={int(left)}; detail=negative"
-            raise error.with_header("age", str(int(known.age + resident))).with_header("cache-status", told)
+        resident = max(0.0, self._clock() - answer.received_at)
+        age, left = answer.age + resident, answer.lifetime - resident
+        if policy.satisfies(policy.request_directives(headers), age, left):
+            cache_status = CacheStatus(hit=True, ttl=int(left), detail="negative")
+            error = UpstreamStatus(answer.message, answer.status)
+            raise error.with_cache_status(cache_status, ("age", str(int(age))))

@@ -1,11 +1,12 @@
-"""One URL brought into the cache, told step by step."""
+"""Bring one URL into the cache, and report each step."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import TypedDict
 
 from .errors import DigestMismatch, ProxyError
-from .fill.fill import Fill, FillState
+from .fill.fill import Fill
+from .fill.states import Complete
 from .gateway import Gateway
 from .rules.digests import Digest
 from .rules.entry import Entry
@@ -16,11 +17,11 @@ STEP_SECONDS = 0.2
 class Progress(TypedDict):
     url: str
     state: str
-    """asking, streaming; at the end complete (fetched now), cached (was there) or failed."""
+    """asking or streaming; in the last step complete (fetched now), cached (stored before) or failed."""
     bytes: int
     length: int | None
     digest: str | None
-    """sha256:HEX once it is stored."""
+    """sha256:HEX when it is stored."""
     message: str | None
     """Why it failed."""
 
@@ -28,10 +29,10 @@ class Progress(TypedDict):
 async def prefetch(
     gateway: Gateway, url: str, digest: Digest | None = None, *, pin: bool = False
 ) -> AsyncGenerator[Progress]:
-    """Fetch `url` (any spelling) and report until it is in or has failed; the last step says which. No ProxyError.
+    """Fetch `url` (any spelling) and yield steps until it is stored or has failed; the last one says which.
 
-    What has not the digest it must have is fetched from the next mirror, as long as there is one. `pin`: and keep it
-    from eviction. A caller who stops listening does not stop the fill.
+    A ProxyError becomes the last step. A body with another digest than `digest` is fetched again from the next mirror,
+    if there is one. `pin` keeps the entry from eviction. The fill goes on if the caller stops early.
     """
     try:
         while True:
@@ -66,10 +67,10 @@ async def prefetch(
 
 def _step(url: str, fill: Fill) -> Progress:
     if fill.entry:
-        return _stored(url, "complete" if fill.state is FillState.COMPLETE else "cached", fill.entry)
+        return _stored(url, "complete" if isinstance(fill.state, Complete) else "cached", fill.entry)
     return {
         "url": url,
-        "state": fill.state.value,
+        "state": fill.state.name,
         "bytes": fill.received,
         "length": fill.length,
         "digest": None,
@@ -83,6 +84,6 @@ def _stored(url: str, state: str, entry: Entry) -> Progress:
         "state": state,
         "bytes": entry.size,
         "length": entry.size,
-        "digest": f"sha256:{entry.digest}",
+        "digest": f"sha256:{entry.sha256}",
         "message": None,
     }

@@ -74,3 +74,8 @@ def test_each_folder_says_its_law_in_one_sentence(folder):
     first = law.split("\n\n")[0]
     assert first.endswith(".")
     assert 1 <= first.count(".") <= 2
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) != "upstream"], ids=lambda path: path.name)
+def test_only_upstream_knows_httpx(path):
+    assert not {name.split(".")[0] for level, name in imports(path) if not level} & {"httpx", "httpcore"}

@@ -339,3 +339,17 @@ async def test_what_never_changes_does_not_care_about_a_new_checksum_file(origin
     origin.body("/v1/SHA256SUMS", b"new\n")
     await proxy.fetch("/m/v1/SHA256SUMS")
     assert told(await proxy.get("/m/v1/noble.img")) == "hit"
+
+
+# -- what Cache-Status says --------------------------------------------------------------------------------------------
+
+
+async def test_head_and_get_tell_the_same_trouble_the_same_way(proxy_factory):
+    with Origin() as origin:
+        proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
+    answers = [await proxy.get("/m/a.img", method=method) for method in ("HEAD", "GET")]
+    assert [(answer.status, told(answer)) for answer in answers] == [(502, "fwd=uri-miss; detail=unreachable")] * 2
+
+
+async def test_our_own_endpoints_have_no_cache_status(proxy):
+    assert "cache-status" not in (await proxy.get("/-/healthz")).headers

@@ -1,9 +1,10 @@
 """The command line, one file for each group of commands: nobody imports it.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration. What a command is asked for goes to standard output, all else to
-standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. What a command was asked for goes to standard output,
+everything else to standard error.
 """
 
+import importlib
 from typing import Any
 
 import click
@@ -12,15 +13,46 @@ from .. import log as logs
 from ..errors import ConfigError, ProxyError
 from ..version import VERSION
 
+COMMANDS = {
+    "config": ("config", "Check or show the configuration."),
+    "ls": ("entries", "List what is stored."),
+    "pin": ("space", "Never evict these URLs."),
+    "prefetch": ("prefetch", "Bring URLs into the cache, through the running server if there is one."),
+    "prune": ("space", "Remove what was not used for long."),
+    "rm": ("entries", "Remove URLs from the cache."),
+    "serve": ("serve", "Run the proxy (the default command)."),
+    "show": ("entries", "Show everything about one stored URL."),
+    "status": ("status", "Show running fills: bytes, rate, time left, readers, source."),
+    "tls": ("tls", "A certificate for tools that insist on https."),
+    "unpin": ("space", "Let pinned URLs be evicted again."),
+    "url": ("entries", "Print the proxied form of an upstream URL."),
+    "verify": ("verify", "Read stored bodies again and compare their digests."),
+}
+"""Each command's module and its line in --help. A module is imported when its command runs: `ls` needs no server."""
+
 
 class Commands(click.Group):
-    """`serve` where no command is named; ProxyErrors as messages."""
+    """Finds commands in COMMANDS, runs `serve` where none is named, and prints ProxyErrors as messages."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         return super().main(*args, **{"prog_name": "fetchonce", **extra})  # also for `python -m proxy`
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h", "--version")):
+        if not args or (args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version")):
             if args and not args[0].startswith("-"):
                 return super().parse_args(ctx, args)  # click says that there is no such command
             args = ["serve", *args]
@@ -42,12 +74,5 @@ def main() -> None:
     In a URL, replace https:// by http://127.0.0.1:8642/. Each URL is fetched once, streamed to everybody who asks while
     it comes, and served from disk afterwards. Without a command: serve.
     """
-    # What a command has to say it says itself; serve sets the level that is configured.
+    # Commands print their own messages. serve sets the configured level.
     logs.set_up("error")
-
-
-from . import config, entries, prefetch, serve, space, status, tls  # noqa: E402  (they hang themselves into the group)
-
-for module in (serve, prefetch, entries, space, status, config, tls):
-    for command in module.COMMANDS:
-        main.add_command(command)

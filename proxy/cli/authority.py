@@ -1,11 +1,10 @@
-"""A certificate authority of one's own, and the server certificate it has signed: three files in a directory.
+"""A local certificate authority and the server certificate it signs: three files in a directory.
 
-What is there is made anew only where it must be, since to trust an authority takes a person's hands. It can sign for
-the names it was made with and no other: its key must not open the rest of the web to a thief.
+The authority is made once and kept, because a person has to trust it by hand. It can sign only for the names it was
+made with: whoever steals its key cannot pose as any other site.
 """
 
 import ipaddress
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..config import TLS_SERVER
 from ..errors import ProxyError
 from ..serving.tls import RENEW_SECONDS
+from ..store.files import publish
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)  # Apple's limit is 398
 RENEW = timedelta(seconds=RENEW_SECONDS)
-BEHIND = timedelta(hours=1)
-"""A guest's clock may be."""
+CLOCK_SKEW = timedelta(hours=1)
+"""How far a guest's clock may be behind ours."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LOOPBACK = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
@@ -42,48 +42,52 @@ LOOPBACK = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
 class Made:
     authority: Path
     server: Path
-    """Certificate and key."""
+    """Certificate and key in one file."""
     names: list[str]
     until: datetime
     is_new: bool
+    """Whether the server certificate was made now."""
     left_out: list[str]
-    """Names that were wished for, and the authority may not sign for."""
+    """Optional names that the authority may not sign for."""
 
 
-def make(directory: Path, wanted: Sequence[str], wished: Sequence[str], *, renew: bool) -> Made:
-    """Whatever is missing in `directory`, ends within RENEW or lacks a name; with `renew` a server certificate anyway.
+def make(directory: Path, required: Sequence[str], optional: Sequence[str], *, renew: bool) -> Made:
+    """Make what is missing in `directory`: the authority, and a server certificate for these names.
 
-    What the certificate there was for it stays for. Raises ProxyError where something is in the way, as a name of
-    `wanted` that the authority may not sign for.
+    A server certificate that is there is kept unless it lacks a name or ends within RENEW, or `renew` is set. A new one
+    keeps the names of the old one. Raises ProxyError for a file that does not fit, and for a `required` name that the
+    authority may not sign for.
     """
     try:
-        return _Workshop(directory).make(wanted, wished, renew)
+        return CertificateAuthority(directory).make(required, optional, renew)
     except OSError as error:
         raise ProxyError(f"{error.filename or directory}: {error.strerror or error}") from error
     except (ValueError, TypeError, x509.ExtensionNotFound) as error:  # TypeError: a key with a password
         raise ProxyError(f"a file in {directory} is not as it was made: {error}") from error
 
 
-class _Workshop:
+class CertificateAuthority:
+    """The files in one directory, and what signs them."""
+
     def __init__(self, directory: Path) -> None:
         self._directory, self._now = directory, datetime.now(UTC).replace(microsecond=0)
         self._authority, self._key = directory / "ca.pem", directory / "ca-key.pem"
         self._server = directory / TLS_SERVER
 
-    def make(self, wanted: Sequence[str], wished: Sequence[str], renew: bool) -> Made:
+    def make(self, required: Sequence[str], optional: Sequence[str], renew: bool) -> Made:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._directory.stat().st_mode & 0o022:
-            raise ProxyError(f"others may write to {self._directory}, and so change whom you trust: chmod go-w it")
-        authority, key = self._open_authority([*wished, *wanted])
+            raise ProxyError(f"others may write to {self._directory}, and could change what you trust: chmod go-w it")
+        authority, key = self._open_authority([*optional, *required])
         server = _read(self._server)
-        former = _names_of(server) if server and _is_of(server, authority) else []
-        if refused := [name for name in wanted if not _permits(authority, name)]:
+        former = _names_of(server) if server and _is_signed_by(server, authority) else []
+        if refused := [name for name in required if not _permits(authority, name)]:
             raise ProxyError(
                 f"{', '.join(refused)}: {self._authority} may sign only for the names it was made with. for another, "
                 f"which must be trusted anew, remove it and {self._key}"
             )
-        left_out = [name for name in wished if not _permits(authority, name)]
-        names = [name for name in dict.fromkeys((*wished, *wanted, *former)) if name not in left_out]
+        left_out = [name for name in optional if not _permits(authority, name)]
+        names = [name for name in dict.fromkeys((*optional, *required, *former)) if name not in left_out]
         is_new = renew or server is None or set(names) != set(former) or server.not_valid_after_utc - self._now < RENEW
         if server is None or is_new:
             server = self._issue(authority, key, names)
@@ -92,14 +96,14 @@ class _Workshop:
     def _open_authority(self, names: list[str]) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
         authority = _read(self._authority)
         if authority is None and not self._key.exists():
-            return self._found(names)
+            return self._create(names)
         if authority is None:
-            raise ProxyError(f"{self._key} is there without {self._authority}: bring that back, or remove this one")
+            raise ProxyError(f"{self._key} is there without {self._authority}: restore that, or remove this one")
         if not self._key.exists():
-            raise ProxyError(f"{self._authority} is there without {self._key}: bring that back, or remove this one")
+            raise ProxyError(f"{self._authority} is there without {self._key}: restore that, or remove this one")
         key = load_pem_private_key(self._key.read_bytes(), None)
         if not isinstance(key, EllipticCurvePrivateKey) or key.public_key() != authority.public_key():
-            raise ProxyError(f"{self._key} is not the key of {self._authority}: bring that back, or remove both")
+            raise ProxyError(f"{self._key} is not the key of {self._authority}: restore the right one, or remove both")
         if authority.not_valid_after_utc - self._now < RENEW:
             raise ProxyError(
                 f"{self._authority} ends on {authority.not_valid_after_utc:%Y-%m-%d}. for another, which must be "
@@ -107,10 +111,10 @@ class _Workshop:
             )
         return authority, key
 
-    def _found(self, names: list[str]) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
+    def _create(self, names: list[str]) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
         key = generate_private_key(SECP256R1())
         alternatives = [_general_name(name) for name in names]
-        networks = [*LOOPBACK, *(ipaddress.ip_network(each.value) for each in alternatives if _is_far(each))]
+        networks = [*LOOPBACK, *(ipaddress.ip_network(each.value) for each in alternatives if _is_remote(each))]
         permitted = [
             *(each for each in alternatives if isinstance(each, x509.DNSName)),
             *map(x509.IPAddress, networks),
@@ -123,8 +127,8 @@ class _Workshop:
             .add_extension(x509.NameConstraints(permitted, None), critical=True)
             .sign(key, hashes.SHA256())
         )
-        _write(self._key, _pem_of_key(key), 0o600)
-        _write(self._authority, authority.public_bytes(Encoding.PEM), 0o644)
+        publish(self._key, _pem_of_key(key), 0o600)
+        publish(self._authority, authority.public_bytes(Encoding.PEM), 0o644)
         return authority, key
 
     def _issue(
@@ -132,7 +136,7 @@ class _Workshop:
     ) -> x509.Certificate:
         key = generate_private_key(SECP256R1())
         identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        until = min(self._now - BEHIND + SERVER_LIFE, authority.not_valid_after_utc)
+        until = min(self._now - CLOCK_SKEW + SERVER_LIFE, authority.not_valid_after_utc)
         server = (
             _builder(_title("fetchonce"), authority.subject, key, self._now, until)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -142,7 +146,7 @@ class _Workshop:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
             .sign(authority_key, hashes.SHA256())
         )
-        _write(self._server, server.public_bytes(Encoding.PEM) + _pem_of_key(key), 0o600)
+        publish(self._server, server.public_bytes(Encoding.PEM) + _pem_of_key(key), 0o600)
         return server
 
 
@@ -155,7 +159,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BEHIND)
+        .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
@@ -191,8 +195,8 @@ def _names_of(certificate: x509.Certificate) -> list[str]:
     return [str(each.value) for each in found]
 
 
-def _is_of(server: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether it was signed by this authority, and not by a former one."""
+def _is_signed_by(server: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether this authority signed it, and not an earlier one."""
     try:
         server.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError):
@@ -200,12 +204,13 @@ def _is_of(server: x509.Certificate, authority: x509.Certificate) -> bool:
     return True
 
 
-def _is_far(name: x509.DNSName | x509.IPAddress) -> bool:
+def _is_remote(name: x509.DNSName | x509.IPAddress) -> bool:
+    """Whether it is an address outside loopback, which the constraints have to name."""
     return isinstance(name.value, Address) and not name.value.is_loopback
 
 
 def _permits(authority: x509.Certificate, name: str) -> bool:
-    """By its name constraints (RFC 5280 §4.2.1.10)."""
+    """Whether its name constraints allow `name` (RFC 5280 §4.2.1.10)."""
     constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
     value = _general_name(name).value
     for permitted in constraints.permitted_subtrees or ():
@@ -228,17 +233,3 @@ def _read(path: Path) -> x509.Certificate | None:
 
 def _pem_of_key(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """All of it or nothing, and at no moment readable by more than `mode` says."""
-    unseen = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        file = os.open(unseen, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(file, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(file)
-        unseen.rename(path)
-    finally:
-        unseen.unlink(missing_ok=True)

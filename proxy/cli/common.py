@@ -1,35 +1,24 @@
-"""What the commands share: options, settings, URLs, output, errors."""
+"""What the commands share: options, settings, URLs, output."""
 
 import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
 
 import click
-import httpx
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from ..config import HTTPS, Settings, load
-from ..errors import ProxyError
 from ..rules.mirrors import MirrorTable, Target
 from ..store.servers import running
 from ..store.store import Store
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--config and --cache-dir; the command gets `settings` for them."""
+    """Give a command the options --config and --cache-dir, and call it with `settings` made from them."""
 
     def with_settings(config: str | None, cache_dir: str | None, **arguments: Any) -> Any:
         overrides = {"cache": {"dir": cache_dir}} if cache_dir else {}
@@ -46,32 +35,32 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def url_text(argument: str) -> str:
-    """The type of URL arguments. Bytes that are no text become a backslash's escape, which the mirrors refuse."""
+    """The type of URL arguments. Bytes that are not UTF-8 become backslash escapes, which no mirror accepts."""
     return argument.encode(errors="backslashreplace").decode()
 
 
-def resolved(settings: Settings, url: str) -> Target:
-    """The object `url` means, in any spelling. Raises RequestError, UnknownMirror."""
-    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(bare(url, settings))
+def resolve(settings: Settings, url: str) -> Target:
+    """The object that `url` names, in any spelling. Raises RequestError, UnknownMirror."""
+    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(without_own_address(url, settings))
 
 
-def bare(url: str, settings: Settings) -> str:
-    """`url` without our own address before it: what `fetchonce url` prints names the object it was made of."""
+def without_own_address(url: str, settings: Settings) -> str:
+    """`url` without our own address in front: what `fetchonce url` prints is another name of the same object."""
     target = url.encode()
-    for base in bases(settings):
+    for base in own_bases(settings):
         host, _, port = base.partition("://")[2].rpartition(":")
         target = settings.access.own_path(target, (host.strip("[]"), int(port) if port.isdecimal() else None))
     return target.decode()
 
 
-def bases(settings: Settings) -> list[str]:
-    """http(s)://HOST:PORT of the servers that run on the cache directory, then of the configuration."""
+def own_bases(settings: Settings) -> list[str]:
+    """http(s)://HOST:PORT of each server running on the cache directory, then of each configured address."""
     known = [address for server in running(settings.cache_dir) for address in server.listen]
     return [base_url(each) for each in dict.fromkeys((*known, *settings.file.listen)) if not each.startswith("unix:")]
 
 
 def base_url(listen: str) -> str:
-    """The URL of an address to listen on; what has none stays as it is."""
+    """The URL of an address to listen on; a unix socket has none and stays as it is."""
     return listen if listen.startswith(("unix:", HTTPS)) else f"http://{listen}"
 
 
@@ -93,33 +82,11 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
         click.echo("  ".join([*cells, row[-1]]))
 
 
-def progress_bars(quiet: bool) -> Progress:
-    """Bars of bytes on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    )
-
-
-def say_beside(bars: Progress, quiet: bool, text: str) -> None:
-    """A line on standard error, above the bars where there are any."""
-    if not bars.disable:
-        bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
-    elif not quiet:
-        click.echo(text, err=True)
-
-
 def leave(code: int) -> NoReturn:
-    """End the process now, where transfers may have run.
+    """End the process at once, after a command that may have run transfers.
 
-    Python would first wait for every thread; one that waits for an upstream's answer cannot be woken, and has nothing
-    left to do for us. Everything of ours is closed by now.
+    Python would first join every thread, and a thread that waits for an upstream's answer cannot be woken. By now we
+    have closed everything, so such a thread has nothing left to do.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -132,7 +99,7 @@ def size_text(count: int) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """A span in its largest unit: 40s, 5m, 3h, 12d."""
+    """A duration in its largest unit: 40s, 5m, 3h, 12d."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
             return f"{int(seconds // length)}{unit}"
@@ -140,18 +107,10 @@ def age_text(seconds: float) -> str:
 
 
 @contextlib.asynccontextmanager
-async def opened_store(settings: Settings) -> Any:
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
     store = Store(settings.cache_dir)
     await store.start()
     try:
         yield store
     finally:
         await store.close()
-
-
-@contextlib.contextmanager
-def as_proxy_errors(address: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as error:
-        raise ProxyError(f"the server on {address} does not answer: {error or type(error).__name__}") from error

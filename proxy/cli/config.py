@@ -1,20 +1,19 @@
-"""fetchonce config: is the configuration right, and what is in force."""
+"""fetchonce config: is the configuration right, and what is in force?"""
 
-import json
 import re
 import time
 from typing import Any
 
 import click
 import msgspec
+import tomli_w
 
 from ..config import Settings
 from ..errors import ConfigError
-from ..serving.tls import certificate
 from .common import json_option, print_json, settings_options
 
 MASK = "***"
-"""In place of what is secret."""
+"""Printed in place of a secret."""
 
 
 @click.group()
@@ -26,7 +25,9 @@ def config() -> None:
 @json_option
 @settings_options
 def check(settings: Settings, as_json: bool) -> None:
-    """Exit 0 if the configuration is right; else say which file, line and key is not, and what was expected."""
+    """Exit 0 if the configuration is right; else say which file, line and key is wrong, and what was expected."""
+    from ..serving.tls import certificate  # here, because it loads the whole server
+
     if (found := certificate(settings)) and (problem := found.problem(time.time())):
         raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
     if as_json:
@@ -46,63 +47,26 @@ def show_config(settings: Settings, as_json: bool) -> None:
         print_json(whole)
         return
     click.echo(f"# from {settings.sources[0]} and {_counted(len(settings.sources) - 1, 'mirror file')}")
-    for key, value in whole.items():
-        if not isinstance(value, dict | list) or key == "listen":
-            click.echo(f"{key} = {_toml(value)}")
-    for key, value in whole.items():
-        if isinstance(value, dict):
-            click.echo(f"\n[{key}]")
-            for name, each in value.items():
-                click.echo(f"{name} = {_toml(each)}")
-    for mirror in whole["mirror"]:
-        click.echo("\n[[mirror]]")
-        for name, each in mirror.items():
-            click.echo(f"{name} = {_toml(each)}")
+    click.echo(tomli_w.dumps(whole), nl=False)
 
 
 def in_force(settings: Settings) -> dict[str, Any]:
-    whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_plain)
+    """Every key of the settings and its value. Loading it gives the same settings, but for the secrets."""
+    whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_number)
     whole["cache"]["dir"] = str(settings.cache_dir)
     if whole["access"]["token"]:
         whole["access"]["token"] = MASK
     whole["upstream"]["proxy"] = re.sub("//.*@", f"//{MASK}@", whole["upstream"]["proxy"])
-    whole["mirror"] = [
-        {
-            "name": mirror.name,
-            "upstreams": list(mirror.upstreams),
-            "immutable": list(mirror.immutable),
-            "moving": list(mirror.moving),
-            "ttl": mirror.ttl,
-            "checksums": list(mirror.checksums),
-            "ignore_query": mirror.ignore_query,
-            "headers": {name: MASK for fields in mirror.credentials for name, _ in fields},
-        }
-        for mirror in settings.mirrors
-    ]
+    for table, mirror in zip(whole["mirror"], settings.mirrors, strict=True):
+        table["upstreams"] = list(mirror.upstreams)  # without user and password
+        table["headers"] = {name: MASK for fields in mirror.credentials for name, _ in fields}
     return whole
 
 
-def _plain(value: Any) -> int | float:
-    """A Size or Duration as the number it is."""
-    return int(value) if isinstance(value, int) else float(value)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # A regular expression reads best as a literal string; JSON's escapes are TOML's.
-        is_literal = "\\" in value and "'" not in value and value.isprintable()
-        return f"'{value}'" if is_literal else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _number(value: Any) -> int | float:
+    """A Size or Duration as a plain number."""
+    return int(value) if value == int(value) else float(value)
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-COMMANDS = [config]

@@ -1,7 +1,6 @@
-"""fetchonce ls, show, rm, url: what is in the cache. With and without a running server, on the cache directory."""
+"""fetchonce ls, show, rm, url: what is in the cache. They read the cache directory, with or without a server."""
 
 import asyncio
-import os
 import sys
 import time
 from fnmatch import fnmatchcase
@@ -17,16 +16,16 @@ from ..store.partial import PartialRecord
 from ..store.store import Store
 from .common import (
     age_text,
-    bare,
-    bases,
     json_option,
     opened_store,
+    own_bases,
     print_json,
-    resolved,
+    resolve,
     settings_options,
     size_text,
     table,
     url_text,
+    without_own_address,
 )
 
 
@@ -39,13 +38,13 @@ def ls(settings: Settings, pattern: str | None, as_json: bool) -> None:
 
     PATTERN is a part of the URL, or a glob over the whole of it (with * or ?).
     """
-    objects = [each for each in asyncio.run(read(settings)) if pattern is None or matches(each["url"], pattern)]
+    objects = [each for each in asyncio.run(read_objects(settings)) if pattern is None or matches(each["url"], pattern)]
     if as_json:
         print_json(objects)
     elif not objects:
         where = f"in {settings.cache_dir}"
-        said = f"nothing is stored {where} yet" if pattern is None else f"nothing stored {where} matches {pattern}"
-        click.echo(said, err=True)
+        message = f"nothing is stored {where} yet" if pattern is None else f"nothing stored {where} matches {pattern}"
+        click.echo(message, err=True)
     else:
         now = time.time()
         rows = [("SIZE", "AGE", "USED", "HITS", "STATE", "URL")]
@@ -62,9 +61,9 @@ def ls(settings: Settings, pattern: str | None, as_json: bool) -> None:
 @json_option
 @settings_options
 def show(settings: Settings, url: str, as_json: bool) -> None:
-    """Tell all about one stored URL, in any spelling."""
-    objects = asyncio.run(read(settings))
-    key, name = meant(settings, objects, url)
+    """Show everything about one stored URL, in any spelling."""
+    objects = asyncio.run(read_objects(settings))
+    key, name = identify(settings, objects, url)
     found = [each for each in objects if each["key"] == key]
     if not found:
         click.echo(f"{name} is not stored", err=True)
@@ -89,7 +88,7 @@ def show(settings: Settings, url: str, as_json: bool) -> None:
 @json_option
 @settings_options
 def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
-    """Forget stored URLs, in any spelling. Who is reading one reads it to its end."""
+    """Remove URLs from the cache, in any spelling. A client that is reading one reads it to its end."""
     removed, refused = asyncio.run(remove(settings, urls))
     if as_json:
         print_json(removed)
@@ -108,8 +107,8 @@ def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
 @settings_options
 def url(settings: Settings, url: str, as_json: bool) -> None:
     """Print the proxied form of an upstream URL."""
-    own = bases(settings)
-    target, upstream = resolved(settings, url), bare(url, settings)
+    own = own_bases(settings)
+    target, upstream = resolve(settings, url), without_own_address(url, settings)
     path = proxied_path(upstream if urlsplit(upstream).scheme in ("http", "https") else target.url)
     path = f"/{target.digest}{path}" if target.digest else path
     proxied = f"{own[0] if own else 'http://127.0.0.1:8642'}{path}"
@@ -119,46 +118,46 @@ def url(settings: Settings, url: str, as_json: bool) -> None:
         click.echo(proxied)
 
 
-async def read(settings: Settings) -> list[dict[str, Any]]:
-    """Everything stored, as JSON-ready objects in the order of their URLs."""
+async def read_objects(settings: Settings) -> list[dict[str, Any]]:
+    """Everything stored, as values that JSON can hold, sorted by URL."""
     if not settings.cache_dir.exists():
-        return []  # a look makes no directory
+        return []  # reading must not create the directory
     async with opened_store(settings) as store:
-        return await listed(store)
+        return await list_objects(store)
 
 
 async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What was removed, and for each of the other URLs why it was not. Removes nothing if one of them is no URL."""
+    """What was removed, and for each other URL why not. If one of them is not a URL, nothing is removed."""
     removed, refused = [], []
     async with opened_store(settings) as store:
-        objects = await listed(store)
-        for key, name in dict.fromkeys(meant(settings, objects, url) for url in urls):
+        objects = await list_objects(store)
+        for key, name in dict.fromkeys(identify(settings, objects, url) for url in urls):
             gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
             if any(gone.values()):
                 removed += [each for each in objects if each["key"] == key and gone[each["state"]]]
-            elif (right := store.lock(key)) is None:
+            elif (lock := store.try_lock(key)) is None:
                 refused.append(f"{name} is being fetched right now; remove it once it is stored")
             else:
-                os.close(right)
+                lock.close()
                 refused.append(f"{name} is not stored")
     return removed, refused
 
 
-async def listed(store: Store) -> list[dict[str, Any]]:
-    objects = [_entry(record) for record in await store.records()]
-    objects += [_partial(record) for record in await store.partials()]
+async def list_objects(store: Store) -> list[dict[str, Any]]:
+    objects = [_from_entry(record) for record in await store.records()]
+    objects += [_from_partial(record) for record in await store.unfinished()]
     return sorted(objects, key=lambda each: each["url"])
 
 
-def meant(settings: Settings, objects: list[dict[str, Any]], url: str) -> tuple[str, str]:
-    """Key and upstream URL of what `url` means. Raises RequestError, UnknownMirror.
+def identify(settings: Settings, objects: list[dict[str, Any]], url: str) -> tuple[str, str]:
+    """Key and upstream URL of the object that `url` names. Raises RequestError, UnknownMirror.
 
-    What `ls` prints is found in any case: a server may have had the host from its own --allow or --mirror.
+    A URL that `ls` prints is always found, even if only a server's own --allow or --mirror knows its host.
     """
     for each in objects:
         if each["url"] == url:
             return each["key"], url
-    target = resolved(settings, url)
+    target = resolve(settings, url)
     return target.key, target.url
 
 
@@ -166,13 +165,13 @@ def matches(url: str, pattern: str) -> bool:
     return fnmatchcase(url, pattern) if "*" in pattern or "?" in pattern else pattern in url
 
 
-def _entry(record: Record) -> dict[str, Any]:
+def _from_entry(record: Record) -> dict[str, Any]:
     entry = record.entry
     return {
         "url": entry.url,
         "mirror": entry.mirror,
         "size": entry.size,
-        "digest": f"sha256:{entry.digest}",
+        "digest": f"sha256:{entry.sha256}",
         "verified": entry.verified,
         "state": "complete",
         "hits": record.usage.hits,
@@ -185,7 +184,7 @@ def _entry(record: Record) -> dict[str, Any]:
     }
 
 
-def _partial(record: PartialRecord) -> dict[str, Any]:
+def _from_partial(record: PartialRecord) -> dict[str, Any]:
     return {
         "url": record.url,
         "mirror": record.mirror,
@@ -201,6 +200,3 @@ def _partial(record: PartialRecord) -> dict[str, Any]:
         "length": record.head.length,
         "headers": record.head.headers,
     }
-
-
-COMMANDS = [ls, show, rm, url]

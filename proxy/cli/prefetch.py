@@ -1,15 +1,13 @@
 """fetchonce prefetch: bring URLs into the cache, through the running server if there is one."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
-import httpx
 from rich.progress import TaskID
 
 from ..config import Settings
@@ -18,55 +16,47 @@ from ..gateway import Gateway
 from ..prefetch import Progress
 from ..prefetch import prefetch as fetch
 from ..rules.digests import Digest
-from ..store.servers import Presence, client_of, running
-from .common import (
-    age_text,
-    as_proxy_errors,
-    bare,
-    json_option,
-    leave,
-    print_json,
-    progress_bars,
-    say_beside,
-    settings_options,
-    size_text,
-    url_text,
-)
+from ..store.servers import ServerRecord, running
+from ..upstream.local import LocalServer
+from .bars import progress_bars, say_beside
+from .common import age_text, json_option, leave, print_json, settings_options, size_text, url_text, without_own_address
 
 Steps = Callable[[str], AsyncGenerator[Progress]]
 
 
-class Wanted(NamedTuple):
-    """What is asked for besides the URLs."""
-
+class Options(NamedTuple):
+    jobs: int
     digest: Digest | None
     pin: bool
 
 
-@click.command(short_help="Bring URLs into the cache, through the running server if there is one.")
+def digest_type(text: str) -> Digest:
+    """The type of --digest."""
+    digest = Digest.parse(text)
+    if digest is None:
+        raise click.UsageError(f'--digest "{text}": expected sha256: and 64 hex digits, or sha512: and 128')
+    return digest
+
+
+@click.command()
 @click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
-@click.option("--digest", "digest_text", metavar="ALG:HEX", help="What the one URL must have: sha256:... or sha512:...")
+@click.option("--digest", type=digest_type, metavar="ALG:HEX", help="Expected of the one URL: sha256:... or sha512:...")
 @click.option("--pin", is_flag=True, help="Keep them from being evicted; fetchonce unpin undoes it.")
 @json_option
 @settings_options
-def prefetch(
-    settings: Settings, urls: tuple[str, ...], jobs: int, digest_text: str | None, pin: bool, as_json: bool
-) -> None:
+def prefetch(settings: Settings, urls: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Bring URLs into the cache, in any spelling; exit 0 only when all are in.
 
-    What is there and fresh is not fetched again. A running server on the same cache directory does the fetching, so
-    that its clients share it.
+    A stored object that is fresh is not fetched again. If a server runs on the same cache directory, it does the
+    fetching, and its clients share it.
     """
-    digest = Digest.parse(digest_text) if digest_text is not None else None
-    if digest_text is not None and digest is None:
-        raise click.UsageError(f'--digest "{digest_text}": expected sha256: and 64 hex digits, or sha512: and 128')
-    if digest and len(urls) > 1:
+    options = Options(**given)
+    if options.digest and len(urls) > 1:
         raise click.UsageError("--digest is for one URL; of several, each can be given as /sha256:HEX/HOST/PATH")
     servers = running(settings.cache_dir)
     try:
-        wanted = Wanted(digest, pin)
-        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), jobs, wanted, quiet=as_json))
+        results = asyncio.run(run(settings, servers, list(dict.fromkeys(urls)), options, quiet=as_json))
     except KeyboardInterrupt:
         kept = "the server goes on fetching" if servers else "what came is kept, and the next prefetch goes on with it"
         click.echo(f"stopped; {kept}", err=True)
@@ -77,10 +67,10 @@ def prefetch(
 
 
 async def run(
-    settings: Settings, servers: list[Presence], urls: list[str], jobs: int, wanted: Wanted, *, quiet: bool
+    settings: Settings, servers: list[ServerRecord], urls: list[str], options: Options, *, quiet: bool
 ) -> list[Progress]:
-    """The last step of each URL, in their order. Raises no ProxyError for a single one."""
-    places = asyncio.Semaphore(jobs)
+    """The last step of each URL, in the order of `urls`. A URL that fails is a step too, not an error."""
+    places = asyncio.Semaphore(options.jobs)
     bars = progress_bars(quiet)
     say = partial(say_beside, bars, quiet)
 
@@ -89,7 +79,7 @@ async def run(
             started = time.monotonic()
             bar: TaskID | None = None
             step: Progress | None = None
-            async with aclosing(steps(bare(url, settings))) as stream:
+            async with aclosing(steps(without_own_address(url, settings))) as stream:
                 async for step in stream:
                     step["url"] = url
                     if bar is None and step["state"] in ("asking", "streaming"):
@@ -100,45 +90,35 @@ async def run(
                         bars.update(bar, completed=step["bytes"], total=step["length"])
             if step is None or step["state"] in ("asking", "streaming"):
                 step = {**(step or _nothing(url)), "state": "failed", "message": "the server went away"}
-            say(_told(step, time.monotonic() - started))
+            say(_result_text(step, time.monotonic() - started))
             return step
 
-    async with _steps(settings, servers, wanted) as steps:
+    async with _steps(settings, servers, options) as steps:
         with bars:
             return await asyncio.gather(*(one(url, steps) for url in urls))
 
 
 @asynccontextmanager
-async def _steps(settings: Settings, servers: list[Presence], wanted: Wanted) -> AsyncIterator[Steps]:
-    """How to fetch one URL: by the first of the servers, else in this process."""
+async def _steps(settings: Settings, servers: list[ServerRecord], options: Options) -> AsyncIterator[Steps]:
+    """How to fetch one URL: through the first of `servers`, or in this process if there is none."""
     if servers:
-        async with client_of(servers[0].own, settings.access.token, httpx.AsyncClient) as client:
-            yield partial(_through_server, client, servers[0].own, wanted)
+        async with LocalServer(servers[0].own, settings.access.token) as server:
+            yield partial(_through_server, server, options)
         return
     gateway = Gateway(settings, time.time)
     await gateway.start()
     try:
-        yield partial(fetch, gateway, digest=wanted.digest, pin=wanted.pin)
+        yield partial(fetch, gateway, digest=options.digest, pin=options.pin)
     finally:
         await gateway.close()
 
 
-async def _through_server(
-    client: httpx.AsyncClient, address: str, wanted: Wanted, url: str
-) -> AsyncGenerator[Progress]:
-    # Until an upstream answers nothing comes; how long that may take is the server's to judge.
-    patience = httpx.Timeout(10, read=None)
-    asked = {"url": url, "digest": str(wanted.digest) if wanted.digest else None, "pin": wanted.pin}
+async def _through_server(server: LocalServer, options: Options, url: str) -> AsyncGenerator[Progress]:
+    request = {"url": url, "digest": str(options.digest) if options.digest else None, "pin": options.pin}
     try:
-        with as_proxy_errors(address):
-            async with client.stream("POST", "/-/api/prefetch", json=asked, timeout=patience) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise ProxyError(f"the server on {address} answered {response.status_code}: {response.text}")
-                # A server that goes away leaves out the last step, and that says it.
-                with suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                    async for line in response.aiter_lines():
-                        yield json.loads(line)
+        async with aclosing(server.post_lines("/-/api/prefetch", request)) as steps:
+            async for step in steps:
+                yield step
     except ProxyError as error:
         yield {**_nothing(url), "state": "failed", "message": error.message}
 
@@ -147,12 +127,9 @@ def _nothing(url: str) -> Progress:
     return {"url": url, "state": "asking", "bytes": 0, "length": None, "digest": None, "message": None}
 
 
-def _told(step: Progress, seconds: float) -> str:
+def _result_text(step: Progress, seconds: float) -> str:
     if step["state"] == "failed":
         return f"failed   {step['url']}: {step['message']}"
     if step["state"] == "cached":
         return f"cached   {step['url']} ({size_text(step['bytes'])})"
     return f"stored   {step['url']} ({size_text(step['bytes'])} in {age_text(seconds)}, {step['digest']})"
-
-
-COMMANDS = [prefetch]

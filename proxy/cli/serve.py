@@ -1,4 +1,4 @@
-"""fetchonce serve"""
+"""fetchonce serve: the server, in one process or in several workers below a supervisor."""
 
 import asyncio
 import contextlib
@@ -16,21 +16,32 @@ import click
 from msgspec.structs import replace
 
 from .. import log as logs
-from ..app import App
+from ..app import Application
 from ..config import HTTPS, Settings, load
 from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
 from ..rules.mirrors import MirrorTable
-from ..serving.connection import REFUSED, Limits
-from ..serving.server import Server, bind, shared
+from ..serving.handshake import TlsSockets
+from ..serving.request import Limits
+from ..serving.server import Server
+from ..serving.sockets import bind, share
 from ..serving.supervisor import Link, Supervisor
-from ..serving.tls import Context, certificate
+from ..serving.tls import CurrentCertificate, certificate
 from ..store.servers import announced
 from .common import base_url, leave
 
+SETS = {
+    "cache_dir": ("cache", "dir"),
+    "max_size": ("cache", "max_size"),
+    "allow": ("access", "allow_hosts"),
+    "workers": ("server", "workers"),
+    "log_level": ("log", "level"),
+}
+"""Section and key that an option sets."""
 
-@click.command(short_help="Run the proxy (the default command).")
+
+@click.command()
 @click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG].")
 @click.option(
     "--listen", multiple=True, metavar="[https://]HOST:PORT|unix:PATH", help="Where to listen [127.0.0.1:8642]."
@@ -42,30 +53,14 @@ from .common import base_url, leave
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many processes serve [1].")
 @click.option("--offline", is_flag=True, help="Never ask upstream; serve what is stored, at any age.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
-def serve(
-    config: str | None,
-    listen: tuple[str, ...],
-    cache_dir: str | None,
-    max_size: str | None,
-    allow: tuple[str, ...],
-    mirror: tuple[str, ...],
-    workers: int | None,
-    offline: bool,
-    log_level: str | None,
-) -> None:
+def serve(config: str | None, offline: bool, **options: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C. SIGHUP reads the configuration again."""
-    overrides: dict[str, Any] = {}
-    if listen:
-        overrides["listen"] = list(listen)
-    if cache := {key: value for key, value in (("dir", cache_dir), ("max_size", max_size)) if value}:
-        overrides["cache"] = cache
-    if log_level:
-        overrides["log"] = {"level": log_level}
-    if allow:
-        overrides["access"] = {"allow_hosts": list(allow)}
-    if workers:
-        overrides["server"] = {"workers": workers}
-    overrides["mirror"] = [mirror_table(text) for text in mirror]
+    overrides: dict[str, Any] = {"mirror": [mirror_table(text) for text in options["mirror"]]}
+    if options["listen"]:
+        overrides["listen"] = options["listen"]
+    for option, (section, key) in SETS.items():
+        if options[option]:
+            overrides.setdefault(section, {})[key] = options[option]
     leave(Serve(partial(load, config, overrides), offline).run())
 
 
@@ -77,7 +72,7 @@ def mirror_table(text: str) -> dict[str, Any]:
 
 
 class Serve:
-    """The command: in this process, or in several below a supervisor. Raises ConfigError."""
+    """One run of the command. Raises ConfigError."""
 
     def __init__(self, read_settings: Callable[[], Settings], offline: bool) -> None:
         self._read_settings, self._offline = read_settings, offline
@@ -87,7 +82,7 @@ class Serve:
         self._tls = self._tls_context()
 
     def run(self) -> int:
-        """Until it is told to stop: the exit code."""
+        """Serve until a signal ends it. Returns the exit code."""
         file = self._settings.file
         for address in file.listen:
             refuse_network(address, self._settings)
@@ -104,7 +99,7 @@ class Serve:
                 asyncio.run(self._serve(sockets))
                 log(events, logging.INFO, "server.stopped")
                 return 0
-            shares = [shared(each, file.server.workers) for each in sockets]
+            shares = [share(each, file.server.workers) for each in sockets]
             supervisor = Supervisor(
                 list(zip(*shares, strict=True)), self._work, reload=self._reload_all, started=self._say_started
             )
@@ -129,12 +124,12 @@ class Serve:
         await gateway.start()
         secure = [sock for sock, address in zip(listening, self._listen, strict=True) if address.startswith(HTTPS)]
         sockets = [sock for sock in listening if sock not in secure]
-        if link or not sockets:  # our own commands speak plain http, and trust nobody
+        if link or not sockets:  # our own commands speak plain http only
             sockets.append(bind("127.0.0.1:0"))
         try:
             section = settings.file.server
             server = Server(
-                App(gateway),
+                Application(gateway),
                 sockets,
                 limits=Limits(
                     header_bytes=section.header_size,
@@ -143,8 +138,7 @@ class Serve:
                     connections=section.connections,
                 ),
                 stop_timeout=section.stop_timeout,
-                tls_sockets=secure,
-                tls=self._tls,
+                tls=TlsSockets(secure, self._tls.context) if self._tls else None,
             )
 
             def reload() -> None:
@@ -157,7 +151,7 @@ class Serve:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, reload)
             for number in (signal.SIGTERM, signal.SIGINT):
-                # The server's own handlers come with it; whoever reads that we started may send one before.
+                # The server installs its own later, but a signal may come as soon as we have said that we started.
                 loop.add_signal_handler(number, server.stop)
             with announced(settings.cache_dir, self._listen, address_of(sockets[-1] if link else sockets[0])):
                 if link:
@@ -177,11 +171,11 @@ class Serve:
         log(events, logging.INFO, "server.started", listen=urls, cache_dir=cache_dir, workers=file.server.workers)
 
     def _reload_all(self) -> bool:
-        """In the supervisor: workers that begin later begin with these settings."""
+        """In the supervisor: workers that start later start with these settings."""
         return self._reload(lambda fresh: MirrorTable(fresh.mirrors, fresh.file.access.allow_hosts))
 
     def _reload(self, take: Callable[[Settings], object], *, is_worker: bool = False) -> bool:
-        """Read the settings again, and whether they are in force now; `take` may raise ConfigError."""
+        """Read the settings again and give them to `take`. False if one of the two finds them wrong."""
         try:
             fresh, unchanged = as_running(self._read_settings(), self._settings)
             fresh_certificate = certificate(fresh)
@@ -200,13 +194,13 @@ class Serve:
         log(events, logging.INFO, "config.reloaded", mirrors=len(fresh.mirrors))
         return True
 
-    def _tls_context(self) -> Context | None:
-        """Made before there are workers, who share it."""
+    def _tls_context(self) -> CurrentCertificate | None:
+        """The context of all https listeners. Made before the workers start, because they share it."""
         first = certificate(self._settings)
         if first is None:
             return None
         first.report(time.time())
-        return Context(first, self._settings.file.server.connections + REFUSED)
+        return CurrentCertificate(first)
 
     def _set_up_log(self) -> None:
         logs.set_up(self._settings.file.log.level)
@@ -214,9 +208,9 @@ class Serve:
 
 
 def as_running(fresh: Settings, now: Settings) -> tuple[Settings, bool]:
-    """`fresh` but for what takes a restart, which stays as it is, and whether that is what `fresh` says too.
+    """`fresh` with the running values of the keys that take a restart, and whether `fresh` had these values already.
 
-    A worker that begins later must have the cache directory of the others.
+    A worker that starts later must have the cache directory of the others.
     """
     file = replace(
         fresh.file,
@@ -235,20 +229,17 @@ def address_of(listener: socket.socket) -> str:
 
 
 def refuse_network(address: str, settings: Settings) -> None:
-    """Raise ConfigError for an address that others can reach, as long as nobody of them may ask."""
+    """Raise ConfigError for an address that other machines can reach, if none of them may ask."""
     host = address.removeprefix(HTTPS).rpartition(":")[0].strip("[]")
     if address.startswith("unix:") or not host or host == "localhost" or settings.access.is_open:
-        return  # of an address without a host, bind says what is wrong
+        return  # bind reports an address without a host
     try:
         if ipaddress.ip_address(host).is_loopback:
             return
     except ValueError:
-        pass  # a name; whatever it means today, tomorrow it may be another address
+        pass  # a name may lead to another address tomorrow
     raise ConfigError(
         f"{address} is reachable from the network, and nobody there may ask. say who, by a line below [access]: "
         'clients = ["127.0.0.0/8", "::1", "192.168.0.0/16"] for networks, or token = "..." for whoever shows that. '
         "or listen on 127.0.0.1, [::1] or unix:PATH"
     )
-
-
-COMMANDS = [serve]

@@ -1,5 +1,6 @@
 """fetchonce status: what the server on the cache directory is doing."""
 
+import asyncio
 import contextlib
 import time
 from typing import Any
@@ -10,15 +11,9 @@ from rich.text import Text
 
 from ..config import Settings
 from ..errors import ProxyError
-from ..store.servers import client_of, running
-from .common import (
-    age_text,
-    as_proxy_errors,
-    json_option,
-    print_json,
-    settings_options,
-    size_text,
-)
+from ..store.servers import running
+from ..upstream.local import LocalServer
+from .common import age_text, json_option, print_json, settings_options, size_text
 
 WATCH_SECONDS = 0.5
 
@@ -35,36 +30,33 @@ def status(settings: Settings, watch: bool, as_json: bool) -> None:
         print_json(read(settings))
         return
     if not watch:
-        click.echo(drawn(read(settings)))
+        click.echo(as_text(read(settings)))
         return
-    with contextlib.suppress(KeyboardInterrupt), Live(Text(drawn(read(settings))), refresh_per_second=4) as live:
+    with contextlib.suppress(KeyboardInterrupt), Live(Text(as_text(read(settings))), refresh_per_second=4) as live:
         while True:
             time.sleep(WATCH_SECONDS)
-            live.update(Text(drawn(read(settings))))
+            live.update(Text(as_text(read(settings))))
 
 
 def read(settings: Settings) -> dict[str, Any]:
     """The status of all servers on the cache directory in one; empty if none runs."""
+    return asyncio.run(_read(settings))
+
+
+async def _read(settings: Settings) -> dict[str, Any]:
     servers = running(settings.cache_dir)
-    for number, server in enumerate(servers, 1):
+    for server in servers:
         try:
-            return _ask(server.own, settings.access.token)
+            async with LocalServer(server.own, settings.access.token) as local:
+                whole: dict[str, Any] = await local.get_json("/-/status")
+                return whole
         except ProxyError:
-            if number == len(servers):
+            if server is servers[-1]:
                 raise
     return {"fills": [], "totals": {}, "workers": []}
 
 
-def _ask(address: str, token: str) -> dict[str, Any]:
-    with as_proxy_errors(address), client_of(address, token) as client:
-        answer = client.get("/-/status")
-        if answer.status_code != 200:
-            raise ProxyError(f"the server on {address} answered {answer.status_code} to /-/status")
-        told: dict[str, Any] = answer.json()
-        return told
-
-
-def drawn(whole: dict[str, Any]) -> str:
+def as_text(whole: dict[str, Any]) -> str:
     if not whole["workers"]:
         return "no server runs on this cache directory; start one with: fetchonce serve"
     totals = whole["totals"]
@@ -91,6 +83,3 @@ def drawn(whole: dict[str, Any]) -> str:
             f"  {fill['state']}: {size_text(done)}{of}, {size_text(fill['rate'])}/s{left}, {readers}",
         ]
     return "\n".join(lines if whole["fills"] else [*lines, "nothing is being fetched"])
-
-
-COMMANDS = [status]

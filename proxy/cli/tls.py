@@ -1,4 +1,4 @@
-"""fetchonce tls: a certificate for tools that insist on https. It changes nothing outside its own directory."""
+"""fetchonce tls: a certificate for tools that insist on https. Nothing outside its own directory is changed."""
 
 import ipaddress
 import re
@@ -34,25 +34,25 @@ def tls() -> None:
 @json_option
 @settings_options
 def init(settings: Settings, hosts: tuple[str, ...], directory: str | None, renew: bool, as_json: bool) -> None:
-    """Make a certificate authority and a server certificate, and say how to have them trusted.
+    """Make a certificate authority and a server certificate, and say how to trust them.
 
     The certificate is for localhost, the names under which guests and containers reach this machine, its host name,
-    [access] hosts and each --host. Run it again to renew one that ends within 30 days, or to see this again: the
+    [access] hosts and each --host. Run it again to renew one that ends within 30 days, or to read this again: the
     authority stays the same. Nothing outside its directory is changed.
     """
     try:
-        from .authority import make  # only here: it takes longer to load than most commands to run
+        from .authority import make  # here, because cryptography is optional
     except ImportError as error:
         raise ProxyError(
-            "tls init takes the package cryptography: pipx inject fetchonce cryptography, or pip install "
+            "tls init needs the package cryptography: pipx inject fetchonce cryptography, or pip install "
             f"'fetchonce[tls]' ({error})"
         ) from None
     if wrong := [host for host in hosts if not _is_name(host)]:
         raise ConfigError(f"--host {wrong[0]}: expected a name or an address, without a port")
-    wished = ["localhost", "127.0.0.1", "::1", *sorted(OWN_NAMES - {"localhost"})]
-    wished += filter(_is_name, map(str.lower, (socket.gethostname(), *sorted(settings.access.hosts))))
+    optional = ["localhost", "127.0.0.1", "::1", *sorted(OWN_NAMES - {"localhost"})]
+    optional += filter(_is_name, map(str.lower, (socket.gethostname(), *sorted(settings.access.hosts))))
     where = Path(directory).expanduser().absolute() if directory else tls_dir()
-    made = make(where, _plain(hosts), _plain(wished), renew=renew)
+    made = make(where, _normal(hosts), _normal(optional), renew=renew)
     if made.left_out:
         click.echo(f"left out, since the authority was made without: {', '.join(made.left_out)}", err=True)
     if as_json:
@@ -66,7 +66,7 @@ def init(settings: Settings, hosts: tuple[str, ...], directory: str | None, rene
             }
         )
     else:
-        click.echo(_told(settings, made, is_default=where == tls_dir()))
+        click.echo(_instructions(settings, made, is_default=where == tls_dir()))
 
 
 def _is_name(text: str) -> bool:
@@ -74,15 +74,15 @@ def _is_name(text: str) -> bool:
         ipaddress.ip_address(text)
     except ValueError:
         return bool(re.fullmatch(NAME, text.lower()))
-    return "%" not in text  # of this machine's interfaces no certificate can speak
+    return "%" not in text  # a certificate cannot name an interface of this machine
 
 
-def _plain(names: Iterable[str]) -> list[str]:
-    """Lower case, addresses in their shortest form, each once."""
+def _normal(names: Iterable[str]) -> list[str]:
+    """Names in lower case, addresses in their shortest form, without duplicates."""
     return list(dict.fromkeys(str(ipaddress.ip_address(each)) if ":" in each else each.lower() for each in names))
 
 
-def _told(settings: Settings, made: "Made", *, is_default: bool) -> str:
+def _instructions(settings: Settings, made: "Made", *, is_default: bool) -> str:
     listen = list(settings.file.listen)
     if not settings.listens_for_https:
         listen.append(f"{HTTPS}127.0.0.1:{PORT}")
@@ -91,23 +91,20 @@ def _told(settings: Settings, made: "Made", *, is_default: bool) -> str:
     section = "" if is_default else f'\n  [server]\n  tls_cert = "{made.server}"'
     return f"""\
 authority    {made.authority}
-certificate  {made.server}, {"made now" if made.is_new else "as it was"}, good until {made.until:%Y-%m-%d}
+certificate  {made.server}, {"new" if made.is_new else "unchanged"}, valid until {made.until:%Y-%m-%d}
              for {", ".join(made.names)}
 
-to serve https, say in your configuration file, and start fetchonce again (SIGHUP, if it is only a new certificate):
+to serve https, put this into your configuration file and restart fetchonce (a new certificate alone needs only SIGHUP):
   listen = [{", ".join(f'"{each}"' for each in listen)}]{section}
 
-to have it trusted (nothing of this is done for you; it can sign for the names above, and for no other):
+to trust it (you have to do this yourself; it can sign for the names above and no others):
   Debian, Ubuntu  sudo cp {ca} /usr/local/share/ca-certificates/fetchonce.crt && sudo update-ca-certificates
   Fedora, RHEL    sudo cp {ca} /etc/pki/ca-trust/source/anchors/fetchonce.pem && sudo update-ca-trust
   openSUSE        sudo cp {ca} /etc/pki/trust/anchors/fetchonce.pem && sudo update-ca-certificates
   Arch            sudo trust anchor --store {ca}
   macOS           sudo security add-trusted-cert -d -r trustRoot -k /Library/Keychains/System.keychain {ca}
 
-then, with the daemon of the tool started again:
+then restart the tool's daemon:
   Incus, LXD      incus remote add fetchonce {base}/images.linuxcontainers.org --protocol=simplestreams
   Multipass       multipass set local.image.mirror={base}/cloud-images.ubuntu.com
   curl            needs none of this: curl --cacert {ca} {base}/..."""
-
-
-COMMANDS = [tls]

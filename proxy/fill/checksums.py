@@ -4,9 +4,12 @@ They are objects like any other: fetched by fills of their own, stored, and shar
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import aclosing, closing
 from logging import DEBUG
 from typing import Protocol
+
+from cachetools import TTLCache
 
 from ..errors import ProxyError, UpstreamError
 from ..log import events, log
@@ -17,35 +20,29 @@ from ..rules.mirrors import Target
 from ..rules.policy import Ask
 from ..rules.validators import condition
 from ..store.store import Store
-from .fill import Fill, FillState
-from .passthrough import Passage
+from .fill import Fill, Question
+from .passthrough import Passthrough
+from .states import Confirmed, Failed, Passed
 
 ANEW = (("cache-control", "no-cache"),)
 """Past our own copy, and past those of the caches between us and the mirror."""
-
-
 ABSENT_SECONDS = 10.0
-"""As long a checksum file that another process has brought may stay unseen."""
+"""A checksum file that another process has brought may stay unseen for so long."""
 MAX_ABSENT = 4096
 
 
-class Join(Protocol):
-    def __call__(
-        self, target: Target, stale: Entry | None, condition: Headers, *, keep: bool
-    ) -> Awaitable[tuple[Fill, bool]]: ...
+class Fetches(Protocol):
+    """What is needed of Flights, which has a Checksums of its own."""
+
+    async def join(self, target: Target, question: Question) -> tuple[Fill, bool]: ...
+    async def open_passthrough(self, target: Target, fields: Headers) -> Passthrough: ...
 
 
 class Checksums:
-    def __init__(
-        self,
-        store: Store,
-        join: Join,
-        open_passage: Callable[[Target, Headers], Awaitable[Passage]],
-        clock: Callable[[], float],
-    ) -> None:
-        self._store, self._join, self._open_passage, self._clock = store, join, open_passage, clock
-        self._absent: dict[str, float] = {}
-        """By key: until when a checksum file that we do not have is not looked for again."""
+    def __init__(self, store: Store, flights: Fetches, clock: Callable[[], float]) -> None:
+        self._store, self._flights, self._clock = store, flights, clock
+        self._absent: TTLCache[str, bool] = TTLCache(MAX_ABSENT, ABSENT_SECONDS, clock)
+        """Keys of checksum files that we do not have, and do not look for again for a while."""
 
     async def expected(self, target: Target, anew: bool) -> Expected | None:
         """The digest of `target` by the first of its checksum files that names it; None if none does or can be had.
@@ -66,18 +63,16 @@ class Checksums:
 
     async def changed_at(self, target: Target) -> float:
         """Unix time at which the newest of the checksum files we have of a moving object became what it is; else 0."""
-        newest, now = 0.0, self._clock()
+        newest = 0.0
         if target.mirror.is_moving(target.path):
             for sibling in target.checksums:
                 # Every hit comes by here, and looking for what is not there waits for whatever is being stored.
-                if self._absent.get(sibling.key, 0.0) > now:
+                if sibling.key in self._absent:
                     continue
                 if entry := await self._store.lookup(sibling.key):
                     newest = max(newest, entry.stored_at)
                 else:
-                    if len(self._absent) >= MAX_ABSENT:
-                        self._absent.clear()
-                    self._absent[sibling.key] = now + ABSENT_SECONDS
+                    self._absent[sibling.key] = True
         return newest
 
     def landed(self, key: str) -> None:
@@ -88,53 +83,64 @@ class Checksums:
         """If `fill` brings a new generation of a moving object, have the checksum files we have asked for with it."""
         with contextlib.suppress(ProxyError):
             await fill.wait_head()
-            if fill.state is FillState.UNCHANGED:
+            if isinstance(fill.state, Confirmed):
                 return
             for sibling in target.checksums:
                 entry = await self._store.lookup(sibling.key)
                 if entry and entry.validated_at < fill.answered_at:
-                    await self._join(sibling, entry, condition(entry.head.headers) + ANEW, keep=True)
+                    await self._flights.join(sibling, Question(condition(entry.head.headers) + ANEW, entry))
 
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it."""
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):
-            fill, is_first = await self._join(target, entry, decision.condition, keep=True)
-            with fill.attach():
-                try:
-                    await fill.wait_head()
-                    if (fill.length or 0) > digests.MAX_TEXT_BYTES:
-                        if fill.readers == 1:
-                            fill.stop()
-                        raise UpstreamError(f"{target.url} is too long for a checksum file")
-                    await fill.wait_over()
-                    if fill.passage:
-                        passage = fill.passage if is_first else await self._open_passage(target, ())
-                        return await _all(passage), fill.answered_at
-                    if fill.error:
-                        raise fill.error
-                except UpstreamError:
-                    if anew or entry is None:
-                        raise
-                else:
-                    entry = fill.entry
-                    if entry is None:  # fetched, but not to be stored
-                        return fill.partial.read(0, digests.MAX_TEXT_BYTES + 1), fill.answered_at
+            try:
+                return await self._fetch(target, Question(decision.condition, entry))
+            except UpstreamError:
+                if anew or entry is None:
+                    raise
         assert entry
+        return self._stored(entry), entry.validated_at
+
+    async def _fetch(self, target: Target, question: Question) -> tuple[bytes, float]:
+        fill, is_first = await self._flights.join(target, question)
+        with fill.attach():
+            await fill.wait_head()
+            if (fill.length or 0) > digests.MAX_TEXT_BYTES:
+                if fill.readers == 1:
+                    fill.stop()
+                raise _too_long(target.url)
+            await fill.wait_over()
+            match fill.state:
+                case Passed():
+                    passthrough = fill.take_passthrough() if is_first else None
+                    passthrough = passthrough or await self._flights.open_passthrough(target, ())
+                    return await _all(passthrough), fill.answered_at
+                case Failed(error):
+                    raise error
+            if fill.entry:
+                return self._stored(fill.entry), fill.entry.validated_at
+            assert fill.incoming  # fetched, but not to be stored
+            return fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1), fill.answered_at
+
+    def _stored(self, entry: Entry) -> bytes:
         if entry.size > digests.MAX_TEXT_BYTES:
-            raise UpstreamError(f"{target.url} is too long for a checksum file")
-        return self._store.read(entry), entry.validated_at
+            raise _too_long(entry.url)
+        return self._store.read(entry)
 
 
-async def _all(passage: Passage) -> bytes:
+def _too_long(url: str) -> UpstreamError:
+    return UpstreamError(f"{url} is too long for a checksum file")
+
+
+async def _all(passthrough: Passthrough) -> bytes:
     """The text of a file that is not kept, or so much of it that it is too long."""
     text = b""
-    try:
-        async for piece in passage.read(0, None):
-            text += piece
-            if len(text) > digests.MAX_TEXT_BYTES:
-                break
-        return text
-    finally:
-        passage.close()
+    with closing(passthrough):
+        async with aclosing(passthrough.pieces(0, None)) as pieces:
+            async for piece in pieces:
+                text += piece
+                if len(text) > digests.MAX_TEXT_BYTES:
+                    break
+    return text

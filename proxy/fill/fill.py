@@ -1,207 +1,165 @@
-"""One upstream transfer into one file.
+"""One object on its way into the cache.
 
-A Fill belongs to the cache, not to the client who caused it; clients only read. States only go forward:
-ASKING → STREAMING → COMPLETE | FAILED, or ASKING → UNCHANGED | PASSED | FAILED. Nothing here knows HTTP to the client.
-While a digest is expected, or may yet turn out to be, nobody gets the last byte.
+A Fill belongs to the cache, not to the client who caused it; clients only read. Nothing here knows HTTP to the client.
 
-`run` goes the way: follow another process, ask, bring the bytes in (ingest.py), verify, store.
+`run` goes the way: wait for the lock and read along with the process that has it, ask the origin, bring the bytes in
+(ingest.py), verify, store.
 """
 
 import asyncio
 import contextlib
-import enum
-import os
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
+from typing import Any, TypeVar
 
 from ..errors import DigestMismatch, OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
 from ..log import events, log
 from ..rules import vary
 from ..rules.entry import Entry, Head, Headers, refreshed
+from ..rules.freshness import is_storable
 from ..rules.mirrors import Target
-from ..rules.validators import resume_validator
-from ..store.partial import Partial, PartialRecord
-from ..upstream.client import Exchange
+from ..rules.splice import Held, Known
+from ..store.locks import Lock
+from ..store.partial import Partial
+from .asking import Another, Answer, Rest, Unchanged, Whole
+from .context import FillContext
+from .growing import Growing
 from .ingest import Ingest
-from .origin import Asking, Begun, NotModified, Passing, Rooms
-from .passthrough import Passage
+from .origin import Origin
+from .passthrough import Passthrough
 from .sharing import Follower
+from .states import Asking, Complete, Confirmed, Failed, Incoming, Passed, State, Streaming
 from .verify import AskChecksums, Verifier
 
+T = TypeVar("T")
 
-class FillState(enum.Enum):
-    ASKING = "asking"
-    """Nothing is known yet."""
-    STREAMING = "streaming"
-    """`head` and `fd` may be used; bytes come."""
-    COMPLETE = "complete"
-    """Every byte is there; `entry` is what was stored (None if no client wanted that)."""
-    PASSED = "passed"
-    """There is an answer, and it is not kept: `passage` is for who began this, others need one of their own."""
-    UNCHANGED = "unchanged"
-    """Nothing was to be fetched: `entry` is what we have, confirmed by upstream."""
-    FAILED = "failed"
-    """`error` says why; bytes that came can still be read, but where there is no room for them."""
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the client that begins a fill has us ask upstream."""
+
+    fields: Headers
+    stale: Entry | None = None
+    """What is stored, and confirmed by a 304."""
+    keep: bool = True
+    """Whether this client lets the body be stored; no-store forbids it."""
 
 
 class Fill:
     def __init__(
         self,
         target: Target,
-        stale: Entry | None,
-        condition: Headers,
-        rooms: Rooms,
+        question: Question,
+        context: FillContext,
         ask_checksums: AskChecksums,
         avoid: frozenset[str] = frozenset(),
     ) -> None:
-        self.target = target
-        self.urls = tuple(url for url in target.urls_for(condition) if url not in avoid) or target.urls_for(condition)
-        """Where bytes may come from, in the order to try."""
-        self.verifier = Verifier(target, ask_checksums, rooms.threads, self._publish, rooms.settings.checksum_timeout)
-        self.state = FillState.ASKING
-        self.head: Head
-        self.length: int | None = None
-        """Bytes of the whole body, once known."""
-        self.entry: Entry | None = None
-        self.error: ProxyError | None = None
-        self.is_wanted = True
-        """Whether any client lets the body be stored (no-store forbids it)."""
-        self.source = target.url
-        """Where bytes come from, for people."""
+        """`avoid`: upstream URLs to pass over as long as there are others."""
+        self.target, self.question = target, question
+        self.state: State = Asking()
         self.readers = 0
-        self.started_at = self.answered_at = rooms.clock()
-        self.passage: Passage | None = None
-        self._stale, self._condition = stale, condition
-        self._ask_checksums = ask_checksums
-        self._rooms = rooms
-        self._partial: Partial | None = None
-        self._former: Partial | None = None
-        self._waiting: Counter[int] = Counter()
-        self._changed = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._follower: Follower | None = None
-        """While another process fills."""
+        self.started_at = context.clock()
+        self.is_stopped = False
+        """Whether it is on its way to its end, and nobody may join."""
+        self.is_wanted = question.keep
+        """Whether any client lets the body be stored."""
+        self._context, self._ask_checksums = context, ask_checksums
+        self._origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid)
+        self._passthrough: Passthrough | None = None
+        """In Passed, for the client that began this, until it takes it."""
         self._ingest: Ingest | None = None
-        """From STREAMING on, where this one does."""
-        self.began_at = target.url
-        """The URL that gave the head."""
-        self.is_following = False
-        """Whether another process began it: what came is its work."""
+        """From Streaming on, where this process fetches."""
+        self._work: asyncio.Task[object] | None = None
+        """What `stop` breaks off."""
+        self._has_ended = False
+        self._changed = asyncio.Event()
 
     # -- for readers --------------------------------------------------------------------------------------------------
 
     @property
-    def partial(self) -> Partial:
-        """The growing file, from STREAMING on."""
-        assert self._partial
-        return self._partial
+    def incoming(self) -> Incoming | None:
+        """The body, from Streaming on."""
+        match self.state:
+            case Streaming(incoming) | Complete(incoming, _) | Failed(_, incoming):
+                return incoming
+        return None
 
     @property
-    def fd(self) -> int:
-        return self.partial.fd
+    def head(self) -> Head | None:
+        """None until upstream has answered."""
+        match self.state:
+            case Confirmed(entry):
+                return entry.head
+            case Passed(known):
+                return known.head
+        return self.incoming.head if self.incoming else None
+
+    @property
+    def entry(self) -> Entry | None:
+        """What it has stored, or what was confirmed."""
+        return self.state.entry if isinstance(self.state, (Complete, Confirmed)) else None
+
+    @property
+    def error(self) -> ProxyError | None:
+        return self.state.error if isinstance(self.state, (Failed, Passed)) else None
+
+    @property
+    def is_over(self) -> bool:
+        return not isinstance(self.state, (Asking, Streaming))
+
+    @property
+    def is_whole(self) -> bool:
+        """Every byte is on disk, stored already or about to be."""
+        return self.incoming is not None and self.incoming.growing.is_whole
+
+    @property
+    def fetched(self) -> int:
+        """Bytes this fill got from upstream; less than it has where an earlier one had begun."""
+        return self._ingest.fetched if self._ingest else 0
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the whole body, once known."""
+        return self.incoming.growing.length if self.incoming else self.head.length if self.head else None
 
     @property
     def received(self) -> int:
         """Bytes on disk."""
-        return self._partial.extents.total if self._partial else 0
+        return self.incoming.growing.received if self.incoming else 0
 
     @property
-    def is_whole(self) -> bool:
-        """Every byte is on disk, be it stored already or on its way there."""
-        return self.length is not None and self.received == self.length
+    def source(self) -> str:
+        """Where the bytes come from, for people."""
+        return self.incoming.source if self.incoming else self.target.url
 
     @property
-    def fetched(self) -> int:
-        """Bytes this fill got from upstream; less than `received` where an earlier one had begun."""
-        return self._ingest.fetched if self._ingest else 0
+    def is_following(self) -> bool:
+        """Another process fetches, and this one reads along."""
+        return self.incoming is not None and self.incoming.is_followed
 
     @property
-    def is_withheld(self) -> bool:
-        """The body is not verified yet, or is the wrong one: its last byte is kept back."""
-        return self.verifier.is_withheld
-
-    @property
-    def is_over(self) -> bool:
-        return self.state not in (FillState.ASKING, FillState.STREAMING)
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether it is on its way to its end, and nobody may join."""
-        return self._stopping.is_set()
+    def answered_at(self) -> float:
+        """Unix time of upstream's answer; of the fill's beginning until then."""
+        if isinstance(self.state, Passed):
+            return self.state.answered_at
+        return self.incoming.answered_at if self.incoming else self.started_at
 
     @property
     def age(self) -> float:
         """Seconds since the origin made the answer (RFC 9111 §4.2.3)."""
-        return self.head.age + max(0.0, self._rooms.clock() - self.answered_at)
+        return (self.head.age if self.head else 0.0) + max(0.0, self._context.clock() - self.answered_at)
 
-    def readable(self, offset: int) -> int:
-        """Offset up to which a reader standing at `offset` may read now."""
-        reach = self.partial.extents.reach(offset)
-        if not self.is_withheld:
-            return reach
-        end = reach if self.length is None else self.length
-        return min(reach, max(offset, end - 1))
+    def want(self) -> None:
+        """A client came that lets the body be stored."""
+        self.is_wanted = True
 
     async def wait_head(self) -> None:
-        """Wait until upstream has answered; raises the fill's error if it FAILED without."""
-        # Of an empty body the head says all: where one must be verified, that is what is kept back.
-        while self.state is FillState.ASKING or (self.length == 0 and self.is_withheld and not self.error):
+        """Wait until upstream has answered; raises the fill's error if it failed without."""
+        while isinstance(self.state, Asking) or (isinstance(self.state, Streaming) and self.state.incoming.is_hidden):
             await self._changed.wait()
-        if (
-            self.error
-            and self.state is FillState.FAILED
-            and (not self._partial or (self.length == 0 and self.is_withheld))
-        ):
-            raise self.error
-
-    async def wait_readable(self, offset: int) -> int:
-        """Wait until `readable(offset) > offset`, and return it; `offset` itself at the end of the body.
-
-        Raises the fill's error if it FAILED first.
-        """
-        if (stop := self.readable(offset)) > offset:
-            return stop
-        self._waiting[offset] += 1
-        try:
-            if self._follower:
-                self._follower.look()
-            elif self._ingest:
-                self._ingest.look(offset)
-            while (stop := self.readable(offset)) <= offset and (offset != self.length or self.is_withheld):
-                if self.error:
-                    raise self.error
-                await self._changed.wait()
-            return stop
-        finally:
-            self._waiting[offset] -= 1
-            if not self._waiting[offset]:
-                del self._waiting[offset]
-            if self._follower:
-                self._follower.look()
-
-    async def wait_length(self) -> int:
-        """Wait until the length of the body is known."""
-        while self.length is None:
-            if self.error:
-                raise self.error
-            await self._changed.wait()
-        return self.length
-
-    async def wait_verified(self) -> dict[str, str]:
-        """Wait until the whole body may be read, and return its digests by algorithm; raises as wait_readable does."""
-        while not (digests := self.verifier.digests) or self.is_withheld:
-            if self.error:
-                raise self.error
-            await self._changed.wait()
-        return digests
-
-    def detour(self) -> Passage | None:
-        """Another way to the bytes where there is no room for them here; None where upstream gives no parts."""
-        if not isinstance(self.error, OutOfSpace) or self.length is None or not resume_validator(self.head.headers):
-            return None
-        return self._passage()
+        if isinstance(self.state, Failed) and (self.state.incoming is None or self.state.incoming.is_hidden):
+            raise self.state.error
 
     async def wait_over(self) -> None:
         """Wait until the fill has ended, well or not."""
@@ -210,54 +168,53 @@ class Fill:
 
     @contextlib.contextmanager
     def attach(self) -> Iterator[None]:
-        """For as long as a client reads; the last one to leave may pause the fill (`on_abandon`)."""
+        """While a client reads: the files stay open. The last one to leave may pause the fill (`on_abandon`)."""
         self.readers += 1
         try:
             yield
         finally:
             self.readers -= 1
-            if self.passage and not self.readers:
-                self.passage.close()
-            if not self.readers and self._rooms.settings.on_abandon == "pause":
+            if not self.readers and self._context.settings.on_abandon == "pause":
                 self.stop()
+            self._close_unused()
+
+    def take_passthrough(self) -> Passthrough | None:
+        """In Passed: the transfer for the client that began this, once. It closes it."""
+        passthrough, self._passthrough = self._passthrough, None
+        return passthrough
+
+    def bypass(self) -> Passthrough | None:
+        """Another way to the bytes where there is no room for them here; None where upstream gives no parts."""
+        if not isinstance(self.error, OutOfSpace):
+            return None
+        match self.state:
+            case Passed(known):
+                pass
+            case Failed(_, Incoming(head, url)):
+                known = Known(head, url, Held.PASSED)
+            case _:
+                return None
+        return self._pass(known) if known.can_resume else None
 
     def stop(self) -> None:
         """End the fill where it is; what came is kept for the next one, if upstream lets us go on there."""
-        self._stopping.set()
-        if self._follower:
-            self._follower.stop()
-        if self._ingest:
-            self._ingest.stop()
+        self.is_stopped = True
+        if self._work:
+            self._work.cancel()
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
-    def _found(self, record: PartialRecord, partial: Partial) -> None:
-        """Another process is filling it: its file is read along."""
-        self._partial = partial
-        self.head, self.length = record.head, record.head.length
-        self.began_at = record.source
-        self.source, self.is_following = f"another process, from {record.source}", True
-        # That process verifies, and what comes of it is seen in what it stores.
-        self.verifier.expect(self.length)
-        self.state = FillState.STREAMING
-        self._publish()
-        log(events, INFO, "fill.follows", key=self.target.key[:12], have=self.received)
-
     async def run(self) -> None:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
-        right: int | None = None
+        lock: Lock | None = None
         try:
-            self._follower = Follower(self._rooms.store, self.target.key, self._waiting, self._found, self._publish)
-            right = await self._follower.wait_right()
-            self._follower = None
-            self._check_stopped()
-            if answer := await self._ask():
-                await self._bring_in(answer)
-                await self._finish()
-            self._rooms.stats.count_fill(self.state.value)
+            lock = await self._stoppable(self._wait_lock())
+            if not await self._is_settled():
+                await self._bring()
+            self._context.stats.count_fill(self.state.name)
         except ProxyError as error:
             self._fail(error)
-            await self._put_away()
+            await self._put_away(error)
         except asyncio.CancelledError:
             self._fail(UpstreamError(f"fetching {self.target.url} was stopped"))
             raise
@@ -266,170 +223,272 @@ class Fill:
             self._fail(ProxyError(f"fetching {self.target.url} failed: internal error: {error!r}"))
             raise
         finally:
-            if self._partial:
-                self._rooms.janitor.release(self._partial)
-            self.verifier.close()
-            self._follower = None
+            incoming = self.incoming
+            if incoming:
+                await incoming.verifier.close()
+            # In one turn of the loop: followers find the last page, and the lock free.
             if self._ingest:
                 self._ingest.close()
-            if right is not None:
-                os.close(right)
+            if incoming:
+                self._context.janitor.release(incoming.growing.partial)
+            if lock:
+                lock.close()
+            self._has_ended = True
+            self._close_unused()
 
-    async def _ask(self) -> Begun | None:
-        """Ask what is to be fetched; None if nothing is."""
-        entry = await self._rooms.store.lookup(self.target.key)
-        if self.is_following and entry and entry.head.generation == self.head.generation:
-            self.partial.extents.add(0, entry.size)
-            await self.verifier.confirm(self.partial, entry, self.began_at)
-            self.entry, self.state = entry, FillState.COMPLETE
-            self._publish()
-            return None
-        if not self.is_following and entry and entry != self._stale:
-            # Somebody else finished it between our client's look and our having the right to fill.
-            self.entry, self.state = entry, FillState.UNCHANGED
-            self._publish()
-            return None
-        if self.is_following and self.is_whole and not self.partial.path.exists():
+    async def _wait_lock(self) -> Lock:
+        """Wait for the lock of the key; meanwhile read along with the process that has it."""
+        follower = Follower(self._context.store, self.target.key)
+        found = await follower.find()
+        if isinstance(found, Lock):
+            return found
+        record, partial = found
+        growing = Growing(partial, record.head.length)
+        # That process verifies, and what comes of it is seen in what it stores.
+        self._to(Streaming(self._received(record.head, record.source, growing, is_followed=True)))
+        log(events, INFO, "fill.follows", key=self.target.key[:12], have=growing.received)
+        return await follower.follow(growing)
+
+    async def _is_settled(self) -> bool:
+        """Whether another process has done already what this fill is for."""
+        entry = await self._context.store.lookup(self.target.key)
+        if not (incoming := self.incoming):
+            if entry is None or entry == self.question.stale:
+                return False
+            # It was finished between our client's look and our having the lock.
+            self._to(Confirmed(entry))
+            return True
+        growing = incoming.growing
+        if entry and entry.head.generation == incoming.head.generation:
+            growing.add(0, entry.size)
+            await incoming.verifier.confirm(entry, incoming.url)
+            self._to(Complete(incoming, entry))
+            return True
+        if growing.is_whole and not growing.partial.path.exists():
             # It was not stored: its own client forbade it, or it is the wrong one.
-            self.verifier.begin(self.partial, self.length)
-            await self._verify()
-            self.state = FillState.COMPLETE
-            self._publish()
-            return None
-        asking = Asking(self.target, self.urls, self._stale, self._condition, self._rooms, self._pause)
-        # Of a body that is followed the process is dead, or has given up; our readers want the rest of that very one.
-        answer = await asking.ask(self.head if self.is_following else None)
-        if isinstance(answer, NotModified):
-            await self._unchanged(answer)
-            return None
-        if isinstance(answer, Passing):
-            self._pass(answer)
-            return None
-        return answer
+            incoming.verifier.begin()
+            await self._verify(incoming)
+            self._to(Complete(incoming, None))
+            return True
+        return False
 
-    async def _bring_in(self, answer: Begun) -> None:
-        # A send that is on its way holds the descriptor of what we followed, by its number.
-        self._former, self._partial = self._partial, answer.partial
-        self.head, self.length = answer.head, answer.head.length
-        self.began_at, self.source = answer.source, answer.exchange.final_url
-        self._rooms.health.answered(answer.exchange.url)
-        self.answered_at = self._rooms.clock()
-        self._ingest = Ingest(
-            self.target, self.urls, self._condition, answer, self._rooms, self._waiting.keys(), self._grown
-        )
-        self.verifier.begin(self.partial, self.length)
-        self.state = FillState.STREAMING
-        self._publish()
-        log(
-            events,
-            INFO,
-            "fill.resumed" if self.received else "fill.started",
-            key=self.target.key[:12],
-            url=answer.exchange.url,
-            have=self.received,
-            bytes=self.length,
-        )
-        await self._ingest.run()
-        self.length = self._ingest.length
-        self._publish()
+    async def _bring(self) -> None:
+        """Ask upstream, and do what the answer says."""
+        answer: Answer | None = None
+        if saved := await self._load_saved():
+            known, partial = saved
+            with contextlib.ExitStack() as stack:
+                stack.callback(partial.close)
+                gaps = partial.extents.gaps(known.head.length or 0)
+                answer = await self._stoppable(self._origin.open(gaps[0] if gaps else None, known))
+                if isinstance(answer, (Rest, Unchanged)) and await self._has_room(known, partial, answer):
+                    stack.pop_all()
+                    await self._go_on(known, partial, answer)
+                    return
+                await self._context.store.discard(partial)
+            answer = answer.whole if isinstance(answer, Another) else None
+        if answer is None:
+            answer = await self._stoppable(self._origin.open(None, None))
+        match answer:
+            case Whole():
+                await self._begin(answer)
+            case Unchanged(url, head):
+                assert self.question.stale
+                entry = refreshed(self.question.stale, head, self._context.clock())
+                self._to(Confirmed(await self._context.store.refresh(entry)))
+                log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=url)
 
-    def _grown(self) -> None:
-        if not self.is_stopped:
-            self.verifier.follow(self.partial.extents.reach(0))
-        self._publish()
+    async def _load_saved(self) -> tuple[Known, Partial] | None:
+        """What an earlier fill left, if upstream can tell whether it is still the same. Close the partial.
 
-    def _pass(self, answer: Passing) -> None:
-        self.head, self.length = answer.head, answer.head.length
-        self.source, self.began_at = answer.exchange.final_url, answer.exchange.url
-        forbidden = f"{self.began_at} is not to be kept: its Cache-Control or Vary forbids it"
-        self.error = answer.error or UpstreamError(forbidden)
-        self.answered_at = self._rooms.clock()
-        self.passage = self._passage(answer.exchange)
-        if not self.readers:
-            self.passage.close()
-        self.state = FillState.PASSED
-        self._publish()
-        level = WARNING if answer.error else INFO
-        log(events, level, "fill.not_kept", key=self.target.key[:12], reason=self.error)
+        Raises UpstreamError where it is not the body that was followed: readers want the rest of exactly that one.
+        """
+        followed = self.incoming
+        saved = await self._context.store.resume(self.target.key)
+        if saved:
+            record, partial = saved
+            known = Known(record.head, record.source, Held.READ if followed else Held.SAVED)
+            if known.can_resume and (not followed or record.head.generation == followed.head.generation):
+                if followed:
+                    have = partial.extents.total
+                    log(events, INFO, "fill.taken_over", key=self.target.key[:12], have=have)
+                return known, partial
+            if not followed:
+                await self._context.store.discard(partial)
+            partial.close()
+        if followed:
+            raise UpstreamError(f"the process that fetched {self.target.url} gave up. ask again")
+        return None
 
-    def _passage(self, exchange: Exchange | None = None) -> Passage:
-        known = self.head, self.began_at, vary.with_each(self._condition)
-        return Passage(self.target, self._rooms, self._ask_checksums, *known, exchange)
+    async def _has_room(self, known: Known, partial: Partial, answer: Rest | Unchanged) -> bool:
+        """Whether there is room for the rest. If not, what is there goes: its own bytes may be what is missing."""
+        try:
+            await self._context.janitor.take_up(partial, self.target.url, known.head.length or 0)
+        except BaseException as error:
+            if isinstance(answer, Rest):
+                answer.exchange.drop()
+            if isinstance(error, StoreError) and known.held is Held.SAVED:
+                return False
+            raise
+        return True
 
-    async def _unchanged(self, answer: NotModified) -> None:
-        assert self._stale
-        self.entry = await self._rooms.store.refresh(refreshed(self._stale, answer.head, self._rooms.clock()))
-        self.state = FillState.UNCHANGED
-        self._publish()
-        log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=answer.url)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait; raises UpstreamError once the fill is stopped."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        self._check_stopped()
-
-    def _check_stopped(self) -> None:
-        if self.is_stopped:
-            raise UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
-
-    async def _finish(self) -> None:
-        """Every byte is there: verify and store."""
-        assert self.length is not None
-        verified = await self._verify()
-        digest = self.verifier.digests["sha256"]
-        if not self.is_wanted:
-            await self._rooms.store.discard(self.partial)
+    async def _go_on(self, known: Known, partial: Partial, answer: Rest | Unchanged) -> None:
+        """Fetch what is missing of a body that was begun by a process that is gone."""
+        rest = answer if isinstance(answer, Rest) else None
+        source = rest.exchange.final_url if rest else known.url
+        if followed := self.incoming:
+            followed.growing.go_on_in(partial)
+            incoming = replace(followed, source=source, is_followed=False)
         else:
-            self.head = replace(self.head, length=self.length)
-            entry = Entry(
-                key=self.target.key,
-                url=self.target.url,
-                mirror=self.target.mirror.name,
-                head=self.head,
-                digest=digest,
-                stored_at=self._rooms.clock(),
-                validated_at=self.answered_at,
-                pinned=bool(self._stale and self._stale.pinned),
-                sha512=self.verifier.digests.get("sha512"),
-                verified=verified,
-            )
-            self.entry = await self._rooms.janitor.commit(self.partial, entry)
-        self.state = FillState.COMPLETE
-        self._publish()
-        seconds = round(self._rooms.clock() - self.started_at, 3)
-        log(events, INFO, "fill.complete", key=self.target.key[:12], bytes=self.length, s=seconds, sha256=digest)
+            growing = Growing(partial, known.head.length)
+            incoming = replace(self._received(known.head, known.url, growing), source=source)
+        await self._stream(known, incoming, rest)
 
-    async def _verify(self) -> str | None:
-        assert self.length is not None
-        others = [url for url in self.urls if url != self.began_at]
-        return await self.verifier.verify(self.length, self.began_at, others)
+    async def _begin(self, whole: Whole) -> None:
+        """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
+        try:
+            if not is_storable(whole.head, self.question.fields):
+                why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
+                self._pass_on(whole, UpstreamError(why))
+                return
+            partial = await self._context.janitor.create(self.target.key, self.target.url, whole.head)
+        except OutOfSpace as error:
+            self._pass_on(whole, error)
+            return
+        except BaseException:
+            whole.exchange.drop()
+            raise
+        growing = Growing(partial, whole.head.length)
+        incoming = self._received(whole.head, whole.url, growing)
+        incoming = replace(incoming, source=whole.exchange.final_url)
+        known = Known(whole.head, whole.url, Held.READ)
+        await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
+
+    async def _stream(self, known: Known, incoming: Incoming, rest: Rest | None) -> None:
+        """From the first byte that is missing to the stored entry."""
+        growing, key = incoming.growing, self.target.key[:12]
+        self._ingest = Ingest(self.target, self._origin, known, growing, self._context)
+        incoming.verifier.begin()
+        self._to(Streaming(incoming))
+        what = "fill.resumed" if growing.received else "fill.started"
+        log(events, INFO, what, key=key, url=incoming.url, have=growing.received, bytes=growing.length)
+        try:
+            await self._stoppable(self._ingest.run(rest))
+        finally:
+            if rest:
+                rest.exchange.drop()  # nothing runs any more; where it never began this ends it
+        verified = await self._verify(incoming)
+        digests = incoming.verifier.digests
+        entry = None
+        if self.is_wanted:
+            entry = await self._context.janitor.commit(growing.partial, self._entry(incoming, verified))
+        else:
+            await self._context.store.discard(growing.partial)
+        self._to(Complete(incoming, entry))
+        seconds = round(self._context.clock() - self.started_at, 3)
+        log(events, INFO, "fill.complete", key=key, bytes=growing.length, s=seconds, sha256=digests["sha256"])
+
+    async def _verify(self, incoming: Incoming) -> str | None:
+        others = [url for url in self._origin.urls if url != incoming.url]
+        return await incoming.verifier.verify(await incoming.growing.wait_length(), incoming.url, others)
+
+    def _entry(self, incoming: Incoming, verified: str | None) -> Entry:
+        stale, digests = self.question.stale, incoming.verifier.digests
+        return Entry(
+            key=self.target.key,
+            url=self.target.url,
+            mirror=self.target.mirror.name,
+            head=replace(incoming.head, length=incoming.growing.length),
+            sha256=digests["sha256"],
+            stored_at=self._context.clock(),
+            validated_at=incoming.answered_at,
+            pinned=bool(stale and stale.pinned),
+            sha512=digests.get("sha512"),
+            verified=verified,
+        )
+
+    def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:
+        source = f"another process, from {url}" if is_followed else url
+        verifier = Verifier(
+            self.target,
+            growing,
+            self._ask_checksums,
+            self._context.threads,
+            self._context.settings.checksum_timeout,
+        )
+        return Incoming(head, url, source, self._context.clock(), growing, verifier, is_followed)
+
+    def _pass_on(self, whole: Whole, error: ProxyError) -> None:
+        known = Known(whole.head, whole.url, Held.PASSED)
+        self._passthrough = self._pass(known)
+        self._passthrough.begin(whole.exchange)
+        self._to(Passed(known, self._context.clock(), error))
+        self._close_unused()
+        level = WARNING if isinstance(error, OutOfSpace) else INFO
+        log(events, level, "fill.not_kept", key=self.target.key[:12], reason=error)
+
+    def _pass(self, known: Known) -> Passthrough:
+        origin = Origin(self.target, vary.with_each(self.question.fields), self._context)
+        return Passthrough(self.target, origin, known, self._context, self._ask_checksums)
 
     def _fail(self, error: ProxyError) -> None:
-        self.error = error
-        self.state = FillState.FAILED
-        self._publish()
-        self._rooms.stats.count_fill("failed")
+        incoming = self.incoming
+        self._to(Failed(error, incoming))
+        if incoming:
+            incoming.growing.fail(error)
+        self._context.stats.count_fill("failed")
         log(events, INFO if self.is_stopped else WARNING, "fill.failed", key=self.target.key[:12], error=error)
 
-    async def _put_away(self) -> None:
+    async def _put_away(self, error: ProxyError) -> None:
         """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""
-        if not self._partial or not self._ingest:
+        incoming = self.incoming
+        if not incoming or not self._ingest:
             return
-        keep = self.is_wanted and not isinstance(self.error, OutOfSpace)
+        growing, store = incoming.growing, self._context.store
         try:
-            is_same = not isinstance(self.error, (UpstreamChanged, DigestMismatch))
-            may_go_on = self.length is not None and self.received and resume_validator(self.head.headers)
-            if keep and is_same and may_go_on:
-                await self._rooms.store.save(self._partial, self._ingest.record())
-            else:
-                is_short = isinstance(self.error, OutOfSpace) and not self.is_whole
-                await self._rooms.store.discard(self._partial, at_once=is_short)
-        except StoreError as error:
-            log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=error)
+            may_go_on = Known(incoming.head, incoming.url, Held.SAVED).can_resume and growing.received
+            if self.is_wanted and may_go_on and not isinstance(error, (UpstreamChanged, DigestMismatch, OutOfSpace)):
+                await store.save(growing.partial, self._ingest.record())
+                return
+            is_short = isinstance(error, OutOfSpace) and not growing.is_whole
+            if is_short:
+                growing.lose()
+            await store.discard(growing.partial, at_once=is_short)
+        except StoreError as trouble:
+            log(events, WARNING, "fill.not_saved", key=self.target.key[:12], error=trouble)
 
-    def _publish(self) -> None:
+    def _close_unused(self) -> None:
+        """Close what only readers still had a use for."""
+        if self.readers:
+            return
+        if passthrough := self.take_passthrough():
+            passthrough.close()
+        if self._has_ended and self.incoming:
+            self.incoming.growing.close()
+
+    async def _stoppable(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which `stop` cancels. Raises UpstreamError then."""
+        stopped = UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
+        if self.is_stopped:
+            work.close()
+            raise stopped
+        task = self._work = asyncio.create_task(work)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self.is_stopped and task.cancelled() and not _is_cancelled():
+                raise stopped from None
+            raise
+        finally:
+            self._work = None
+
+    def _to(self, state: State) -> None:
+        self.state = state
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

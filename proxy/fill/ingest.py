@@ -1,315 +1,270 @@
-"""A body on its way from upstream into its partial: over one connection or several, taken up where it breaks.
+"""A body on its way from upstream into its partial: over one connection or several, resumed where it breaks.
 
-The coordinator (`run`) lives on the event loop and owns every field. Transfers run in threads: they read a socket into
-a buffer and write the buffer to the file, and tell the loop how far they are. A gap is a gap: the first bytes, a reader
-far ahead, a broken transfer and a fill taken up after a restart are all "start a segment at the gap".
+`run` lives on the event loop. It keeps transfers running for the gaps: the first bytes, a reader far ahead, the rest of
+a broken transfer and of a fill resumed after a restart are all "open the gap at the origin, and copy".
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Collection
-from functools import partial
+import enum
+import functools
 from logging import WARNING
 
-from ..errors import UpstreamChanged, UpstreamError, UpstreamRange
+from ..errors import UpstreamError
 from ..log import events, log
-from ..rules import vary
-from ..rules.entry import Headers, field
+from ..rules.entry import field
 from ..rules.mirrors import Target
-from ..rules.segments import BIG_BYTES, Ramp, end_of, plan, split
-from ..rules.validators import resume_validator
+from ..rules.segments import BIG_BYTES, Ramp, Segment, plan, schedule
+from ..rules.splice import Known
 from ..store.partial import PartialRecord
-from .origin import Begun, Rooms, pause_after
+from .asking import Gap, Rest
+from .context import FillContext
+from .growing import Growing
+from .origin import Origin
 from .sharing import Leader
-from .transfer import Transfer, open_rest
+from .transfer import Transfer
 
-WAKE_BYTES = 4 * 1024**2
-"""Readers are woken for this much at once: each wake costs every reader a call. 1 MiB made eight readers 8 % slower."""
-WAKE_SECONDS = 0.005
-"""... or after this long, so that a slow upstream's bytes do not lie about."""
 CHECKPOINT_BYTES = 128 * 1024**2
-"""So much is lost at most in a power cut; smaller ones sync too often. A killed process alone loses next to nothing."""
+"""A power cut loses this much at most; smaller ones sync too often. A killed process alone loses next to nothing."""
 MEASURE_SECONDS = 0.1
-"""Over this long a fill's rate is taken, from when all its connections flow: short beside a big fill."""
+"""A fill's rate is taken over this long, from when all its connections flow: short beside a big fill."""
 RESUMABLE_BYTES = 4 * 1024**2
-"""From here on a killed process's fill is taken up; less is fetched anew in no time, and costs no sync."""
+"""From here on a killed process's fill is resumed; less is fetched anew in no time, and costs no sync."""
+
+
+class Mode(enum.Enum):
+    SEVERAL = "several"
+    """Upstream honours ranges: readers far ahead and big bodies get more connections."""
+    ONE = "one"
+    """One connection at a time. Whatever the reason for a failure, upstream likes that better."""
 
 
 class Ingest:
-    """`run` it once; what it has brought is in `partial` at any moment, and `grown` is called when that is more."""
+    """`run` it once, and `close` it. What it has brought is in `growing` at any moment; cancel `run` to stop."""
 
-    def __init__(
-        self,
-        target: Target,
-        urls: tuple[str, ...],
-        condition: Headers,
-        begun: Begun,
-        rooms: Rooms,
-        waiting: Collection[int],
-        grown: Callable[[], None],
-    ) -> None:
-        """`waiting` is the caller's: the offsets where readers wait."""
-        self.partial, self.head, self.length = begun.partial, begun.head, begun.head.length
-        self.source = begun.source
-        """The URL that gave the head."""
+    def __init__(self, target: Target, origin: Origin, known: Known, growing: Growing, context: FillContext) -> None:
         self.fetched = 0
         """Bytes from upstream."""
-        self._target, self._urls, self._fields = target, urls, vary.with_each(condition)
-        self._rooms, self._waiting, self._grown = rooms, waiting, grown
-        self._url = begun.exchange.url
-        """Which of `urls` is asked now."""
-        self._first = begun.first
+        self._target, self._origin, self._known, self._growing = target, origin, known, growing
+        self._context = context
         self._loop = asyncio.get_running_loop()
-        self._running: list[Transfer] = []
-        self._attention = asyncio.Event()
-        self._is_stopped = False
-        self._leader: Leader | None = None
-        """While other processes may follow."""
-        self._told = self.partial.extents.total
-        self._wake_timer: asyncio.TimerHandle | None = None
-        has_ranges = begun.exchange.status == 206 or field(begun.exchange.headers, "accept-ranges") == "bytes"
-        is_told_apart = resume_validator(self.head.headers) is not None
-        self._may_jump = has_ranges and self.length is not None and is_told_apart
-        """Whether readers far ahead get connections of their own: upstream has ranges, and never failed us with one."""
-        self._ramp = Ramp(rooms.settings.connections if (self.length or 0) >= BIG_BYTES else 1)
-        self._measuring: asyncio.TimerHandle | None = None
+        self._mode = Mode.ONE
+        self._ramp = Ramp(context.settings.connections if (growing.length or 0) >= BIG_BYTES else 1)
+        self._running: dict[Segment, asyncio.Task[None]] = {}
+        self._flowing: set[Segment] = set()
+        """Those of which bytes have come."""
+        self._is_due = True
+        """Whether the schedule must be made anew, whatever readers want."""
         self._is_short = False
         """Whether a reader waits for a connection."""
-        self._asks_whole = False
-        """Whether ranges did not give what was asked for: then all of it is asked for, and compared."""
-        self._failures = 0
-        """Transfers that broke since the last byte."""
-        self._last_error: BaseException | None = None
+        self._broken: UpstreamError | None = None
+        """What a transfer ended with."""
+        self._failure: Exception | None = None
+        """What the origin gave up with, or trouble of our own."""
+        self._measuring: asyncio.TimerHandle | None = None
         self._saving: asyncio.Future[None] | None = None
         self._checkpointed = 0
         """Bytes that survive a power cut."""
-        if self.length and self.length >= RESUMABLE_BYTES and is_told_apart:
-            self._checkpoint()
-
-    @property
-    def is_whole(self) -> bool:
-        return self.length is not None and self.partial.extents.total == self.length
+        self._leader: Leader | None = None
+        """While other processes may follow."""
 
     def record(self) -> PartialRecord:
+        """What is known of the body, to go on with it later."""
         return PartialRecord(
             key=self._target.key,
             url=self._target.url,
             mirror=self._target.mirror.name,
-            source=self.source,
-            head=self.head,
-            extents=list(self.partial.extents),
+            source=self._known.url,
+            head=self._known.head,
+            extents=list(self._growing.partial.extents),
         )
 
-    def look(self, offset: int) -> None:
-        """A reader waits at `offset` now: nearer bytes come first."""
-        for transfer in self._running:
-            if transfer.serves(offset):
-                transfer.is_wanted = True
-                return
-        if self._may_jump:
-            self._attention.set()
+    async def run(self, first: Rest | None) -> None:
+        """Fetch until no gap is left. `first` is the answer that began it; None if there is no gap.
 
-    def stop(self) -> None:
-        """Have `run` end soon, with an UpstreamError."""
-        self._is_stopped = True
-        self._attention.set()
-        for transfer in self._running:
-            transfer.cancel()
-
-    async def run(self) -> None:
-        """Run transfers until no gap is left; no thread writes any more when it ends.
-
-        Raises the last error once retrying is of no use.
+        No thread writes any more when it ends. Raises the last error once retrying is of no use, StoreError at once.
         """
+        growing = self._growing
         try:
-            await self._run()
+            if first:
+                exchange = first.exchange
+                has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
+                self._mode = Mode.SEVERAL if has_ranges and self._known.can_resume else Mode.ONE
+                stop = growing.partial.extents.next_start(first.start + 1) or growing.length
+                self._start(Segment(first.start, stop), first)
+            if self._known.can_resume and (growing.length or 0) >= RESUMABLE_BYTES:
+                self._checkpoint()
+                self._leader = await Leader.listen(growing)
+            while not growing.is_whole:
+                self._raise_trouble()
+                if self._is_due or not self._is_served():
+                    self._is_due = False
+                    self._start_what_is_due()
+                await growing.demand.wait()
+                growing.demand.clear()
         finally:
             await self._end()
-
-    async def _run(self) -> None:
-        if self._first:
-            self._start(self._first)
-        if self._saving:  # it is told of: others may find it
-            self._leader = await Leader.listen(self.partial, self._attention.set)
-        while not self.is_whole:
-            self._check_stopped()
-            if not self._running and self._last_error:
-                await self._back_off(self._last_error)
-            if self.length is not None and (self._may_jump or not self._running):
-                waiting = {*self._waiting, *(self._leader.waiting if self._leader else ())} if self._may_jump else ()
-                for transfer in self._running:
-                    transfer.is_wanted = transfer.is_wanted or any(map(transfer.serves, waiting))
-                todo = plan(self.partial.extents, self.length, self._running, waiting, self._rooms.settings.connections)
-                for given_up in todo.cancel:
-                    assert isinstance(given_up, Transfer)
-                    given_up.cancel()
-                for offset, stop in todo.start:
-                    self._start(Transfer(offset, stop, written=offset, is_wanted=offset in waiting))
-                self._is_short = todo.is_short
-                while self._may_jump and (part := split(self.partial.extents, self.length, self._running, self._ramp)):
-                    self._start(Transfer(*part, written=part[0]))
-            elif not self._running:
-                self._start(Transfer(0, None))
-            await self._attention.wait()
-            self._attention.clear()
 
     async def _end(self) -> None:
         if self._measuring:
             self._measuring.cancel()
-        if self._saving:
-            await asyncio.wait([self._saving])
-        for transfer in self._running:
-            transfer.cancel()
-        while self._running:
-            self._attention.clear()
-            await self._attention.wait()
+        for task in self._running.values():
+            task.cancel()
+        ending = [*self._running.values(), *((self._saving,) if self._saving else ())]
+        if ending:
+            await asyncio.wait(ending)
 
     def close(self) -> None:
-        """Let go of followers and of the fill; in the turn of the loop in which the right to fill is given back."""
+        """Let go of followers: in the turn of the loop in which the lock is given back."""
         if self._leader:
             self._leader.close()
-        self._grown = _nothing
 
-    # -- trouble ------------------------------------------------------------------------------------------------------
+    # -- what runs ----------------------------------------------------------------------------------------------------
 
-    async def _back_off(self, error: BaseException) -> None:
-        """Wait before the next try, or raise `error` if there is none.
+    def _raise_trouble(self) -> None:
+        """What runs goes on whatever upstream did to others; then the origin hears of it. Our own trouble is raised."""
+        if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
+            raise self._failure
+        if self._broken and not self._running:
+            self._origin.broke(self._broken)
+            self._broken = None
 
-        The mirror that broke is asked once more, then whoever failed longest ago.
-        """
-        self._failures += 1
-        others = [url for url in self._urls if url != self._url]
-        if isinstance(error, UpstreamChanged) and self._url != self.source and others:
-            pass  # that mirror has something else; the first one may still have ours
-        elif not isinstance(error, UpstreamError) or isinstance(error, UpstreamChanged):
-            raise error
-        delay = pause_after(error, self._failures, self._rooms.settings.retries)
-        if self._failures > 1 or isinstance(error, UpstreamChanged):
-            self._rooms.health.failed(self._url, self._loop.time())
-            self._url = self._rooms.health.order(self._urls, self._loop.time())[0]
-        log(events, WARNING, "fill.broken", key=self._target.key[:12], error=error, retry_in=delay, next=self._url)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay):
-                while not self._is_stopped:
-                    await self._attention.wait()
-                    self._attention.clear()
-        self._check_stopped()
-        self._last_error = None
-        self._attention.set()
+    def _is_served(self) -> bool:
+        """Whether each reader need only wait for what runs. Cheap: it is asked each time a reader begins to wait."""
+        if self._mode is Mode.ONE:
+            return True
+        for offset in self._growing.wanted:
+            serving = next((segment for segment in self._running if segment.serves(offset)), None)
+            if serving is None:
+                return False
+            serving.is_wanted = True
+        return True
 
-    def _check_stopped(self) -> None:
-        if self._is_stopped:
-            raise UpstreamError(f"fetching {self._target.url} was stopped; it goes on with the next request")
+    def _start_what_is_due(self) -> None:
+        growing, extents = self._growing, self._growing.partial.extents
+        if growing.length is None:
+            if not self._running:
+                self._start(Segment(0, None))
+            return
+        running = list(self._running)
+        for segment in running:
+            segment.is_wanted = segment.is_wanted or any(map(segment.serves, growing.wanted))
+        if self._mode is Mode.SEVERAL:
+            needed = plan(extents, growing.length, running, growing.wanted, self._context.settings.connections)
+            step = schedule(extents, growing.length, running, needed, self._ramp)
+        else:
+            step = schedule(extents, growing.length, running, plan(extents, growing.length, running, (), 1), Ramp(1))
+        for segment in step.cancel:
+            self._running[segment].cancel()
+        for segment, stop in step.trim:
+            segment.stop = stop
+        for offset, stop in step.start:
+            self._start(Segment(offset, stop, is_wanted=offset in growing.wanted))
+        self._is_short = step.is_short
 
-    # -- transfers ----------------------------------------------------------------------------------------------------
+    def _start(self, segment: Segment, answer: Rest | None = None) -> None:
+        fetching = self._fetch(segment, answer, is_alone=not self._running)
+        task = self._running[segment] = asyncio.create_task(fetching, name=f"transfer {self._target.key[:12]}")
+        task.add_done_callback(functools.partial(self._ended, segment, answer))
 
-    def _start(self, transfer: Transfer) -> None:
-        for other in self._running:
-            if other.offset < transfer.offset and (other.stop is None or other.stop > transfer.offset):
-                transfer.cut = other, other.stop
-                other.stop = transfer.offset
-        self._running.append(transfer)
-        alone = len(self._running) == 1
-        question = partial(
-            open_rest,
-            self._rooms.upstream,
-            self._url,
-            self.head,
-            self.source,
-            transfer,
-            whole=alone and self._asks_whole,
-            alone=alone,
-            fields=self._fields,
-        )
-        tell = partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
-        done = self._loop.run_in_executor(self._rooms.threads, transfer.run, self.partial, question, tell)
-        done.add_done_callback(lambda done: self._ended(transfer, done.exception()))
+    def _ended(self, segment: Segment, answer: Rest | None, task: asyncio.Task[None]) -> None:
+        if answer and task.cancelled():  # it may never have begun
+            answer.exchange.drop()
+        del self._running[segment]
+        self._flowing.discard(segment)
+        self._is_due = True
+        self._growing.demand.set()
+
+    async def _fetch(self, segment: Segment, answer: Rest | None, *, is_alone: bool) -> None:
+        """One segment, from the question to its last byte. Trouble is noted for `run`; the task ends well."""
+        try:
+            answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
+            if answer.compare:
+                segment.offset, segment.stop = answer.start, answer.exchange.length
+            await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
+        except UpstreamError as error:
+            self._mode = Mode.ONE
+            self._broken = error
+        except Exception as error:
+            self._failure = error
+
+    async def _ask(self, gap: Gap, *, is_alone: bool) -> Rest:
+        if not is_alone:
+            return await self._origin.open_beside(gap, self._known)
+        try:
+            answer = await self._origin.open(gap, self._known)
+        except UpstreamError as error:
+            self._failure = error
+            raise
+        assert isinstance(answer, Rest)
+        return answer
+
+    async def _copy(self, transfer: Transfer) -> None:
+        segment, growing = transfer.segment, self._growing
+        begun = transfer.written
+        tell = functools.partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
+        copying = self._loop.run_in_executor(self._context.threads, transfer.run, growing.partial, tell)
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            transfer.cancel()
+            await asyncio.wait([copying])
+            copying.cancelled() or copying.exception()  # whatever it ended with was our doing
+            raise
+        finally:
+            self._arrived(transfer)
+        if growing.length is None:
+            growing.finish(segment.offset)
+        elif transfer.written == begun and segment.stop != begun:
+            raise UpstreamError(f"{transfer.url} was asked for byte {begun} and sent none")
 
     def _arrived(self, transfer: Transfer) -> None:
         # The flag first: a write after this line tells again, one before it is seen below.
         transfer.is_told = False
-        count = transfer.written - transfer.offset
+        segment, growing = transfer.segment, self._growing
+        count = transfer.written - segment.offset
         if not count:
             return
-        extents = self.partial.extents
-        before = extents.total
-        extents.add(transfer.offset, transfer.offset + count)
-        transfer.offset += count
+        before = growing.received
+        segment.offset += count
+        growing.add(segment.offset - count, segment.offset)
         self.fetched += count
-        self._rooms.stats.fetched_bytes += count
-        if not transfer.is_flowing:
-            transfer.is_flowing = True
+        self._context.stats.fetched_bytes += count
+        if segment not in self._flowing:
+            self._flowing.add(segment)
             self._measure()
-        if extents.total == before:
+        if growing.received == before:
             return  # compared, not written
-        self._failures = 0
-        if self._is_short and transfer.is_turn_over:
-            self._attention.set()
-        if extents.total - self._checkpointed >= CHECKPOINT_BYTES:
+        self._origin.progressed()
+        if self._is_short and segment.is_turn_over:
+            self._is_due = True
+            growing.demand.set()
+        if growing.received - self._checkpointed >= CHECKPOINT_BYTES:
             self._checkpoint()
-        if self._told == 0 or extents.total - self._told >= WAKE_BYTES:
-            self._tell()
-        elif self._wake_timer is None:
-            self._wake_timer = self._loop.call_later(WAKE_SECONDS, self._tell)
-
-    def _ended(self, transfer: Transfer, error: BaseException | None) -> None:
-        self._arrived(transfer)
-        self._running.remove(transfer)
-        if transfer.is_cancelled:
-            pass  # whatever it ended with was our doing
-        elif error is None:
-            self.length = transfer.offset if self.length is None else self.length
-        else:
-            if transfer.cut and transfer.cut[0].stop == transfer.offset:
-                # Nothing came: the other one does it after all.
-                transfer.cut[0].stop = end_of(transfer.offset, self.partial.extents, self._running) or transfer.cut[1]
-            # Whatever the reason, upstream likes one connection better; what runs goes on, and readers wait for it.
-            self._may_jump = False
-            self._asks_whole = self._asks_whole or isinstance(error, UpstreamRange)
-            self._last_error = error
-        self._tell()
-        self._attention.set()
 
     # -- how many -----------------------------------------------------------------------------------------------------
 
     def _measure(self) -> None:
         """Take the rate for a while, once all connections that may be there bring bytes, if there may be more."""
-        if self._flowing() >= self._ramp.allowed < self._ramp.limit and not self._measuring:
-            self._measuring = self._loop.call_later(MEASURE_SECONDS, self._judge, self._ramp.allowed, self.fetched)
+        if len(self._flowing) >= self._ramp.allowed < self._ramp.limit and not self._measuring:
+            self._measuring = self._loop.call_later(MEASURE_SECONDS, self._measured, self._ramp.allowed, self.fetched)
 
-    def _judge(self, connections: int, before: int) -> None:
+    def _measured(self, connections: int, before: int) -> None:
         self._measuring = None
-        if self._flowing() >= connections and self._may_jump:
+        if len(self._flowing) >= connections and self._mode is Mode.SEVERAL:
             self._ramp.judge((self.fetched - before) / MEASURE_SECONDS)
-            self._attention.set()
+            self._is_due = True
+            self._growing.demand.set()
 
-    def _flowing(self) -> int:
-        return sum(transfer.is_flowing for transfer in self._running)
-
-    # -- telling ------------------------------------------------------------------------------------------------------
-
-    def _tell(self) -> None:
-        if self._wake_timer:
-            self._wake_timer.cancel()
-            self._wake_timer = None
-        if self.partial.extents.total != self._told:
-            self._told = self.partial.extents.total
-            self.partial.tell(self.partial.extents)
-            if self._leader:
-                self._leader.wake()
-            self._grown()
+    # -- what survives ------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
         """Let what has come survive a power cut; one at a time, in a thread."""
         if self._saving and not self._saving.done():
             return
-        self._checkpointed = self.partial.extents.total
-        self._saving = self._loop.run_in_executor(self._rooms.threads, self.partial.save, self.record())
+        self._checkpointed = self._growing.received
+        self._saving = self._loop.run_in_executor(self._context.threads, self._growing.partial.save, self.record())
         self._saving.add_done_callback(self._saved_or_not)
 
     def _saved_or_not(self, saving: asyncio.Future[None]) -> None:
-        if error := saving.exception():
+        if not saving.cancelled() and (error := saving.exception()):
             log(events, WARNING, "fill.not_saved", key=self._target.key[:12], error=error)
-
-
-def _nothing() -> None: ...

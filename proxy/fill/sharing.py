@@ -1,9 +1,9 @@
 """Reading along with another process's fill: woken by it, and heard by it.
 
-The kernel gives the right to fill free when a process ends, however it ends, and tells nobody. So the leader, which has
-the right, listens on partial/KEY.GENERATION.sock, and its followers connect: a byte means that the live page says more,
-the end of the connection that the leader is no more. Followers send where their readers wait. Nothing depends on it:
-where there is no socket (a small body, a name too long for one) a follower looks at page and right by the clock.
+The kernel frees the lock of a key when its process ends, however it ends, and tells nobody. So the leader, which holds
+the lock, listens on partial/KEY.GENERATION.sock, and followers connect: a byte means that the live page says more, the
+end of the connection that the leader is gone. Followers send where their readers wait. Nothing depends on it: where
+there is no socket (a small body, a name too long for one) a follower polls page and lock.
 """
 
 import asyncio
@@ -13,43 +13,46 @@ import random
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from logging import DEBUG
 from pathlib import Path
 from typing import cast
 
 from ..log import events, log
+from ..store.locks import Lock
 from ..store.partial import Partial, PartialRecord
 from ..store.store import Store
+from .growing import Growing
 
 LOOK_SECONDS = 0.02
-"""How often a follower without a connection looks: as long as the bytes of a fill are late for it."""
+"""How often a follower without a connection looks: bytes of a fill are late for it by as much."""
 SOON_SECONDS = 0.001
-"""The first time, and after a connection: the kernel ends that of a dead process before it gives the right free."""
+"""The first time, and after a connection: the kernel ends that of a dead process before it frees the lock."""
 ASK_SECONDS = 0.01
-"""A reader that stands still for so long is told of: others move with the fill, and would cost a message each time."""
+"""A reader that waits at one offset for so long is told of: one that moves with the fill would cost many messages."""
 ASKED = struct.Struct("<16Q")
 """The offsets where a follower's readers wait, in order; NOWHERE fills it up. More than a fill has connections for."""
 ASKED_MAX = ASKED.size // 8
 NOWHERE = 2**64 - 1
 WAKE = b"."
 UNREAD_BYTES = 4096
-"""What the kernel holds for a follower that is stopped: a few wakes, one of which is as good as all."""
+"""What the kernel holds for a follower that is stopped: a few wakes, of which one is as good as all."""
 
 
 class Leader:
-    """The leader's end. `asked` is called when followers' readers wait elsewhere than before."""
+    """The leader's end: keeps the live page true, wakes followers, and takes their readers in among ours."""
 
-    def __init__(self, path: Path, asked: Callable[[], None]) -> None:
-        self.asked = asked
+    def __init__(self, growing: Growing) -> None:
+        self.growing = growing
         self.followers: set[_Connected] = set()
-        self._path = path
-        self._server: asyncio.Server
+        self._path = socket_path(growing.partial)
+        self._server: asyncio.Server | None = None
+        self._telling = asyncio.create_task(self._tell(), name=f"live page {growing.partial.key[:12]}")
 
     @classmethod
-    async def listen(cls, partial: Partial, asked: Callable[[], None]) -> "Leader | None":
-        """Needs the right to fill. None where the system has no such socket: then nobody is woken, and nobody asks."""
-        leader = cls(socket_path(partial), asked)
+    async def listen(cls, growing: Growing) -> "Leader":
+        """Needs the lock of the key. Where the system has no such socket nobody is woken, and nobody asks."""
+        leader = cls(growing)
         sock = socket.socket(socket.AF_UNIX)
         try:
             with address(leader._path) as name:
@@ -57,25 +60,26 @@ class Leader:
             leader._server = await asyncio.get_running_loop().create_server(lambda: _Connected(leader), sock=sock)
         except OSError as error:
             sock.close()
-            log(events, DEBUG, "fill.wakes_nobody", key=partial.key[:12], error=error)
-            return None
+            log(events, DEBUG, "fill.wakes_nobody", key=growing.partial.key[:12], error=error)
         return leader
 
-    @property
-    def waiting(self) -> set[int]:
-        """The offsets where followers' readers wait."""
-        return {offset for each in self.followers for offset in each.waiting}
-
-    def wake(self) -> None:
-        """The live page says more."""
-        for each in self.followers:
-            each.wake()
+    async def _tell(self) -> None:
+        """Write the live page whenever readers are woken."""
+        partial = self.growing.partial
+        while not self.growing.error:
+            partial.tell(partial.extents)
+            for each in self.followers:
+                each.wake()
+            await self.growing.wait_change()
 
     def close(self) -> None:
-        """Give back the right in the same turn of the loop: the connections end with the next one, and it is tried."""
-        self._server.close()
-        with contextlib.suppress(OSError):  # else the next leader removes it
-            self._path.unlink()
+        """Write the last page. Release the lock in the same turn of the loop: then followers get it."""
+        self._telling.cancel()
+        self.growing.partial.tell(self.growing.partial.extents)
+        if self._server:
+            self._server.close()
+            with contextlib.suppress(OSError):  # else the next leader removes it
+                self._path.unlink()
         for each in self.followers:
             each.transport.abort()
 
@@ -84,9 +88,10 @@ class _Connected(asyncio.Protocol):
     """One follower, as the leader has it."""
 
     def __init__(self, leader: Leader) -> None:
-        self.waiting: frozenset[int] = frozenset()
         self._leader = leader
         self._received = b""
+        self._waiting = contextlib.ExitStack()
+        """Where its readers wait, in the leader's `growing`."""
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -100,10 +105,14 @@ class _Connected(asyncio.Protocol):
         end = len(data) - len(data) % ASKED.size
         self._received = data[end:]
         if end:
-            self.waiting = frozenset(ASKED.unpack_from(data, end - ASKED.size)) - {NOWHERE}
-            self._leader.asked()
+            waiting = contextlib.ExitStack()
+            for offset in set(ASKED.unpack_from(data, end - ASKED.size)) - {NOWHERE}:
+                waiting.enter_context(self._leader.growing.waits_at(offset))
+            self._waiting.close()
+            self._waiting = waiting
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._waiting.close()
         self._leader.followers.discard(self)
 
     def wake(self) -> None:
@@ -112,107 +121,95 @@ class _Connected(asyncio.Protocol):
 
 
 class Follower(asyncio.Protocol):
-    """The follower's end: of one fill, and of one leader after the other.
+    """The follower's end: of one fill, and of one leader after the other."""
 
-    `found` is called once, with the body that is read along; `grown` when there is more of it. `waiting` is the
-    caller's: the offsets where readers wait.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        key: str,
-        waiting: Mapping[int, int],
-        found: Callable[[PartialRecord, Partial], None],
-        grown: Callable[[], None],
-    ) -> None:
-        self._store, self._key, self._waiting = store, key, waiting
-        self._found, self._grown = found, grown
-        self._partial: Partial | None = None
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._growing: Growing | None = None
         self._transport: asyncio.Transport | None = None
-        self._attention = asyncio.Event()
-        self._is_stopped = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._seen: set[int] = set()
-        """Where readers waited when the timer was set."""
-        self._asked: list[int] = []
+        self._ended = asyncio.Event()
+        """The connection to the leader has ended."""
+        self._pause = SOON_SECONDS
 
-    async def wait_right(self) -> int | None:
-        """Read along until the right to fill is free, and return its descriptor; None if `stop` came first."""
-        pause = SOON_SECONDS
+    async def find(self) -> Lock | tuple[PartialRecord, Partial]:
+        """Wait for the lock of the key, or for the body that the process which holds it fetches. Close the result."""
+        while True:
+            if lock := self._store.try_lock(self._key):
+                return lock
+            if found := await self._store.peek(self._key):
+                return found
+            await self._look_again()
+
+    async def follow(self, growing: Growing) -> Lock:
+        """Read along into `growing` until the lock is free. Close the result."""
+        self._growing = growing
+        asking = asyncio.create_task(self._ask(growing), name=f"asks the leader {self._key[:12]}")
         try:
-            while not self._is_stopped:
-                if (right := self._store.lock(self._key)) is not None:
-                    self._read_along()  # what the leader told last
-                    return right
-                if self._partial:
-                    self._read_along()
-                    await self._connect(self._partial)
-                elif found := await self._store.peek(self._key):
-                    self._partial = found[1]
-                    self._found(*found)
-                    await self._connect(self._partial)
-                if self._transport:
-                    await self._attention.wait()
-                    pause = SOON_SECONDS
+            while not (lock := self._store.try_lock(self._key)):
+                growing.catch_up()
+                if await self._connect(growing.partial):
+                    await self._ended.wait()
+                    self._pause = SOON_SECONDS
                 else:
-                    # Not all followers at the same time: one would have the right, and the others wait for their next.
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):
-                            await self._attention.wait()
-                    pause = min(LOOK_SECONDS, 2 * pause)
-                self._attention.clear()
-            return None
+                    await self._look_again()
+            growing.catch_up()  # what the leader told last
+            return lock
         finally:
+            asking.cancel()
             if self._transport:
                 self._transport.abort()
 
-    def stop(self) -> None:
-        self._is_stopped = True
-        self._attention.set()
+    async def _look_again(self) -> None:
+        # Not all followers at the same time: one would have the lock, and the others wait for their next look.
+        await asyncio.sleep(self._pause * random.uniform(0.5, 1.5))
+        self._pause = min(LOOK_SECONDS, 2 * self._pause)
 
-    def look(self) -> None:
-        """Readers wait elsewhere than before: have the leader know of those that stay there."""
-        if self._transport and not self._timer:
-            self._seen = set(self._waiting)
-            self._timer = asyncio.get_running_loop().call_later(ASK_SECONDS, self._ask)
+    async def _ask(self, growing: Growing) -> None:
+        """Tell the leader of readers that stay where they are."""
+        told: list[int] = []
+        while True:
+            await growing.demand.wait()
+            growing.demand.clear()
+            seen = set(growing.wanted)
+            while True:
+                await asyncio.sleep(ASK_SECONDS)
+                waiting = sorted(seen & growing.wanted.keys())[:ASKED_MAX]
+                if self._transport is None:
+                    told = []
+                    break
+                if waiting != told and not self._transport.get_write_buffer_size():
+                    self._transport.write(ASKED.pack(*waiting, *[NOWHERE] * (ASKED_MAX - len(waiting))))
+                    told = waiting
+                if waiting == told and seen == growing.wanted.keys():
+                    break
+                seen = set(growing.wanted)
 
-    def _ask(self) -> None:
-        self._timer = None
-        if not self._transport:
-            return
-        asked = sorted(self._seen & self._waiting.keys())[:ASKED_MAX]
-        if asked != self._asked and not self._transport.get_write_buffer_size():
-            self._transport.write(ASKED.pack(*asked, *[NOWHERE] * (ASKED_MAX - len(asked))))
-            self._asked = asked
-        if asked != self._asked or self._seen != self._waiting.keys():
-            self.look()
-
-    def _read_along(self) -> None:
-        if self._partial and self._partial.catch_up():
-            self._grown()
-
-    async def _connect(self, partial: Partial) -> None:
+    async def _connect(self, partial: Partial) -> bool:
+        """Whether the leader can be listened to."""
         sock = socket.socket(socket.AF_UNIX)
         sock.setblocking(False)
+        self._ended.clear()
         try:
             with address(socket_path(partial)) as name:
                 sock.connect(name)
             await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
         except OSError:
-            sock.close()  # nobody listens, or does not yet
+            sock.close()  # nobody listens, or not yet
+            return False
+        return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._asked = []
-        self.look()
+        if self._growing:
+            self._growing.demand.set()  # the new leader knows of no reader
 
     def data_received(self, data: bytes) -> None:
-        self._read_along()
+        if self._growing:
+            self._growing.catch_up()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._attention.set()
+        self._ended.set()
 
 
 def socket_path(partial: Partial) -> Path:

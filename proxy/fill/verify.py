@@ -1,23 +1,23 @@
 """Whether a growing body is the one it must be.
 
-A digest is expected because a client says so, or because a checksum file beside the object does, which may still be on
-its way when the body is. As long as it is not settled the last byte is withheld; of the wrong body it is for ever.
+A digest is expected because a client names it, or because a checksum file beside the object does, which may still be on
+its way when the body is. The last byte is withheld until that is settled; of the wrong body it is withheld for ever.
 """
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from logging import WARNING
 
-from ..errors import DigestMismatch
+from ..errors import DigestMismatch, ProxyError
 from ..log import events, log
 from ..rules.digests import Algorithm, Digest, Expected, is_worth_a_look
 from ..rules.entry import Entry
 from ..rules.mirrors import Target
-from ..store.partial import Partial
+from .growing import Growing
 from .hashing import TrailingHash
 
 RECHECK_SECONDS = 15.0
@@ -28,67 +28,57 @@ AskChecksums = Callable[[Target, bool], Awaitable[Expected | None]]
 
 
 class Verifier:
-    """Of one fill: `begin` with the body, `follow` while it grows, `verify` when it is whole, `close` in any case.
-
-    A whole body waits `patience` seconds for a checksum file that is still on its way; then there is none.
-    `settled` is called when the last byte may go out after all.
-    """
+    """Of one growing body: `verify` or `confirm` when it is whole, `await close()` in any case."""
 
     def __init__(
-        self,
-        target: Target,
-        ask_checksums: AskChecksums,
-        threads: Executor,
-        settled: Callable[[], None],
-        patience: float,
+        self, target: Target, growing: Growing, ask_checksums: AskChecksums, threads: Executor, patience: float
     ) -> None:
-        self._target, self._ask, self._threads, self._settled = target, ask_checksums, threads, settled
+        """`patience`: seconds that a whole body waits for a checksum file that is still on its way."""
+        self._target, self._growing, self._ask, self._threads = target, growing, ask_checksums, threads
         self._patience = patience
-        self.expected = Expected(target.digest) if target.digest else None
         self.digests: dict[str, str] = {}
         """Of the whole body, by algorithm, once it is verified."""
-        self.is_withheld = False
-        """Whether the last byte is kept back from all readers."""
-        self._partial: Partial
+        self._expected = Expected(target.digest) if target.digest else None
         self._hashes: dict[str, TrailingHash] = {}
         self._lookup: asyncio.Task[Expected | None] | None = None
+        self._trail: asyncio.Task[None] | None = None
+        if is_to_be_verified(target, growing.length):
+            growing.withhold()
 
-    def expect(self, length: int | None) -> None:
-        """Withhold the last byte if the body must be verified. `length` is None while nobody knows it."""
-        self.is_withheld = is_to_be_verified(self._target, length)
-
-    def begin(self, partial: Partial, length: int | None) -> None:
+    def begin(self) -> None:
         """Begin to hash, and to look for the digest."""
-        self.expect(length)
-        self._partial = partial
-        self._hashes.clear()
         self._hash("sha256")
-        if self.expected:
-            self._hash(self.expected.digest.algorithm)
-        elif has_checksums(self._target, length):
+        if self._expected:
+            self._hash(self._expected.digest.algorithm)
+        elif has_checksums(self._target, self._growing.length):
             self._lookup = asyncio.create_task(self._look_up(), name=f"checksums {self._target.key[:12]}")
+        self._trail = asyncio.create_task(self._follow(), name=f"hash {self._target.key[:12]}")
 
     async def _look_up(self) -> Expected | None:
-        self.expected = await ask_for(self._target, self._ask)
-        if self.expected:
-            self._hash(self.expected.digest.algorithm)
+        self._expected = await ask_for(self._target, self._ask)
+        if self._expected:
+            self._hash(self._expected.digest.algorithm)
         else:
-            self._release()
-        return self.expected
+            self._growing.release()
+        return self._expected
 
-    def follow(self, end: int) -> None:
-        """Every byte before `end` is in the file.
-
-        Where nobody waits for the digest it is left for the end: readers need the processor more.
-        """
-        if self.is_withheld:
-            for each in self._hashes.values():
-                each.follow(end)
+    async def _follow(self) -> None:
+        """Hash along where somebody waits for the digest. If nobody does, readers need the processor more."""
+        async for reach in self._growing.reaches():
+            if self._growing.is_withheld:
+                with contextlib.suppress(ProxyError):  # `verify` meets it again, and tells of it
+                    await asyncio.gather(*(each.follow(reach) for each in self._hashes.values()))
 
     def want(self, algorithm: str) -> None:
         """Let `digests` have this algorithm too, if it is not too late for that."""
         if self._hashes and not self.digests:
             self._hash(algorithm)
+
+    async def wait_digests(self) -> dict[str, str]:
+        """The digests of the whole body, by algorithm, once all of it may be read. Raises what the fill failed with."""
+        while not self.digests or self._growing.is_withheld:
+            await self._growing.wait_change()
+        return self.digests
 
     async def verify(self, length: int, source: str, others: Sequence[str]) -> str | None:
         """By what the whole body is the right one, for people; None if nobody tells. Then the last byte may go.
@@ -102,21 +92,20 @@ class Verifier:
             for algorithm in missing:
                 digests[algorithm] = await self._hash(algorithm).finish(length)
         self.digests = digests
-        self._release()
+        self._growing.release()
         return verified
 
-    async def confirm(self, partial: Partial, entry: Entry, source: str) -> None:
+    async def confirm(self, entry: Entry, source: str) -> None:
         """Another process has verified the body and stored it as `entry`; only what our client asked for is left.
 
         Raises DigestMismatch, StoreError.
         """
-        if self.expected and not entry.has(self.expected.digest):
-            self._partial = partial
-            got = await self._digest(self.expected.digest.algorithm, entry.size)
-            if got != self.expected.digest:
-                raise mismatch(self.expected, got, source)
-        self.digests = {"sha256": entry.digest} | ({"sha512": entry.sha512} if entry.sha512 else {})
-        self._release()
+        if self._expected and not entry.has(self._expected.digest):
+            got = await self._digest(self._expected.digest.algorithm, entry.size)
+            if got != self._expected.digest:
+                raise mismatch(self._expected, got, source)
+        self.digests = {"sha256": entry.sha256} | ({"sha512": entry.sha512} if entry.sha512 else {})
+        self._growing.release()
 
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
         if self._lookup:
@@ -125,32 +114,26 @@ class Verifier:
                     await self._lookup
             except TimeoutError:
                 log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")
-        if self.expected is None:
+        if self._expected is None:
             return None
-        digest = partial(self._digest, length=length)
-        return await judge(self._target, self.expected, digest, self._ask, source, others)
+        digest = functools.partial(self._digest, length=length)
+        return await judge(self._target, self._expected, digest, self._ask, source, others)
 
     async def _digest(self, algorithm: Algorithm, length: int) -> Digest:
         return Digest(algorithm, await self._hash(algorithm).finish(length))
 
-    def close(self) -> None:
-        """Let go of everything: a fill that refers to itself keeps its file open, and so its bytes on the disk."""
-        if self._lookup:
-            self._lookup.cancel()
-        self._hashes.clear()
-        self._settled = _nothing
+    async def close(self) -> None:
+        """End what is under way; no thread reads the file any more then."""
+        tasks = [task for task in (self._lookup, self._trail) if task]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:
-            self._hashes[algorithm] = TrailingHash(algorithm, self._partial, self._threads)
+            self._hashes[algorithm] = TrailingHash(algorithm, self._growing.partial, self._threads)
         return self._hashes[algorithm]
-
-    def _release(self) -> None:
-        self.is_withheld = False
-        self._settled()
-
-
-def _nothing() -> None: ...
 
 
 def has_checksums(target: Target, length: int | None) -> bool:
@@ -192,7 +175,7 @@ async def judge(
                 expected = await ask(target, True) or expected
         if (got := await digest(expected.digest.algorithm)) == expected.digest:
             return str(expected)
-    may_pass = bool(expected.source) and target.mirror.verify == "warn"
+    is_tolerated = bool(expected.source) and target.mirror.verify == "warn"
     log(
         events,
         WARNING,
@@ -201,9 +184,9 @@ async def judge(
         url=source,
         expected=expected,
         got=got,
-        stored="yes" if may_pass else "no",
+        stored="yes" if is_tolerated else "no",
     )
-    if may_pass:
+    if is_tolerated:
         return None
     raise mismatch(expected, got, source, others[0] if others else None)
 

@@ -1,8 +1,8 @@
 """Who may ask us, and under which name.
 
-A request comes from one of the networks in `access.clients`, from this machine by a unix socket, or bears the token.
-A browser's comes from a page whose site is the name it asked for us: a name that is not ours has been bent to our
-address by somebody else's name server (DNS rebinding), and is refused whatever the page wants.
+A client may ask if it is in one of the networks of `access.clients`, comes through a unix socket, or shows the token.
+A request whose Host is none of our names is refused: somebody else's name server points that name at our address, so
+that a web page in a browser here can reach us (DNS rebinding).
 """
 
 import base64
@@ -17,26 +17,26 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from ..errors import ConfigError, Forbidden, Misdirected, ProxyUnauthorized, Unauthorized
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
-"""As a server gives them: names in lower case."""
+"""As the server hands them over: names in lower case."""
 Address = IPv4Address | IPv6Address
 
 OWN_NAMES = frozenset({"localhost", "host.lima.internal", "host.docker.internal", "host.containers.internal"})
-"""Names under which clients on this machine, and guests and containers on it, reach us."""
+"""Names by which clients on this machine, and its guests and containers, reach us."""
 CHALLENGE = 'Basic realm="fetchonce", Bearer realm="fetchonce"'
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The section [access] as far as clients are concerned; made by `of`."""
+    """The part of the section [access] that is about clients. Made by `of`."""
 
     clients: tuple[IPv4Network | IPv6Network, ...]
     hosts: frozenset[str]
     token: str = field(repr=False)
-    """"" if there is none."""
+    """Empty if there is none."""
 
     @classmethod
     def of(cls, clients: Iterable[str], hosts: Collection[str], token: str) -> "Access":
-        """Raises ConfigError for an entry that cannot be one."""
+        """Raises ConfigError for an entry that is malformed."""
         networks = []
         for entry in clients:
             try:
@@ -52,14 +52,14 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody beyond this machine may ask."""
+        """Whether other machines may ask."""
         return bool(self.token) or not all(network.is_loopback for network in self.clients)
 
     def judge(self, target: bytes, headers: RawHeaders, client: str | None, here: str | None) -> None:
-        """Raise an error unless `client` (None: by a unix socket), connected to our address `here`, may ask.
+        """Raise an error unless `client` (None: a unix socket), connected to our address `here`, may ask.
 
-        `target` is the request target as received; of one in origin-form the Host counts (RFC 9112 §3.2). A
-        request without Host is no browser's.
+        `target` is the request target as received. Host counts only beside an origin-form target (RFC 9112 §3.2). A
+        request without Host does not come from a browser.
         """
         if client is None:
             return
@@ -72,7 +72,7 @@ class Access:
             )
 
     def is_own(self, authority: str, here: str | None) -> bool:
-        """Whether HOST[:PORT] is us. Any port: it may be a forwarded one, and no page can choose its own."""
+        """Whether HOST[:PORT] is us. The port is not compared: it may be forwarded, and a page cannot choose it."""
         name = _host(authority)
         if name is None:
             return False
@@ -84,9 +84,9 @@ class Access:
         )
 
     def own_path(self, target: bytes, server: tuple[str, int | None] | None) -> bytes:
-        """The target in origin-form if it is an absolute-form one that names us, by our port; else as it is.
+        """`target` in origin-form if it is in absolute-form and names us with our port; else unchanged.
 
-        A client that has us as its http_proxy and uses our URLs too asks `GET http://127.0.0.1:8642/ubuntu/...`.
+        A client that uses our URLs and has us as its http_proxy too asks `GET http://127.0.0.1:8642/ubuntu/...`.
         """
         scheme, found, rest = target.partition(b"://")
         if not found or scheme.lower() not in (b"http", b"https") or not server or server[1] is None:
@@ -97,19 +97,19 @@ class Access:
         return slash + path or b"/" if port == str(server[1]) and self.is_own(host, server[0]) else target
 
     def is_bearing(self, headers: RawHeaders) -> bool:
-        """Whether the request has the token: as Bearer, or as the password of Basic, for us or for a proxy."""
+        """Whether the request shows the token, as Bearer or as the password of Basic, to us as an origin or proxy."""
         return any(self.is_token(_field(headers, name)) for name in (b"authorization", b"proxy-authorization"))
 
     def is_token(self, credentials: str | None) -> bool:
-        """Whether a field's value is meant for us, and right: then it is for nobody behind us."""
+        """Whether the value of a field is our token. If so, it must not be sent upstream."""
         given = _credential(credentials)
         return bool(self.token) and given is not None and hmac.compare_digest(given, self.token.encode())
 
     def judge_change(self, method: str, headers: RawHeaders) -> None:
         """Raise Forbidden unless a request that changes something comes from a program or from our own page.
 
-        A page elsewhere can send a POST to us through a visitor's browser, but not as JSON without asking first, and
-        never without saying where it comes from. What bears the token is nobody else's.
+        A page elsewhere can send us a POST through a visitor's browser. But the browser asks first before it sends
+        JSON, and always says where the request comes from. A request with the token is trusted from anywhere.
         """
         if (
             method == "POST"
@@ -134,7 +134,7 @@ class Access:
 
 
 def is_via(headers: RawHeaders, pseudonym: str) -> bool:
-    """Whether the request has passed `pseudonym` (RFC 9110 §7.6.3)."""
+    """Whether the request has come through the proxy `pseudonym` (RFC 9110 §7.6.3)."""
     members = (member.split() for name, value in headers if name == b"via" for member in value.split(b","))
     return any(len(member) > 1 and member[1] == pseudonym.encode() for member in members)
 
@@ -159,7 +159,7 @@ def _credential(value: str | None) -> bytes | None:
 
 
 def _host(authority: str) -> str | None:
-    """The host of HOST[:PORT] in lower case, without brackets and a trailing dot; None if it is none."""
+    """The host of HOST[:PORT] in lower case, without brackets and trailing dot; None if it is malformed."""
     found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::\d{0,5})?", authority.lower())
     return found[1].strip("[]") if found else None
 
@@ -170,5 +170,5 @@ def _address(text: str) -> Address | None:
         address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    # A socket for both families shows IPv4 clients so.
+    # A socket for both families shows IPv4 clients as mapped addresses.
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address

@@ -1,18 +1,18 @@
-"""Which addresses are out in the world, and which are somebody's inside (RFC 6890 and the IANA registries).
+"""Which addresses are public, and which belong to an inner network (RFC 6890 and the IANA registries).
 
-An upstream's redirect or name may lead anywhere; what it must not reach is this machine, its network, or the metadata
-service of a cloud. An IPv6 address that only carries an IPv4 one is judged as that one.
+An upstream's name or redirect may lead anywhere, but must not reach this machine, its network, or the metadata service
+of a cloud. An IPv6 address that carries an IPv4 address is judged as that address.
 """
 
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 GLOBAL_UNICAST = IPv6Network("2000::/3")
-"""All that IANA has given out; what is outside and global today is so by oversight."""
+"""All global addresses that IANA has assigned. Python calls some addresses outside of it global, by oversight."""
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052; an IPv6-only network reaches every IPv4 server through it
 
 
 def inside(address: str) -> str | None:
-    """What kind of non-public address it is, for people; None: a public one. Raises ValueError if it is no address."""
+    """The kind of a non-public address, for messages; None for a public one. Raises ValueError for anything else."""
     return _kind(ip_address(address.partition("%")[0]))
 
 
@@ -20,7 +20,7 @@ def _kind(address: IPv4Address | IPv6Address) -> str | None:
     if isinstance(address, IPv6Address) and (carried := _carried(address)):
         return _kind(carried)
     if address.is_unspecified or address.is_loopback:
-        return "loopback"  # 0.0.0.0 and :: connect to this machine, too
+        return "loopback"  # 0.0.0.0 and :: connect to this machine too
     if address.is_link_local:
         return "link-local"
     if address.is_multicast:

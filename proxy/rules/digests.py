@@ -1,7 +1,7 @@
-"""Digests of bodies, and the checksum files that tell them.
+"""Digests of bodies, and the checksum files that list them.
 
-Reading is lenient and never raises: what a file does not say clearly, it does not say (None). SHA-256 and SHA-512 only:
-an MD5 or SHA-1 can be made to fit. Formats: GNU coreutils (`HEX  NAME`), BSD and OpenSSL (`SHA256 (NAME) = HEX`), a
+Reading is lenient and never raises: a line that is not clear does not count. SHA-256 and SHA-512 only, because a body
+can be made to fit an MD5 or SHA-1. Formats: GNU coreutils (`HEX  NAME`), BSD and OpenSSL (`SHA256 (NAME) = HEX`), a
 digest alone, each with comments and PGP armour around it, and mixed. Time is linear in the length of the text.
 """
 
@@ -14,12 +14,12 @@ from typing import Literal, Self
 Algorithm = Literal["sha256", "sha512"]
 
 MAX_TEXT_BYTES = 4 * 1024**2  # Debian's longest SHA512SUMS has 0.3 MB
-MAX_LINE_CHARACTERS = 8 * 1024  # PATH_MAX and the longest digest, twice
+MAX_LINE_CHARACTERS = 8 * 1024  # twice PATH_MAX and the longest digest
 MIN_BODY_BYTES = 1024**2
 """Smaller bodies are not worth another request to upstream."""
 
 TEXTS = frozenset({"asc", "gpg", "htm", "html", "json", "list", "log", "manifest", "md", "sig", "txt", "xml", "yaml"})
-"""Suffixes of what is no image, archive or binary, whatever its size."""
+"""Suffixes of files that are not images, archives or binaries, whatever their size."""
 
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})", re.IGNORECASE)
 _HEX = r"(?P<hex>[0-9a-fA-F]{128}|[0-9a-fA-F]{64})"
@@ -39,7 +39,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Of "sha256:HEX" or "sha512:HEX" in any case; None if it is not exactly that."""
+        """From "sha256:HEX" or "sha512:HEX" in any case; None for anything else."""
         found = _DIGEST.fullmatch(text)
         if not found:
             return None
@@ -56,7 +56,7 @@ class Expected:
 
     digest: Digest
     source: str | None = None
-    """Name of the checksum file; None: a client asked for it."""
+    """Name of the checksum file; None if a client gave the digest."""
     fetched_at: float = 0.0
     """Unix time at which upstream last said so."""
 
@@ -68,23 +68,23 @@ class Expected:
 class _Line:
     digest: Digest
     name: str | None
-    """As listed, unescaped; None of a digest alone."""
+    """As listed, unescaped; None if the line is only a digest."""
 
 
 def is_worth_a_look(name: str, length: int | None) -> bool:
-    """Whether a checksum file is to be asked about the body `name` of `length` bytes (None: not known).
+    """Whether to look for the body `name` of `length` bytes (None: unknown) in a checksum file.
 
-    Images and archives are too many to list, and kernels and kubectl have no suffix: so, whatever is no text.
+    Everything but text: image and archive types are too many to list, and kernels and kubectl have no suffix.
     """
     return (length is None or length > MIN_BODY_BYTES) and name.rpartition(".")[2].lower() not in TEXTS
 
 
 def find(text: bytes | str, name: str, *, path: str = "", is_sidecar: bool = False) -> Digest | None:
-    """The digest that a checksum file tells of the object `name`; None if it tells none, or several different ones.
+    """The digest that a checksum file lists for the object `name`; None if it lists none, or different ones.
 
-    `name` and `path`, the object's whole path, may be percent-encoded. A file's listed name counts where it is the
-    object's, else where the object's path ends with it, else where its last segment is the name. Of a sidecar, a file
-    about this object alone, its only line counts whatever name it holds. SHA-256 goes before SHA-512.
+    `name` and `path`, the object's whole path, may be percent-encoded. A line counts if its name is the object's name;
+    else if the object's path ends with it; else if its last segment is the name. A sidecar is about this object alone:
+    if it has one line, that line counts whatever its name. SHA-256 wins over SHA-512.
     """
     lines = list(_lines(text))
     names = {name, urllib.parse.unquote(name, errors="surrogateescape")}
@@ -114,7 +114,7 @@ def _the_one(found: list[Digest]) -> Digest | None:
 
 
 def _lines(text: bytes | str) -> Iterator[_Line | None]:
-    """What each line says that is no comment and no armour; None of one that is no digest we take."""
+    """Each line that is not a comment or armour; None for a line without a digest that we accept."""
     if len(text) > MAX_TEXT_BYTES:
         return
     if isinstance(text, bytes):
@@ -123,7 +123,7 @@ def _lines(text: bytes | str) -> Iterator[_Line | None]:
         text = text.decode("utf-8", "surrogateescape")
     elif "\0" in text:
         return
-    # Not splitlines(): it breaks at characters that a name may hold.
+    # Not splitlines(): it also splits at characters that a name may contain.
     lines = iter(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"))
     for raw in lines:
         line = raw.strip(" \t\r")

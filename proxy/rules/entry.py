@@ -1,7 +1,7 @@
-"""What the cache knows of a response, apart from its bytes.
+"""What the cache knows about a response, apart from its bytes.
 
-Values only. A Head is what upstream said of one generation of an object; an Entry is a Head whose body
-is whole on disk. Both are frozen: a new answer makes a new value, a new body a new generation.
+Values only. A Head is what upstream said about one generation of an object; an Entry is a Head whose body is complete
+on disk. Both are frozen: a new answer makes a new value, a new body a new generation.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from .digests import Digest
 
 Headers = tuple[tuple[str, str], ...]
-"""Field lines in upstream's order; names lower-case, values as received (latin-1)."""
+"""Field lines in upstream's order: names in lower case, values as received (latin-1)."""
 
 
 def field(headers: Headers, name: str) -> str | None:
@@ -20,14 +20,14 @@ def field(headers: Headers, name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What tells one generation of an object from another (RFC 9110 §8.8)."""
+    """What distinguishes one generation of an object from another (RFC 9110 §8.8)."""
 
     etag: str | None = None
     """Entity tag as sent, with quotes and `W/`."""
     last_modified: str | None = None
     """Last-Modified as sent."""
     date: str | None = None
-    """Date of the same answer: makes a Last-Modified strong or not (§8.8.2.2)."""
+    """Date of the same answer: decides whether Last-Modified is strong (§8.8.2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Head:
     """One 200 answer without its body."""
 
     headers: Headers
-    """End-to-end fields to hand on: no hop-by-hop ones, no Content-Length, no Accept-Ranges, no Age, no Set-Cookie."""
+    """End-to-end fields to pass on: no hop-by-hop ones, no Content-Length, no Accept-Ranges, no Age, no Set-Cookie."""
     length: int | None
-    """Body bytes; None while upstream has not said (chunked) and the end is not reached."""
+    """Body bytes; None until the end if upstream has not said it (chunked)."""
     generation: str
-    """Random name of this body; also the ETag where upstream sends none. Empty where there is no body (HEAD)."""
+    """Random name of this body, and its ETag if upstream sends none. Empty if there is no body (HEAD)."""
     age: float = 0.0
-    """Seconds since the origin made or confirmed it, when it came to us (RFC 9111 §4.2.3)."""
-    asked: Headers = ()
-    """The client's fields that went upstream with its request, and may have selected it (see vary.py)."""
+    """Its age in seconds when we received it (RFC 9111 §4.2.3)."""
+    nominated: Headers = ()
+    """The client's fields that we sent upstream, and that may have selected this answer (see vary.py)."""
 
     @property
     def validator(self) -> Validator:
@@ -57,16 +57,16 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object that is whole on disk."""
+    """An object that is complete on disk."""
 
     key: str
     """Cache key: 64 hex digits, see mirrors.cache_key."""
     url: str
-    """The first upstream URL of the object, for people."""
+    """The first upstream URL of the object, as people see it."""
     mirror: str
     head: Head
     """`length` is never None here."""
-    digest: str
+    sha256: str
     """SHA-256 of the body, hex; the name of its blob."""
     stored_at: float
     """Unix time at which this generation was committed."""
@@ -74,9 +74,9 @@ class Entry:
     """Unix time at which upstream last confirmed it."""
     pinned: bool = False
     sha512: str | None = None
-    """SHA-512 of the body, hex, where it was asked for."""
+    """SHA-512 of the body, hex, if somebody needed it."""
     verified: str | None = None
-    """The digest the body was found to have, and who told it: "sha256:HEX (SHA256SUMS)"; None: nobody told."""
+    """The digest that the body was checked against, and its source: "sha256:HEX (SHA256SUMS)"; None: not checked."""
 
     @property
     def size(self) -> int:
@@ -85,17 +85,17 @@ class Entry:
 
     def has(self, digest: Digest) -> bool:
         """Whether the body is known to have that digest."""
-        return digest.hex == (self.digest if digest.algorithm == "sha256" else self.sha512)
+        return digest.hex == (self.sha256 if digest.algorithm == "sha256" else self.sha512)
 
 
 OF_THE_BYTES = frozenset({"content-encoding", "content-type"})
-"""They describe the bytes we hold: a 304 has no say in them."""
+"""They describe the stored bytes, so a 304 cannot change them."""
 
 
 def refreshed(entry: Entry, head: Head, now: float) -> Entry:
-    """The entry after upstream confirmed it with `head`'s headers: fields replaced, body kept (RFC 9111 §3.2)."""
+    """The entry after upstream confirmed it: the fields of `head` replace its own, the body stays (RFC 9111 §3.2)."""
     new = {name for name, _ in head.headers} - OF_THE_BYTES
     kept = tuple((name, value) for name, value in entry.head.headers if name not in new)
     added = tuple((name, value) for name, value in head.headers if name in new)
-    news = replace(entry.head, headers=kept + added, age=head.age, asked=head.asked)
+    news = replace(entry.head, headers=kept + added, age=head.age, nominated=head.nominated)
     return replace(entry, head=news, validated_at=now)

@@ -29,7 +29,7 @@ class Extents:
         return extents
 
     def add(self, start: int, end: int) -> None:
-        """Put in the bytes from `start` up to `end`. Raises ValueError if that is no range of bytes."""
+        """Add the bytes from `start` up to `end`. Raises ValueError if that is not a range of bytes."""
         if not 0 <= start <= end:
             raise ValueError(f"not a range of bytes: {start} to {end}")
         pairs = self._pairs
@@ -39,7 +39,7 @@ class Extents:
             return
         if start == end:
             return
-        # All that overlap or touch the new one become one with it.
+        # All that overlap or touch the new one merge with it.
         first = bisect_left(pairs, start, key=_end)
         stop = bisect_right(pairs, end, key=_start)
         if first < stop:
@@ -79,7 +79,7 @@ class Extents:
         return gaps
 
     def covers(self, start: int, end: int) -> bool:
-        """Whether all bytes from `start` up to `end` are here; true of none."""
+        """Whether all bytes from `start` up to `end` are here; true for an empty range."""
         return self.reach(start) >= end
 
     @property

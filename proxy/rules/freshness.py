@@ -1,6 +1,6 @@
 """How long a stored answer may be used without asking, and how old it is (RFC 9111 §3, §4.2, as a shared cache).
 
-Only what upstream said; policy.py puts the mirror's rules and the client's wishes over it.
+This is only what upstream says; policy.py adds the mirror's rules and the client's directives.
 """
 
 from .entry import Entry, Head, Headers, field
@@ -20,8 +20,9 @@ HEURISTIC_MAX = 86400.0
 def lifetime(head: Head) -> float | None:
     """Seconds the answer stays fresh in a shared cache, or None if it does not say (RFC 9111 §4.2.1).
 
-    s-maxage wins over max-age over Expires; a malformed value means already stale (§4.2.1, §5.3); no-cache is 0, and so
-    is what came to forbid storing after it was stored. A valid CDN-Cache-Control stands in for all (RFC 9213 §2.2).
+    s-maxage wins over max-age over Expires; a malformed value means already stale (§4.2.1, §5.3). no-cache
+    means 0, and so does a ban on storing that came with a later 304. A valid CDN-Cache-Control replaces all of them
+    (RFC 9213 §2.2).
     """
     directives = response_directives(head.headers)
     if _is_set(directives, "no-cache") or not is_storable(head):
@@ -47,7 +48,7 @@ def heuristic_lifetime(head: Head) -> float | None:
 def initial_age(headers: Headers, now: float, delay: float) -> float:
     """Age in seconds of an answer that arrived at `now`, `delay` after its request (RFC 9111 §4.2.3).
 
-    Of several Age values the first counts, a malformed one is none (§5.1).
+    The first of several Age values counts; a malformed one is ignored (§5.1).
     """
     reported = delta_seconds((field(headers, "age") or "").partition(",")[0]) or 0
     made_at = parse_http_date(field(headers, "date"))
@@ -62,21 +63,21 @@ def current_age(entry: Entry, now: float) -> float:
 def is_storable(head: Head, asked: Headers = ()) -> bool:
     """Whether a shared cache may keep this 200 to a request with the fields `asked` (RFC 9111 §3).
 
-    must-understand takes no-store back from who knows the status (§5.2.2.3): we do, for no other one is stored.
+    must-understand cancels no-store for a cache that understands the status (§5.2.2.3). We understand 200.
     """
     directives = response_directives(head.headers)
     if "no-store" in directives and "must-understand" not in directives:
         return False
     if _is_set(directives, "private") or "*" in (field(head.headers, "vary") or ""):
         return False
-    # §3.5: what came for somebody's credentials is his, unless it says that it is everybody's.
+    # §3.5: an answer to a request with credentials is not shared, unless it says that it may be.
     return field(asked, "authorization") is None or not {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives)
 
 
 def forbids_stale(head: Head) -> bool:
-    """Whether the answer may not be used once it is stale, not even where upstream cannot be asked (RFC 9111 §4.2.4).
+    """Whether the answer may not be used once it is stale, even if upstream cannot be reached (RFC 9111 §4.2.4).
 
-    s-maxage says so too (§5.2.2.10).
+    s-maxage implies it (§5.2.2.10).
     """
     directives = response_directives(head.headers)
     forbidding = ("must-revalidate", "proxy-revalidate", "s-maxage")
@@ -84,10 +85,10 @@ def forbids_stale(head: Head) -> bool:
 
 
 def window(head: Head, name: str) -> float:
-    """Seconds past its freshness that stale-while-revalidate or stale-if-error of the answer grant (RFC 5861)."""
+    """Seconds past its freshness that the answer's stale-while-revalidate or stale-if-error allows (RFC 5861)."""
     return float(delta_seconds(response_directives(head.headers).get(name)) or 0)
 
 
 def _is_set(directives: Directives, name: str) -> bool:
-    """Whether no-cache or private is there for the whole answer; of a qualified one the listed fields were not kept."""
+    """Whether no-cache or private holds for the whole answer. If it lists fields, we have not stored those fields."""
     return name in directives and listed_fields(directives[name]) is None

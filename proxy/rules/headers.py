@@ -1,7 +1,7 @@
 """Header fields: which of upstream's we keep, and the values whose syntax we must know.
 
-Reading is lenient and never raises: what a field does not say clearly, it does not say (None). Every parser takes time
-linear in the length of the value, for anybody on the network may have written it.
+Reading is lenient and never raises: a malformed value is None, as if the field were absent. Every parser takes time
+linear in the length of the value, because anybody on the network may have written it.
 """
 
 import functools
@@ -33,22 +33,22 @@ HOP_BY_HOP = frozenset(
 """Fields of one connection or one proxy (RFC 9110 §7.6.1, RFC 9111 §3.1)."""
 
 OURS = frozenset({"accept-ranges", "age", "content-length", "content-range"})
-"""What we say ourselves, of our own copy."""
+"""Fields that we set ourselves, about our own copy."""
 
 OTHER_CONNECTION = frozenset({"alt-svc", "set-cookie", "strict-transport-security"})
-"""About upstream's origin or one of its clients; said by us, to everybody and for our address, they would be wrong."""
+"""Fields about upstream's address or about one of its clients. They are wrong in an answer of ours to everybody."""
 
-DELTA_MAX = 2**31  # seconds; what to take a greater number for (RFC 9111 §1.2.2)
+DELTA_MAX = 2**31  # seconds; a greater number counts as this one (RFC 9111 §1.2.2)
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
-    """The end-to-end fields of an upstream answer, in its order, names lower-case, values untouched.
+    """The end-to-end fields of an upstream answer, in its order: names in lower case, values untouched.
 
-    A line that could not be sent on safely is dropped: a name that is no token, a value with control characters. So is
-    a field that `private` or `no-cache` lists (RFC 9111 §5.2.2.4, §5.2.2.7): one fill is for all who ask.
+    A line that is not safe to send on is dropped: a name that is not a token, a value with control characters. So is a
+    field that `private` or `no-cache` lists (RFC 9111 §5.2.2.4, §5.2.2.7), because all clients share one fill.
     """
     lines = tuple((name.lower(), value) for name, value in raw)
     dropped = HOP_BY_HOP | OURS | OTHER_CONNECTION
@@ -78,20 +78,20 @@ _DATE_FORMS = (
     re.compile(rf"{_DAY_NAME} {_MONTH} (?P<day>\d\d| \d) {_CLOCK} (?P<year>\d{{4}})", re.ASCII),  # asctime
 )
 
-# RFC 850 has two digits for the year, and more than 50 years ahead means the past. There is no clock here, so the
-# window is that of 2026; in a later year only dates more than 40 years ahead of it would be read differently.
+# RFC 850 writes two digits of the year, and a date more than 50 years ahead means the past. We have no clock here, so
+# we use the window of 2026. In a later year this misreads only dates more than 40 years ahead.
 _CENTURY_START = 1977
 
 
 def http_date(timestamp: float) -> str:
-    """IMF-fixdate of a Unix time in the years 1 to 9999, fractions cut off (RFC 9110 §5.6.7)."""
+    """IMF-fixdate of a Unix time in the years 1 to 9999, without fractions (RFC 9110 §5.6.7)."""
     return formatdate(timestamp, usegmt=True)
 
 
 def parse_http_date(value: str | None) -> float | None:
     """Unix time of a date in any of the three forms of RFC 9110 §5.6.7; None for anything else.
 
-    The name of the day is not held against the date.
+    The name of the day is not compared with the date.
     """
     text = (value or "").strip(" \t")
     for form in _DATE_FORMS:
@@ -103,7 +103,7 @@ def parse_http_date(value: str | None) -> float | None:
     if form is _DATE_FORMS[1]:
         year += 1900 if year >= _CENTURY_START - 1900 else 2000
     try:
-        # 60 is legal, and datetime knows no leap seconds: it is counted as the second after 59.
+        # 60 is legal, but datetime has no leap seconds: count it as the second after 59.
         moment = datetime(
             year,
             _MONTHS.index(found["month"]) + 1,
@@ -134,12 +134,12 @@ _DIRECTIVE = re.compile(
 )
 
 
-@functools.lru_cache(maxsize=64)  # every hit asks for the same few; a value may be long, so there are not more of them
+@functools.lru_cache(maxsize=64)  # hits ask for the same few; values may be long
 def cache_control(value: str | None) -> Directives:
-    """Directives of a Cache-Control field; what is no directive is passed over.
+    """Directives of a Cache-Control field. What is not a directive is skipped.
 
-    Different arguments of one name are joined by a comma: that makes one list of two lists, and no number of two
-    numbers, which is how RFC 9111 §4.2.1 wants them taken. Without any argument stands above all of them.
+    Different arguments of one directive are joined by a comma. Two lists become one list; two numbers become a
+    malformed number, as RFC 9111 §4.2.1 wants it. A directive without argument overrides those with one.
     """
     arguments: dict[str, list[str | None]] = {}
     for found in _DIRECTIVE.finditer(value or ""):
@@ -158,15 +158,15 @@ def cache_control(value: str | None) -> Directives:
 
 
 def response_directives(headers: Headers) -> Directives:
-    """Of an answer: CDN-Cache-Control, which is meant for us, where it is valid; else Cache-Control (RFC 9213 §2.2)."""
+    """The directives of an answer: a valid CDN-Cache-Control is meant for us; else Cache-Control (RFC 9213 §2.2)."""
     targeted = cdn_cache_control(headers)
     return cache_control(field(headers, "cache-control")) if targeted is None else targeted
 
 
 def cdn_cache_control(headers: Headers) -> Directives | None:
-    """Directives of CDN-Cache-Control; None if it is absent, empty or malformed and so does not count (RFC 9213 §2.1).
+    """Directives of CDN-Cache-Control; None if it is absent, empty or malformed (RFC 9213 §2.1).
 
-    A member whose value has not the type that its directive takes is passed over.
+    A member whose value has the wrong type for its directive is skipped.
     """
     value = field(headers, "cdn-cache-control")
     if value is None:
@@ -194,7 +194,7 @@ TAKE_SECONDS = frozenset({"max-age", "s-maxage", "stale-if-error", "stale-while-
 
 
 def listed_fields(argument: str | None) -> frozenset[str] | None:
-    """The field names a qualified no-cache or private lists; None of an unqualified or malformed one."""
+    """The field names that a no-cache or private lists; None if it lists none or is malformed."""
     if argument is None:
         return None
     names = {name.strip(" \t").lower() for name in argument.split(",")} - {""}
@@ -202,10 +202,10 @@ def listed_fields(argument: str | None) -> frozenset[str] | None:
 
 
 def delta_seconds(value: str | None) -> int | None:
-    """Seconds, at most DELTA_MAX; None if it is not a plain number (RFC 9111 §1.2.2)."""
+    """Seconds, at most DELTA_MAX; None for anything but digits (RFC 9111 §1.2.2)."""
     digits = (value or "").strip(" \t")
     if not (digits.isascii() and digits.isdigit()):
         return None
-    # Compared by length first: int() refuses thousands of digits.
+    # Compare the length first: int() refuses thousands of digits.
     digits = digits.lstrip("0")
     return DELTA_MAX if len(digits) > 10 else min(int(digits or "0"), DELTA_MAX)

@@ -1,14 +1,14 @@
-"""Which upstream servers failed lately: they are asked last for a while."""
+"""Which upstream servers failed recently. They are asked last for a while."""
 
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 SHUN_SECONDS = 60.0
-"""How long a server that failed comes last. Short: the others may be far away, and one request finds out."""
+"""How long a failed server comes last. Short, because the others may be far away, and one request is enough to see."""
 
 
 class Health:
-    """Memory of failures by server (scheme, host, port). `now` is any clock that only goes forward."""
+    """Remembers failures by server (scheme, host, port). `now` is any clock that only goes forward."""
 
     def __init__(self) -> None:
         self._failed: dict[str, float] = {}
@@ -20,7 +20,7 @@ class Health:
         self._failed.pop(_server(url), None)
 
     def order(self, urls: Iterable[str], now: float) -> list[str]:
-        """The URLs as configured, but those whose server failed lately last, the longest ago first."""
+        """`urls` in their order, but with recently failed servers last; among those, the oldest failure first."""
 
         def shunned(url: str) -> float:
             at = self._failed.get(_server(url))

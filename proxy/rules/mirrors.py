@@ -1,8 +1,8 @@
 """Request target → mirror, path and upstream URLs.
 
 Whatever the spelling, one object has one Target and one key: mirror, path and query, never the URL of one upstream.
-The path goes upstream byte for byte. It is judged once, here, as if it were decoded until nothing changes any more;
-nobody decodes it afterwards. A host that no mirror names is refused with the lines that would allow it.
+The path goes upstream byte for byte. It is checked once, here, in the form it has when decoded until nothing changes;
+nobody decodes it afterwards. The error for an unknown host gives the configuration lines that would allow it.
 """
 
 import difflib
@@ -18,13 +18,13 @@ from .digests import Digest
 from .entry import Headers
 
 RESERVED = frozenset({"-", "http", "https", "HTTPS", "v2"})
-"""First segments that are no mirror's name; so is whatever holds one of DIGESTS."""
+"""First segments that cannot be the name of a mirror. Nor can a segment that contains one of DIGESTS."""
 DIGESTS = ("sha256:", "sha512:")
 
 MAX_TARGET_BYTES = 16 * 1024  # a signed URL has 2 KB; nginx takes 8 KB, Varnish and Apache less
-MAX_ENCODINGS = 8  # of percent-encoding on top of each other; each round of decoding costs time, nobody needs two
+MAX_ENCODINGS = 8  # rounds of percent-encoding; each costs time to decode, and nobody needs two
 DEFAULT_PORTS = {"http": "80", "https": "443"}
-SHOWN_CHARACTERS = 100  # of what a client sent, in a message
+SHOWN_CHARACTERS = 100  # how much of a client's text a message repeats
 
 _UNSENDABLE = re.compile(r"[^\x21-\x7e]|[#\\]")
 _DOT_SEGMENT = re.compile(r"(?:\A|/)\.{1,2}(?:/|\Z)")
@@ -38,41 +38,41 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """One tree of objects, and the places that have it."""
+    """One tree of objects, and the servers that have it."""
 
     name: str
-    """No dot in it; of an allowed host without a mirror, the host itself."""
+    """Without a dot; for an allowed host without a mirror, the host itself."""
     upstreams: tuple[str, ...]
     """Base URLs ending in "/", tried in order."""
     immutable: tuple[str, ...] = ()
-    """Regular expressions, searched in "/" + path."""
+    """Regular expressions, searched for in "/" + path."""
     moving: tuple[str, ...] = ()
-    """As `immutable`, and stronger."""
+    """Like `immutable`, and wins over it."""
     ttl: float = 300.0
     """Seconds a moving object stays fresh."""
     negative_ttl: float = 10.0
-    """Seconds at most that a 404 or 410 is known."""
+    """Seconds at most for which a 404 or 410 is remembered."""
     stale_if_error: float = 30 * 86400.0
     """Seconds past its freshness that an object is served while upstream fails."""
     checksums: tuple[str, ...] = ()
     """Names of sibling files, the likeliest first; `{file}` stands for the object's file name."""
     verify: str = "strict"
-    """What a digest from a checksum file does that does not match: strict (nothing is stored), warn, or off."""
+    """What to do if the digest in a checksum file does not match: strict (nothing is stored), warn, or off."""
     ignore_query: bool = False
     credentials: tuple[Headers, ...] = field(default=(), repr=False)
-    """Fields that each of `upstreams` is sent, and nobody else is; () where none has any."""
+    """The fields to send to each of `upstreams` and to nobody else; () if there are none."""
     any_scheme: bool = False
-    """Upstream is asked by the scheme the client named: an allowed host."""
+    """For an allowed host: ask upstream with the scheme that the client named."""
 
     def is_immutable(self, path: str) -> bool:
-        # A dated name in a moving directory moves: asking once too often is cheap, an old image for ever is not.
+        # A dated name in a moving directory moves: one question too many is cheaper than an old image for ever.
         return _matches(self.immutable, path) and not _matches(self.moving, path)
 
     def is_moving(self, path: str) -> bool:
         return _matches(self.moving, path)
 
     def is_checksum(self, name: str) -> bool:
-        """Whether the file `name` is itself one of the checksum files."""
+        """Whether the file `name` is itself a checksum file."""
         for template in self.checksums:
             before, stands_for_file, after = template.partition("{file}")
             if name == template:
@@ -88,30 +88,30 @@ class Target:
 
     mirror: Mirror
     path: str
-    """Below the mirror's base, verbatim with its percent-escapes, without the slash that ends the base."""
+    """The path below the mirror's base, verbatim with its percent-escapes. It begins after the base's last slash."""
     query: str
-    """Without "?"; "" if there is none or it is ignored."""
+    """Without "?"; empty if there is none or the mirror ignores it."""
     scheme: str
-    """Of upstream, where the mirror takes any."""
+    """The scheme to ask upstream with, if the mirror takes any."""
     digest: Digest | None = None
-    """What the client says the body must have: no part of the key."""
+    """What the client expects of the body. Not part of the key."""
 
     @property
     def key(self) -> str:
-        # A host is no mirror's name, but an allowed host without a dot could look like one.
+        # An allowed host without a dot could look like the name of a mirror.
         owner = f"//{self.mirror.name}" if self.mirror.any_scheme else self.mirror.name
         return cache_key(owner, self.path, self.query)
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where it is, in the order to try."""
+        """The upstream URLs, in the order to try them."""
         rest = f"{self.path}?{self.query}" if self.query else self.path
         if self.mirror.any_scheme:
             return tuple(f"{self.scheme}://{base.partition('://')[2]}{rest}" for base in self.mirror.upstreams)
         return tuple(base + rest for base in self.mirror.upstreams)
 
     def urls_for(self, fields: Headers) -> tuple[str, ...]:
-        """Where `fields` of a client's request may go: its credentials are for the mirror it asked, and no other."""
+        """The URLs that may get `fields` of a client's request: its credentials are for the first upstream alone."""
         return self.urls[:1] if any(name == "authorization" for name, _ in fields) else self.urls
 
     @property
@@ -120,12 +120,12 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The last segment of the path: the file's name, "" of a directory."""
+        """The last segment of the path: the file's name, or "" for a directory."""
         return self.path.rpartition("/")[2]
 
     @property
     def checksum_paths(self) -> tuple[str, ...]:
-        """Paths of the files beside it that may hold its digest; () of a directory and of such a file itself."""
+        """Paths of the files beside it that may list its digest; () for a directory and for a checksum file."""
         name = self.name
         if not name or self.mirror.is_checksum(name):
             return ()
@@ -140,36 +140,36 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A target in its parts. Either `host` or `name` is there."""
+    """A target in its parts. Either `host` or `name` is set."""
 
     host: str | None
-    """HOST[:PORT] in lower case, without the default port and a trailing dot."""
+    """HOST[:PORT] in lower case, without default port and trailing dot."""
     name: str | None
     """First segment of the name form."""
     scheme: str
-    """As the client named it; where it named none, https, or http for port 80."""
+    """The one the client named; if none, http for port 80 and https for all others."""
     path: str
-    """From the slash after host or name on, verbatim; may be ""."""
+    """Verbatim, starting with the slash after host or name; may be empty."""
     query: str
     digest: Digest | None = None
-    """Of the digest form."""
+    """The digest of the digest form."""
 
 
 class MirrorTable:
-    """Mirrors and allowed hosts, arranged for looking up."""
+    """Mirrors and allowed hosts, arranged for lookup."""
 
     def __init__(self, mirrors: Iterable[Mirror], allow_hosts: Iterable[str] = ()) -> None:
-        """Raises ConfigError for an upstream or allowed host that cannot be one."""
+        """Raises ConfigError for an upstream or allowed host that is malformed."""
         self._names = {mirror.name: mirror for mirror in mirrors}
         bases: dict[str, dict[str, Mirror]] = {}
-        # What is set later wins: a mirror's own upstream over another's fallback, the last configured over the first.
+        # The last one wins: a mirror's first upstream over another's fallback, a later mirror over an earlier one.
         for part in (slice(1, None), slice(1)):
             for mirror in self._names.values():
                 for url in mirror.upstreams[part]:
                     host, path = _split_base(url)
                     bases.setdefault(host, {})[path] = mirror
         self._hosts = {host: sorted(of.items(), key=lambda item: -len(item[0])) for host, of in bases.items()}
-        # Mirrors that have another's base inside their own: there the name form must find the other one too.
+        # Mirrors whose base contains the base of another: the name form must find the inner one too.
         self._outer: dict[str, tuple[str, str]] = {}
         for mirror in self._names.values():
             host, path = _split_base(mirror.upstreams[0])
@@ -180,7 +180,7 @@ class MirrorTable:
         self._suffixes = tuple(host[1:] for host in allowed if host.startswith("*"))
 
     def resolve(self, raw: bytes | str) -> Target:
-        """The object a request target or URL means, in any spelling. Raises RequestError, UnknownMirror."""
+        """The object that a request target or URL names, in any spelling. Raises RequestError, UnknownMirror."""
         parsed = parse_target(raw)
         if parsed.name is not None and (mirror := self._names.get(parsed.name)):
             return self._target(self._inner(mirror, parsed.path), parsed)
@@ -196,7 +196,7 @@ class MirrorTable:
         raise UnknownMirror(self._unknown_host(host, parsed))
 
     def _find(self, host: str, path: str) -> tuple[Mirror, str] | None:
-        """The mirror with the longest base that holds `path`, and the path below it."""
+        """The mirror with the longest base that contains `path`, and the path below that base."""
         for base, mirror in self._hosts.get(host, ()):
             if path.startswith(base):
                 return mirror, path[len(base) :]
@@ -205,7 +205,7 @@ class MirrorTable:
         return None
 
     def _inner(self, mirror: Mirror, path: str) -> tuple[Mirror, str]:
-        """`mirror` and the path below it, or a mirror further inside and the path below that."""
+        """`mirror` and the path below it, or an inner mirror and the path below that."""
         if outer := self._outer.get(mirror.name):
             host, base = outer
             found = self._find(host, base + path[1:])
@@ -234,7 +234,7 @@ class MirrorTable:
         labels = host.partition(":")[0].split(".")
         name = labels[-2] if len(labels) > 1 else labels[0]
         if not is_valid_name(name) or name.isdigit() or name in self._names:
-            name = "-".join(["my", *re.findall(r"[a-z0-9]+", host)])  # one that is taken would replace that mirror
+            name = "-".join(["my", *re.findall(r"[a-z0-9]+", host)])  # a name already in use would replace that mirror
         return (
             f"no mirror is configured for {host}. to allow it: start with --allow {host}, or add to the configuration: "
             f'[[mirror]] name = "{name}" upstreams = ["{parsed.scheme}://{host}/"]'
@@ -242,9 +242,9 @@ class MirrorTable:
 
 
 def parse_target(raw: bytes | str) -> Parsed:
-    """A request target, origin-form or absolute-form, or an upstream URL, in its parts.
+    """Split a request target (origin-form or absolute-form) or an upstream URL.
 
-    Raises RequestError where it cannot be understood, or where some server could understand it as leaving its base.
+    Raises RequestError if it is malformed, or if some server could read it as a path outside the mirror's base.
     """
     text = raw if isinstance(raw, str) else raw.decode("latin-1")
     if len(text) > MAX_TARGET_BYTES:
@@ -280,18 +280,18 @@ def parse_target(raw: bytes | str) -> Parsed:
 
 
 def proxied_path(url: str) -> str:
-    """The path under which we serve the upstream URL `url`: the host form. Raises RequestError if it is none."""
+    """The path under which we serve the upstream URL `url`, in the host form. Raises RequestError if it is not one."""
     if not _ABSOLUTE.match(url):
         raise RequestError(f'"{_shown(url)}" is no http:// or https:// URL')
     parsed = parse_target(url)
     rest = f"{parsed.path or '/'}?{parsed.query}" if parsed.query else parsed.path or "/"
     is_plain = parsed.scheme == "https" and "." in (parsed.host or "") and not (parsed.host or "").endswith(":80")
-    # Without its scheme a host that has no dot would be read as a mirror's name, and one with port 80 as http.
+    # Without the scheme, a host without a dot would be read as a mirror's name, and port 80 as http.
     return f"/{parsed.host}{rest}" if is_plain else f"/{parsed.scheme}/{parsed.host}{rest}"
 
 
 def normal_host(authority: str, scheme: str = "https") -> str:
-    """HOST[:PORT] in lower case, without the scheme's default port and a trailing dot. Raises RequestError."""
+    """HOST[:PORT] in lower case, without the scheme's default port and trailing dot. Raises RequestError."""
     if "@" in authority:
         raise RequestError("a user or password in the URL is not accepted: remove what stands before the @")
     found = _HOST.fullmatch(authority.lower())
@@ -311,18 +311,18 @@ def allowed_host(entry: str) -> str:
 
 
 def is_valid_name(name: str) -> bool:
-    """Whether a mirror may be called so: ASCII letters, digits, "-" and "_"; no reserved word, nothing like a host."""
+    """Whether a mirror may have this name: ASCII letters, digits, "-" and "_"; not a reserved word, not like a host."""
     return bool(_NAME.fullmatch(name)) and name.lower() not in RESERVED | {"localhost"}
 
 
 @functools.lru_cache(maxsize=1024)
 def cache_key(owner: str, path: str, query: str) -> str:
-    """The name of an object in the cache: 64 hex digits. NUL is in none of the parts, so it can stand between them."""
+    """The name of an object in the cache: 64 hex digits. No part contains NUL, so NUL separates them."""
     return hashlib.sha256(f"{owner}\0{path}\0{query}".encode("latin-1")).hexdigest()
 
 
 def _check_path(path: str) -> None:
-    """Raises RequestError if `path`, decoded as often as it can be, has a dot segment or what no path may hold."""
+    """Raise RequestError if `path`, decoded until nothing changes, has a dot segment or a forbidden character."""
     decoded = path
     for _ in range(MAX_ENCODINGS):
         encoded, decoded = decoded, urllib.parse.unquote(decoded, "latin-1")
@@ -330,7 +330,7 @@ def _check_path(path: str) -> None:
             break
     else:
         raise RequestError("the request target is percent-encoded too many times over")
-    # Decoding more can only add to these, never take them away: to judge the end is to judge every stage.
+    # Decoding only adds such characters and segments, so checking the last stage checks every stage.
     if found := _HIDDEN.search(decoded):
         raise RequestError(f"the request target holds {_described(found[0])} in percent-encoding")
     if _DOT_SEGMENT.search(decoded):

@@ -1,11 +1,11 @@
-"""Web pages in the place of files: a login, a captive portal or a "please wait", with 200 under an image's name."""
+"""Web pages in place of files: a login, a captive portal or a "please wait", sent with 200 for an image."""
 
 import re
 
 from .entry import Headers, field
 
 PAGE_BYTES = 4 * 1024**2
-"""What says it is longer is no page, whatever a server that knows no better calls it."""
+"""An answer longer than this is not a page, whatever its Content-Type says."""
 
 _FILE = re.compile(
     # Images, archives, packages, boot files and checksum files, as VM tools and their mirrors name them.
@@ -18,7 +18,7 @@ _FILE = re.compile(
 
 
 def is_page(name: str, headers: Headers, length: int | None) -> bool:
-    """Whether the answer for the file `name` is a page that says something to people."""
+    """Whether the answer for the file `name` is a web page for people."""
     kind = (field(headers, "content-type") or "").partition(";")[0].strip().lower()
     if kind not in ("text/html", "application/xhtml+xml") or not _FILE.search(name):
         return False

@@ -1,25 +1,25 @@
 """Byte ranges: what a Range field asks for and how the answer frames it (RFC 9110 §14).
 
 A field that we cannot or need not honour counts as absent (§14.2): the answer is 200 with everything. Only a
-well-formed request for bytes that do not exist is 416. Whether the body is whole yet is not known here.
+well-formed request for bytes that do not exist gets 416. This file does not know whether the body is complete yet.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# §14.2 lets us ignore sets that can only be abuse; honest clients (zsync) ask for a few ranges at once.
+# §14.2 lets us ignore sets that can only be abuse. Honest clients (zsync) ask for a few ranges at once.
 MAX_RANGES = 256
 
-FARTHEST = 2**63 - 1  # bytes; the end of any file. Greater numbers mean this one (§14.1.2: no overflow by large ones).
+FARTHEST = 2**63 - 1  # bytes; beyond the end of any file. Greater numbers count as this one (§14.1.2: no overflow).
 
-# No space within a range: OWS is a matter of the list (§14.1.1).
+# No whitespace within a range: only the list allows it (§14.1.1).
 _SPEC = re.compile(r"([0-9]*)-([0-9]*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes of a body: half-open, absolute, never empty."""
+    """Bytes of a body: absolute, half-open, never empty."""
 
     start: int
     end: int
@@ -31,7 +31,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`first-last` or `first-` as asked for: half-open; `end` None means to the end."""
+    """`first-last` or `first-`, made half-open; `end` None means to the end of the body."""
 
     start: int
     end: int | None
@@ -39,7 +39,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Suffix:
-    """`-length`: the last bytes."""
+    """`-length`: the last bytes of the body."""
 
     length: int
 
@@ -48,7 +48,7 @@ Spec = Span | Suffix
 
 
 def parse(value: str | None) -> tuple[Spec, ...] | None:
-    """The ranges of a Range field in its order; None if there is none to honour: absent, another unit, malformed."""
+    """The ranges of a Range field, in its order; None if it is absent, malformed or of another unit."""
     unit, equals, members = (value or "").strip(" \t").partition("=")
     if not equals or unit.lower() != "bytes":
         return None
@@ -56,7 +56,7 @@ def parse(value: str | None) -> tuple[Spec, ...] | None:
     for member in members.split(","):
         text = member.strip(" \t")
         if not text:
-            continue  # an empty list element is to be ignored (§5.6.1.2)
+            continue  # empty list elements are ignored (§5.6.1.2)
         spec = _parse_spec(text)
         if spec is None or len(specs) == MAX_RANGES:
             return None
@@ -65,7 +65,7 @@ def parse(value: str | None) -> tuple[Spec, ...] | None:
 
 
 def resolve(specs: Sequence[Spec], size: int) -> tuple[Range, ...]:
-    """The satisfiable ones in the order asked, clipped to a body of `size` bytes; none of them means 416 (§14.1.2)."""
+    """The satisfiable ranges, in order, clipped to a body of `size` bytes; an empty result means 416 (§14.1.2)."""
     ranges = []
     for spec in specs:
         match spec:
@@ -79,14 +79,14 @@ def resolve(specs: Sequence[Spec], size: int) -> tuple[Range, ...]:
 
 
 def select(value: str | None, size: int) -> tuple[Range, ...] | None:
-    """Ranges to send of a body of `size` bytes: None the whole body with 200, () 416, else 206 with these."""
+    """The ranges of a body of `size` bytes to send with 206; None: 200 with the whole body; (): 416."""
     specs = parse(value)
     if specs is None:
         return None
     if size == 0 and any(isinstance(spec, Suffix) and spec.length for spec in specs):
-        return None  # the last bytes of nothing are satisfiable (§14.1.2), but no Content-Range can say so
+        return None  # the last bytes of nothing are satisfiable (§14.1.2), but no Content-Range can express them
     ranges = resolve(specs, size)
-    # Overlaps that make more of a body than there is: §17.15 warns of them, §14.2 lets us ignore them.
+    # Ranges that overlap so much that they exceed the body: §17.15 warns of them, §14.2 lets us ignore them.
     if sum(part.length for part in ranges) > size:
         return None
     return ranges
@@ -113,7 +113,7 @@ class Multipart:
     length: int
     """Bytes of the whole body, for Content-Length."""
     content_type: str
-    """Content-Type of the whole."""
+    """Content-Type of the whole body."""
 
 
 def multipart(ranges: Sequence[Range], size: int, content_type: str | None, boundary: str) -> Multipart:
@@ -124,8 +124,8 @@ def multipart(ranges: Sequence[Range], size: int, content_type: str | None, boun
     kind = "" if content_type is None else f"Content-Type: {content_type}\r\n"
     parts = []
     for part in ranges:
-        # The line break before the first may be left out (RFC 2046 §5.1.1), but zsync, used to Apache's and nginx's,
-        # asks again for ever where it is not there.
+        # The line break before the first part is optional (RFC 2046 §5.1.1). Apache and nginx send it, and zsync asks
+        # again for ever if it is missing.
         head = f"\r\n--{boundary}\r\n{kind}Content-Range: {content_range(part, size)}\r\n\r\n"
         parts.append((head.encode("latin-1"), part))
     trailer = f"\r\n--{boundary}--\r\n".encode("latin-1")
@@ -152,6 +152,6 @@ def _parse_spec(text: str) -> Spec | None:
 
 
 def _position(digits: str) -> int:
-    # Compared by length first: int() refuses thousands of digits.
+    # Compare the length first: int() refuses thousands of digits.
     digits = digits.lstrip("0")
     return FARTHEST if len(digits) > 19 else min(int(digits or "0"), FARTHEST)

@@ -1,23 +1,34 @@
 """Which parts of a body are fetched next, and over how many connections.
 
-Pure: the fill tells what is on disk, what is running and where readers wait; the plan says what to start and stop.
-Readers' offsets come first, the rest follows in order.
+Pure: the fill says what is on disk, what is running and where readers wait; the schedule says what to start, cancel and
+trim. Readers' offsets come first, the rest follows in order.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .extents import Extents
 
 NEAR_BYTES = 4 * 1024**2
-"""A reader this close ahead of a running transfer waits for it: less than what a new connection would cost."""
+"""A reader this close ahead of a running segment waits for it: that takes less time than a new connection."""
 TURN_BYTES = 8 * 1024**2
-"""So much comes for readers at one place before their connection goes to others: each turn is a request upstream."""
+"""A segment brings this much for its readers before its connection may go to others: each turn is a request."""
+BIG_BYTES = 64 * 1024**2
+"""From here on a body is worth several connections."""
+SPLIT_BYTES = 8 * 1024**2
+"""Less is not worth a connection of its own."""
+PIECE_SECONDS = 1.0
+"""How long a connection takes for one piece: a new one costs some round trips, and readers come from the front. With
+four connections of 40 MiB/s eight readers have 256 MiB after 2.2 s; after 2.0 s with 0.5, and 2.5 s with halves."""
+FAST_RATE = 100e6
+"""Bytes a second from which another connection gains nothing, and a mirror need not bear it."""
+GAIN = 1.2
+"""Twice the connections must be faster by this factor to be kept up."""
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A part of the body on its way: up to `offset` it is in the extents, `stop` is where it ends (None: unknown)."""
+    """A part of the body that is being fetched. Bytes before `offset` are in the extents; `stop` is its end or None."""
 
     offset: int
     stop: int | None
@@ -25,35 +36,80 @@ class Segment:
     """Where it began."""
     is_wanted: bool = False
     """Whether a reader has waited for its bytes."""
+    asked: int | None = -1
+    """Where the range that was asked for ends; `stop` may have been trimmed below it."""
 
     def __post_init__(self) -> None:
-        if self.begun < 0:
-            self.begun = self.offset
+        self.begun = self.offset if self.begun < 0 else self.begun
+        self.asked = self.stop if self.asked == -1 else self.asked
 
     @property
     def is_turn_over(self) -> bool:
         return self.offset - self.begun >= TURN_BYTES
 
     def serves(self, offset: int) -> bool:
-        """Whether a reader waiting at `offset` need only wait for this transfer."""
+        """Whether a reader waiting at `offset` need only wait for this segment."""
         is_near = self.offset <= offset <= self.offset + NEAR_BYTES
         return is_near and (self.stop is None or offset < self.stop)
 
 
+@dataclass(slots=True)
+class Ramp:
+    """How many connections a fill may have: one, then twice as many as long as that makes it faster."""
+
+    limit: int
+    allowed: int = 1
+    piece: int = SPLIT_BYTES
+    """Bytes of one connection's share before it goes on elsewhere."""
+    _rate: float = 0.0
+
+    def judge(self, rate: float) -> None:
+        """Take note of the `rate`, in bytes a second, of as many connections as are allowed."""
+        if rate >= FAST_RATE or rate < self._rate * GAIN:
+            self.limit = self.allowed
+        self._rate = rate
+        self.piece = max(SPLIT_BYTES, int(rate / self.allowed * PIECE_SECONDS))
+        self.allowed = min(self.limit, 2 * self.allowed)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """What readers need: new segments as (offset, stop), and running ones whose connection they take."""
+
     start: tuple[tuple[int, int], ...] = ()
-    """(offset, stop) of new segments."""
     cancel: tuple[Segment, ...] = ()
-    """Running segments that give their connection to a reader elsewhere."""
     is_short: bool = False
-    """Whether a reader has to wait for a connection, until somebody's turn is over."""
+    """Whether a reader has to wait for a connection until a segment's turn is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule(Plan):
+    """The whole next step."""
+
+    trim: tuple[tuple[Segment, int | None], ...] = ()
+    """Running segments that get another end: earlier where a new one begins, later where nobody else goes on."""
+
+
+def schedule(extents: Extents, length: int, running: Sequence[Segment], plan: Plan, ramp: Ramp) -> Schedule:
+    """`plan` and, where `ramp` allows them, further segments that make a fill of `length` bytes faster."""
+    kept = [segment for segment in running if segment not in plan.cancel]
+    view = [replace(segment, stop=_end_of_running(segment, extents, kept)) for segment in kept]
+    start = list(plan.start)
+    for offset, stop in start:
+        _cut(view, offset)
+        view.append(Segment(offset, stop))
+    while part := split(extents, length, view, ramp):
+        _cut(view, part[0])
+        view.append(Segment(*part))
+        start.append(part)
+    trim = ((segment, now.stop) for segment, now in zip(kept, view, strict=False) if now.stop != segment.stop)
+    return Schedule(tuple(start), plan.cancel, plan.is_short, tuple(trim))
 
 
 def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Iterable[int], limit: int) -> Plan:
-    """The next step of a fill of `length` bytes whose upstream honours ranges, with at most `limit` connections.
+    """What readers need of a body of `length` bytes whose upstream honours ranges, with at most `limit` connections.
 
-    Where there are more readers than connections, these go round.
+    Where there are more readers than connections, these go round. With nothing running the first gap is started.
     """
     wanted = [offset for offset in sorted(set(waiting)) if offset < length and extents.reach(offset) == offset]
     idle = [segment for segment in running if segment.is_turn_over or not segment.is_wanted]
@@ -77,49 +133,12 @@ def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Ite
     return Plan(tuple(start), tuple(cancel), is_short)
 
 
-def end_of(offset: int, extents: Extents, running: Iterable[Segment]) -> int | None:
-    """Where a segment from `offset` on meets what is there or on its way; None if nothing follows."""
-    ends = (extents.next_start(offset), *(segment.offset for segment in running))
-    return min((end for end in ends if end is not None and end > offset), default=None)
-
-
-BIG_BYTES = 64 * 1024**2
-"""From here on a body is worth several connections."""
-SPLIT_BYTES = 8 * 1024**2
-"""Less is not worth a connection of its own."""
-PIECE_SECONDS = 1.0
-"""As long a connection is at one piece: a new one costs some round trips, and readers come from the front. By four
-connections of 40 MiB/s eight readers have 256 MiB after 2.2 s so, after 2.0 s with 0.5, and 2.5 s with halves."""
-FAST_RATE = 100e6
-"""Bytes a second from which nobody waits for another connection, and a mirror need not bear it."""
-GAIN = 1.2
-"""By so much twice the connections must be faster to be kept up."""
-
-
-@dataclass(slots=True)
-class Ramp:
-    """How many connections a fill may have: one, then twice as many as long as that makes it faster."""
-
-    limit: int
-    allowed: int = 1
-    piece: int = SPLIT_BYTES
-    """Bytes of one connection's share before it goes on elsewhere."""
-    _rate: float = 0.0
-
-    def judge(self, rate: float) -> None:
-        """Take note of the `rate`, in bytes a second, of as many connections as are allowed."""
-        if rate >= FAST_RATE or rate < self._rate * GAIN:
-            self.limit = self.allowed
-        self._rate = rate
-        self.piece = max(SPLIT_BYTES, int(rate / self.allowed * PIECE_SECONDS))
-        self.allowed = min(self.limit, 2 * self.allowed)
-
-
 def split(extents: Extents, length: int, running: Sequence[Segment], ramp: Ramp) -> tuple[int, int] | None:
     """(offset, stop) of one more segment of a body of `length` bytes; None if none is allowed or worth it.
 
-    The first piece that nobody is at; where there is none, a part of what has most left, which then ends before it.
-    Pieces are in order, so that readers have nearly everything behind them when the last one comes.
+    It is the first piece that no segment covers. Where there is none it is a part of the segment that has most left,
+    which then ends before it. Pieces are in order, so that readers have nearly everything behind them when the last
+    one comes.
     """
     if not running or len(running) >= ramp.allowed:
         return None
@@ -135,6 +154,29 @@ def split(extents: Extents, length: int, running: Sequence[Segment], ramp: Ramp)
     if longest.stop is None or longest.stop - longest.offset < 2 * SPLIT_BYTES:
         return None
     return _piece(longest.offset + min(ramp.piece, (longest.stop - longest.offset) // 2), longest.stop, ramp)
+
+
+def end_of(offset: int, extents: Extents, running: Iterable[Segment]) -> int | None:
+    """Where a segment from `offset` on meets what is there or being fetched; None if nothing follows."""
+    ends = (extents.next_start(offset), *(segment.offset for segment in running))
+    return min((end for end in ends if end is not None and end > offset), default=None)
+
+
+def _end_of_running(segment: Segment, extents: Extents, running: Sequence[Segment]) -> int | None:
+    """The end of a running segment: that of what it asked for, if the segment it was trimmed for has failed."""
+    stop = segment.stop
+    if stop is None or stop == segment.asked or extents.reach(stop) > stop:
+        return stop
+    if any(each.offset <= stop < (each.stop or each.offset + 1) for each in running if each is not segment):
+        return stop
+    following = end_of(stop, extents, running)
+    return following if segment.asked is None else min(segment.asked, following or segment.asked)
+
+
+def _cut(view: Iterable[Segment], offset: int) -> None:
+    for segment in view:
+        if segment.offset < offset and (segment.stop is None or segment.stop > offset):
+            segment.stop = offset
 
 
 def _piece(start: int, end: int, ramp: Ramp) -> tuple[int, int]:

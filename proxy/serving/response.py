@@ -1,7 +1,7 @@
-"""One request and its answer: framing, and how it ends when it cannot be completed. For any ASGI app.
+"""One response, with the request it answers: framing, and how it ends if it cannot be completed. For any ASGI app.
 
-An answer is whole or visibly broken: framing that was promised and not kept ends the connection, never the body. Once
-the client is gone, send() raises ClientGone; whoever waits for the client is woken by it.
+A response is whole or visibly broken: where the app does not keep to the framing it announced, the connection ends, not
+the body. Once the client is gone, send() raises ClientGone, also in an app that is waiting in it.
 """
 
 import asyncio
@@ -12,65 +12,53 @@ import struct
 import time
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any
-from typing import Protocol as Interface
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from ..errors import ClientGone, FileEnded
 from ..log import events, quoted
+from ..rules.cache_status import CacheStatus
 from ..rules.headers import http_date
-from .sendfile import SMALL_BYTES, UNSUPPORTED, CopyOutlet, KernelOutlet, read_now
+from .sendfile import SMALL_BYTES, read_now
+
+if TYPE_CHECKING:
+    from .connection import ClientConnection
 
 INTERNAL_ERROR = "internal error; the log says more"
 BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")  # RFC 9110 §5.6.2
 BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # §5.5
 
 
-def answer(status: int, message: str, *, has_body: bool = True) -> bytes:
-    """A whole response that says `message` in JSON and announces the close."""
+def error_response(status: int, message: str, *, has_body: bool = True) -> bytes:
+    """All bytes of a response that says `message` in JSON and announces the close."""
     body = json.dumps({"message": message}, ensure_ascii=False).encode()
     fields = {
         "content-type": "application/json",
         "content-length": len(body),
         "date": http_date(time.time()),
-        "cache-status": "fetchonce; detail=refused",  # as every answer of ours has one (RFC 9211 §2)
+        "cache-status": CacheStatus(detail="refused").header(),
         "connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return STATUS_LINE[status] + head.encode() + b"\r\n" + (body if has_body else b"")
 
 
-class Connection(Interface):
-    """What an answer needs of its connection."""
-
-    scope: Any
-    transport: asyncio.Transport
-    flow: FlowControl
-    loop: asyncio.AbstractEventLoop
-    expect_100_continue: bool
-
-    def on_response_complete(self) -> None: ...
-    def outlet(self, *, copying: bool = False) -> KernelOutlet | CopyOutlet: ...
-    def expire_idle(self) -> None:
-        """Cut it off if what was sent has not arrived after the idle timeout."""
-
-
 class Framing(Enum):
     """How the client knows where the body ends (RFC 9112 §6.3)."""
 
-    NONE = auto()  # HEAD, 204, 304: there is no body
+    NONE = auto()  # no body: HEAD, 204, 304
     LENGTH = auto()
     CHUNKED = auto()
     CLOSE = auto()  # HTTP/1.0 and no length
 
 
-class Cycle(RequestResponseCycle):
-    """One request and its answer; receive() is uvicorn's, send() is ours."""
+class Response(RequestResponseCycle):
+    """One response, with the body of its request. receive() is uvicorn's, send() is ours."""
 
-    def __init__(self, connection: Connection, *, keep_alive: bool) -> None:
+    def __init__(self, connection: "ClientConnection", *, keep_alive: bool) -> None:
         super().__init__(
             scope=connection.scope,
             transport=connection.transport,
@@ -101,31 +89,48 @@ class Cycle(RequestResponseCycle):
             events.error("server.app_failed method=%s target=%s", self.scope["method"], target, exc_info=error)
             if not self.response_started and not self.disconnected:
                 self.response_started, self.keep_alive = True, False
-                self.transport.write(answer(500, INTERNAL_ERROR, has_body=self.scope["method"] != "HEAD"))
+                self.transport.write(error_response(500, INTERNAL_ERROR, has_body=self.scope["method"] != "HEAD"))
                 self._complete()
         finally:
             if not self.response_complete:
                 self.break_off()
-            self.on_response = _nothing  # it refers to the protocol, which refers to this
 
-    def depart(self) -> None:
-        """The client is gone, or has been given another answer: the app learns it from receive() and send()."""
+    def feed(self, body: bytes) -> None:
+        """Take a piece of the request's body, for receive()."""
+        if self.response_complete:
+            return
+        self.body += body
+        if len(self.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()  # receive() resumes it
+        self.message_event.set()
+
+    def feed_end(self) -> None:
+        """The request's body is complete."""
+        self.more_body = False
+        self.message_event.set()
+
+    def make_last(self) -> None:
+        """The connection ends with this response."""
+        self.keep_alive = False
+
+    def disconnect(self) -> None:
+        """The client is gone or has been given another answer. receive() and send() tell the app."""
         self.disconnected = True
         self.message_event.set()
 
     def break_off(self) -> None:
-        """End the connection in the middle of an answer, so that the client sees it is not whole."""
+        """End the connection in the middle of the response, so that the client sees it is not whole."""
         if self.disconnected:
             return
         self._flush()
         if self.framing is Framing.CLOSE:
-            # Here the end of the connection is the end of the body: only a reset tells them apart.
+            # Here closing the connection ends the body. Only a reset shows that it is not whole.
             if sock := self.transport.get_extra_info("socket"):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
             return
-        # close() and not abort(): the missing bytes or the missing last chunk say it already, and what was sent before
-        # still arrives, so that the client can resume from there.
+        # close() and not abort(): missing bytes or a missing last chunk show it already, and what was written still
+        # arrives, so that the client can resume from there.
         self.transport.close()
         self._connection.expire_idle()
 
@@ -157,7 +162,7 @@ class Cycle(RequestResponseCycle):
             self._complete()
 
     async def _ready(self) -> None:
-        """Wait until the transport's own buffer is empty; ClientGone once nobody listens."""
+        """Wait until the transport's own buffer is empty. Raises ClientGone once the client is gone."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected or self.transport.is_closing():
@@ -167,7 +172,7 @@ class Cycle(RequestResponseCycle):
         if self.response_started:
             raise RuntimeError("a second http.response.start")
         if self.waiting_for_100_continue:
-            # The client may or may not send the body it announced: what follows cannot be told from a request.
+            # The client may send the announced body or leave it out, and we could not tell it from the next request.
             self.waiting_for_100_continue = self.keep_alive = False
         lines = [STATUS_LINE[status]]
         length: int | None = None
@@ -197,7 +202,7 @@ class Cycle(RequestResponseCycle):
         lines.append(b"\r\n")
         self.response_started = True
         self._head = b"".join(lines)
-        # Head and first bytes leave as one packet if the app has both, the head alone if it now waits for something.
+        # Head and first bytes leave as one packet if the app has both. If it waits now, the head goes alone.
         self._connection.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -246,28 +251,18 @@ class Cycle(RequestResponseCycle):
             self.expected_content_length += count - error.sent
             raise
         except BaseException:
-            # Also when cancelled: nobody knows how much went, so nothing may follow on this connection.
+            # Also when cancelled. Nobody knows how much was sent, so nothing may follow on this connection.
             self.break_off()
             raise
 
     async def _send_slices(self, file: int, offset: int, count: int) -> None:
-        await self._ready()
-        outlet = self._connection.outlet()
-        start = offset
-        while count:
-            try:
-                sent = await outlet.send(file, offset, count)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED or isinstance(outlet, CopyOutlet):
-                    raise
-                outlet = self._connection.outlet(copying=True)
-                continue
+        start, end = offset, offset + count
+        while offset < end:
+            await self._ready()
+            sent = await self._connection.sender.send(file, offset, end - offset)
             if not sent:
-                raise FileEnded(f"the file ends {count} bytes before what was to be sent", offset - start)
+                raise FileEnded(f"the file ends {end - offset} bytes before what was to be sent", offset - start)
             offset += sent
-            count -= sent
-            if count:
-                await self._ready()
 
     def _complete(self) -> None:
         self._flush()
@@ -276,15 +271,9 @@ class Cycle(RequestResponseCycle):
         self.on_response()
 
 
-def _nothing() -> None: ...
-
-
 def _is_departure(error: Exception) -> bool:
-    """Whether an app ended because its client did: by ClientGone, or by its framework's word for it."""
+    """Whether an app ended because its client left: ClientGone, or what its framework raises instead."""
     if isinstance(error, ExceptionGroup):
         return all(_is_departure(each) for each in error.exceptions)
     # Starlette raises its own on http.disconnect, and in place of an OSError out of send().
     return isinstance(error, ClientGone | ClientDisconnect)
-
-
-# -- one connection ----------------------------------------------------------------------------------------------------

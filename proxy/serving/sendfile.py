@@ -1,7 +1,7 @@
-"""How file bytes leave a connection: by the kernel, or by copying where it does not go.
+"""How file bytes leave a connection: the kernel sends them, or we copy them where it cannot.
 
-This process never waits for a disk or for a socket on its event loop. What is in the page cache and what the socket
-takes at once goes inline; all else goes in a thread. Nothing here knows HTTP.
+The event loop never waits for a disk or for a socket. It sends what is in the page cache and what the socket takes at
+once; a thread sends the rest. Nothing here knows HTTP.
 """
 
 import asyncio
@@ -15,26 +15,26 @@ from functools import partial
 from ..errors import ClientGone
 
 FIRST_BYTES = 256 * 1024
-"""The first piece of an answer, for the time to first byte; a socket that takes more at once has earned a thread."""
+"""The first piece of an answer: small, for the time to first byte. A socket that takes more at once gets a thread."""
 TURN_BYTES = 4 * 1024**2
-"""Sent inline before the other connections get their turn."""
+"""Sent on the loop before the other connections get their turn."""
 BURST_BYTES = 64 * 1024**2
 """Sent in a thread before the loop is asked again."""
 PATIENCE_MS = 20
-"""How long a thread waits for a fast client that has now filled its socket; a slow one goes back to the loop."""
+"""How long a thread waits for a client whose socket is full. A slower client goes back to the loop."""
 SMALL_BYTES = 16 * 1024
-"""Up to here one write of head and body is cheaper than a write and a sendfile."""
+"""Up to this size, one write of head and body is cheaper than a write and a sendfile."""
 COPY_BYTES = 256 * 1024
-"""Read and written at once where sendfile does not go; also what a slow client costs there."""
+"""Read and written at once where sendfile does not work. A slow client costs this much memory there."""
 
 GONE = {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT}
 GONE |= {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""A file or a socket that sendfile does not take."""
+"""sendfile does not work with this file or this socket."""
 
 
 def in_page_cache(file: int, offset: int, count: int) -> bool:
-    """Whether the last byte of the slice is there without waiting for a disk; True where the kernel cannot say."""
+    """Whether the slice's last byte can be read without waiting for a disk. True where the kernel cannot say."""
     if not hasattr(os, "RWF_NOWAIT"):
         return True
     try:
@@ -47,7 +47,7 @@ def in_page_cache(file: int, offset: int, count: int) -> bool:
 
 
 def read_now(file: int, offset: int, count: int) -> bytearray | None:
-    """The slice, or None if it is not wholly in the page cache, or the kernel cannot say."""
+    """The slice, or None if it is not wholly in the page cache or the kernel cannot say."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None
     data = bytearray(count)
@@ -58,14 +58,14 @@ def read_now(file: int, offset: int, count: int) -> bytearray | None:
 
 
 def send_and_close(out: int, file: int, offset: int, count: int, *, is_cold: bool) -> int:
-    """Send what a client takes without long pauses, in a thread, which may wait for the disk. Returns the bytes sent.
+    """Send what the client takes without long pauses; returns the bytes sent. It may wait for the disk: for a thread.
 
-    The two descriptors are this call's own: nobody can close them meanwhile, and have their numbers name another
-    client's socket or another file.
+    The two descriptors belong to this call. If they were shared, somebody could close them meanwhile, and their numbers
+    could then mean another client's socket or another file.
     """
     try:
         if is_cold and hasattr(os, "posix_fadvise"):
-            # One turn further than asked, so that the disk reads while the client does.
+            # One turn further than asked, so that the disk reads while the client does too.
             os.posix_fadvise(file, offset, min(count, TURN_BYTES) + TURN_BYTES, os.POSIX_FADV_WILLNEED)
         writable = select.poll()
         writable.register(out, select.POLLOUT)
@@ -86,11 +86,12 @@ def send_and_close(out: int, file: int, offset: int, count: int, *, is_cold: boo
         os.close(file)
 
 
-class KernelOutlet:
+class KernelSender:
     """os.sendfile into one connection.
 
-    It works on a dup of the socket: asyncio and uvloop both refuse add_writer on a descriptor that a transport owns,
-    and uvloop has no loop.sendfile. The dup must be closed before the transport's socket, else the client sees no end.
+    It works on a dup of the socket, because asyncio and uvloop both refuse add_writer on a descriptor that a transport
+    owns, and uvloop has no loop.sendfile. The dup must be closed before the transport's socket, or the client sees no
+    end.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, sock: socket.socket) -> None:
@@ -99,26 +100,26 @@ class KernelOutlet:
         self._waiter: asyncio.Future[None] | None = None
         self._is_full = False
         self._burst = self._taken = 0
-        """Bytes since the loop last had its turn, and of the last call."""
+        """Bytes sent since the loop had its turn, and by the last call."""
 
     async def send(self, file: int, offset: int, count: int) -> int:
-        """Send up to `count` bytes, at least one; 0 if the file ends here. The transport's buffer must be empty."""
         while True:
-            if self._is_full and self._fd >= 0:  # it may have been closed while a thread was at it
+            if self._is_full and self._fd >= 0:  # close() may have come while a thread was sending
                 await self._writable()
             elif self._burst >= TURN_BYTES:
                 self._burst = 0
-                await asyncio.sleep(0)  # a reader that is always ready must not starve the others
+                await asyncio.sleep(0)  # a client that is always ready must not starve the others
             if self._fd < 0:
                 raise ClientGone("the client has closed the connection")
-            # Fast readers of much get a thread that stays with them: one call after the other from the loop gives eight
-            # of them half the speed. Not the rest: a hop costs 0.1 ms, and a slow client's socket takes little at once.
+            # A fast client of a big file gets a thread that stays with it: eight such clients get half the speed if the
+            # loop makes their calls one after the other. The others do not: a hop costs 0.1 ms, and a slow client's
+            # socket takes little at once.
             is_cold = not in_page_cache(file, offset, min(count, TURN_BYTES))
             try:
                 if is_cold or min(count, self._taken) > FIRST_BYTES:
                     sent = await self._send_in_thread(file, offset, count, is_cold=is_cold)
                     self._burst = 0
-                    if not sent:  # the socket is full, or the file ends: a small call will tell
+                    if not sent:  # the socket is full or the file ends: a small call will tell which
                         self._taken, self._is_full = 0, True
                         continue
                 else:
@@ -145,14 +146,17 @@ class KernelOutlet:
             raise
         job = partial(send_and_close, out, mine, offset, min(count, BURST_BYTES), is_cold=is_cold)
         sending = self._loop.run_in_executor(self._threads, job)
-        # Shielded: a job cancelled before a thread takes it would never close its descriptors. Whatever it then ends
-        # with, nobody wants to know.
+        # Shielded, because a job cancelled before a thread takes it would never close its descriptors. If we are
+        # cancelled, nobody waits for the job's exception, so the callback takes it.
         sending.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(sending)
 
     async def _writable(self) -> None:
-        """Wait until the socket takes bytes again or close() is called. There is no time limit: a client may pause as
-        long as it likes, and costs no memory and no thread meanwhile; a dead one is found by TCP itself."""
+        """Wait until the socket takes bytes again or close() is called.
+
+        There is no time limit. A client may pause as long as it likes, and costs no memory and no thread meanwhile; TCP
+        itself finds out about a dead one.
+        """
         waiter = self._waiter = self._loop.create_future()
         self._loop.add_writer(self._fd, _wake, waiter)
         try:
@@ -173,25 +177,56 @@ class KernelOutlet:
             _wake(self._waiter)
 
 
-class CopyOutlet:
-    """Read and write, where sendfile does not go: TLS, and files or sockets the kernel refuses."""
+class CopySender:
+    """Read and write, where sendfile does not work: with TLS, and with files or sockets that the kernel refuses."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, transport: asyncio.Transport) -> None:
         self._loop, self._threads, self._transport = loop, threads, transport
 
     async def send(self, file: int, offset: int, count: int) -> int:
-        """As KernelOutlet.send; the caller waits until the transport's buffer is empty enough again."""
         count = min(count, COPY_BYTES)
         data: bytes | bytearray | None = read_now(file, offset, count)
         if data is None:
-            # If this is cancelled and `file` closed, the thread may read another file; nobody sees what it read.
+            # If we are cancelled and `file` is closed, the thread may read another file. Nobody sees what it read.
             data = await self._loop.run_in_executor(self._threads, os.pread, file, count, offset)
         else:
-            await asyncio.sleep(0)  # a reader that is always ready must not starve the others
+            await asyncio.sleep(0)  # a client that is always ready must not starve the others
         self._transport.write(data)
         return len(data)
 
     def close(self) -> None: ...
+
+
+class FileSender:
+    """Sends slices of files on one connection: by the kernel, or by copying once the kernel has refused."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, transport: asyncio.Transport) -> None:
+        self._loop, self._threads, self._transport = loop, threads, transport
+        self._sender: KernelSender | CopySender | None = None
+        """None until the first slice: many answers have none."""
+
+    async def send(self, file: int, offset: int, count: int) -> int:
+        """Send up to `count` bytes, at least one; 0 if the file ends here. The transport's buffer must be empty."""
+        if self._sender is None:
+            self._sender = self._first_sender()
+        try:
+            return await self._sender.send(file, offset, count)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED or isinstance(self._sender, CopySender):
+                raise
+        self._sender.close()
+        self._sender = CopySender(self._loop, self._threads, self._transport)
+        return await self._sender.send(file, offset, count)
+
+    def close(self) -> None:
+        if self._sender:
+            self._sender.close()
+
+    def _first_sender(self) -> KernelSender | CopySender:
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or self._transport.get_extra_info("sslcontext"):
+            return CopySender(self._loop, self._threads, self._transport)
+        return KernelSender(self._loop, self._threads, sock)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

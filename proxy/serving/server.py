@@ -1,39 +1,35 @@
-"""Listening sockets, and their life until SIGTERM. For any ASGI app that needs no lifespan.
+"""The server: it accepts connections until it is told to stop, then ends them. For any ASGI app without lifespan.
 
-uvicorn's own Server is not used: it may wait for ever on a client that never reads, raises the signal it was stopped by
-once more, and polls ten times a second. Its protocol is (connection.py).
+We use uvicorn's protocol (connection.py), but not its Server. That one may wait for ever on a client that never reads,
+raises once more the signal that stopped it, and polls ten times a second.
 """
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
-import os
 import signal
 import socket
-import ssl
-import stat
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from ..config import HTTPS
-from ..errors import ConfigError
 from ..log import events, log
-from .connection import LINGER_SECONDS, App, Limits, Protocol
+from .connection import ClientConnection, Shared
+from .handshake import TlsListener, TlsSockets
+from .request import Limits
+from .sockets import BACKLOG
 
-BACKLOG = 4096
 SEND_THREADS = 16
-"""As many as there are cores move bytes; the others wait for a disk, or a moment for a client."""
+"""As many as there are cores move bytes. The others wait for a disk, or a moment for a client."""
 POLL_SECONDS = 0.05
-"""While stopping."""
+"""Between two checks, while stopping, whether anything still runs."""
 GRACE_SECONDS = 0.5
-"""For the app to notice that its connections were aborted, and again that they were cancelled."""
+"""For the app to notice that its connections were aborted, and once more after it is cancelled."""
 
 
 class Server:
@@ -41,56 +37,50 @@ class Server:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         sockets: Sequence[socket.socket],
         *,
+        tls: TlsSockets | None = None,
         limits: Limits | None = None,
         stop_timeout: float = 10.0,
-        tls_sockets: Sequence[socket.socket] = (),
-        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.stopping = False
         """True from the first signal or stop(): an endless answer should look at it and end."""
         self._app, self._limits = app, limits or Limits()
-        self._sockets = [*((sock, None) for sock in sockets), *((sock, tls) for sock in tls_sockets)]
+        self._sockets, self._tls = sockets, tls
         self._stop_timeout = stop_timeout
         self._is_forced = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """As SIGTERM: nothing new is taken, running answers go on for `stop_timeout` s. From any thread or handler."""
+        """Accept nothing new, and give running answers `stop_timeout` seconds. For any thread or signal handler."""
         self.stopping = True
         if self._loop:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def interrupt(self) -> None:
-        """As SIGINT: stop(), and the second time at once. From the loop."""
+        """stop(); the second call ends running answers at once. For the loop's thread."""
         self._is_forced = self.stopping
         self.stop()
 
     async def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or stop(); a second SIGINT ends it at once."""
+        """Serve until SIGTERM (stop) or SIGINT (interrupt), or until one of these methods is called."""
         loop = self._loop = asyncio.get_running_loop()
         state = ServerState()
         threads = ThreadPoolExecutor(SEND_THREADS, "send")
-        listeners: list[asyncio.Server] = []
+        shared = Shared(self._config(), state, loop, threads, self._limits)
+        listeners: list[asyncio.Server | TlsListener] = []
         if self.stopping:
             self._stop.set()
         with self._signals(loop):
             try:
-                config = self._config()
-                for sock, tls in self._sockets:
+                for sock in self._sockets:
                     listeners.append(
-                        await loop.create_server(
-                            lambda: Protocol(config, state, {}, loop, self._limits, threads),
-                            sock=sock,
-                            backlog=BACKLOG,
-                            ssl=tls,
-                            ssl_handshake_timeout=self._limits.header_timeout if tls else None,
-                            ssl_shutdown_timeout=LINGER_SECONDS if tls else None,
-                        )
+                        await loop.create_server(lambda: ClientConnection(shared), sock=sock, backlog=BACKLOG)
                     )
+                if self._tls:
+                    listeners.append(TlsListener(self._tls, lambda: ClientConnection(shared), self._limits))
                 await self._stop.wait()
             except asyncio.CancelledError:
                 self._is_forced = True
@@ -99,7 +89,7 @@ class Server:
                 self.stopping = True
                 for listener in listeners:
                     listener.close()
-                for sock, _ in self._sockets:
+                for sock in (*self._sockets, *(self._tls.sockets if self._tls else ())):
                     sock.close()
                 try:
                     await self._drain(state)
@@ -111,7 +101,7 @@ class Server:
         config = uvicorn.Config(
             self._app,
             loop="asyncio",
-            http=Protocol,
+            http=ClientConnection,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -121,14 +111,14 @@ class Server:
             date_header=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=math.ceil(self._limits.idle_timeout),  # Protocol's own clock is exact
+            timeout_keep_alive=math.ceil(self._limits.idle_timeout),  # ClientConnection's own deadline is exact
             timeout_graceful_shutdown=math.ceil(self._stop_timeout),
         )
         config.load()
         return config
 
     async def _drain(self, state: ServerState) -> None:
-        """Let running answers end, for a while; then end them."""
+        """Give running answers time to end, then end them."""
         for connection in list(state.connections):
             connection.shutdown()
         await self._quiet(state, self._stop_timeout)
@@ -142,10 +132,10 @@ class Server:
                 task.cancel()
             await asyncio.wait(tasks, timeout=GRACE_SECONDS)
         for _ in range(3):
-            await asyncio.sleep(0)  # connection_lost, where no app was running; with TLS it takes two turns
+            await asyncio.sleep(0)  # connection_lost where no app was running, and the ends of handshakes
 
     async def _quiet(self, state: ServerState, seconds: float) -> None:
-        """Wait until nothing runs, or `seconds`, or a second Ctrl-C."""
+        """Wait until nothing runs, for at most `seconds`, or until the second SIGINT."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while (state.connections or state.tasks) and not self._is_forced and loop.time() < deadline:  # noqa: ASYNC110
@@ -167,109 +157,3 @@ class Server:
                 loop.remove_signal_handler(number)
                 if former is not None:  # None: not set from Python
                     signal.signal(number, former)
-
-
-# -- listening sockets -------------------------------------------------------------------------------------------------
-
-
-def bind(listen: str) -> socket.socket:
-    """A listening socket for `HOST:PORT`, `[v6]:PORT`, both also after `https://`, or `unix:PATH`; port 0 takes a free
-    one. Raises ConfigError."""
-    if listen.startswith("unix:"):
-        return _bind_unix(listen, listen.removeprefix("unix:"))
-    host, _, port = listen.removeprefix(HTTPS).rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ConfigError(f"cannot listen on {listen}: write an IPv6 address in brackets, such as [::1]:8642")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(
-            f"cannot listen on {listen}: expected HOST:PORT such as 127.0.0.1:8642, https://HOST:PORT or unix:PATH"
-        )
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"cannot listen on {listen}: the host {host} is not known here ({error})") from error
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # so that [::] and 0.0.0.0 are two listeners
-        sock.bind(address)
-        sock.listen(BACKLOG)  # at once: the address is ours from here on, and early clients wait instead of failing
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"cannot listen on {listen}: {_why(error, port)}") from error
-    return sock
-
-
-def shared(sock: socket.socket, workers: int) -> list[socket.socket]:
-    """The listening sockets of that many workers for the address of `sock`: one each, between which the kernel balances
-    connections (Linux), else the same for all. Raises ConfigError.
-
-    With one for all, the first to wake accepts whatever waits: few workers get most of it.
-    """
-    if workers == 1 or sys.platform != "linux" or sock.family == socket.AF_UNIX:
-        return [sock] * workers
-    sockets = [sock]
-    try:
-        # Only now: set before bind(), it would let a second server in beside us.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        for _ in range(workers - 1):
-            other = socket.socket(sock.family, sock.type, sock.proto)
-            sockets.append(other)
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if sock.family == socket.AF_INET6:
-                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            other.bind(sock.getsockname())
-            other.listen(BACKLOG)
-    except OSError as error:
-        for each in sockets:
-            each.close()
-        raise ConfigError(f"cannot listen with {workers} workers: {error.strerror or error}") from error
-    return sockets
-
-
-def _why(error: OSError, port: str) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"port {port} is in use; another fetchonce? try --listen 127.0.0.1:0 (any free port), or stop it"
-        case errno.EACCES:
-            return f"port {port} needs privileges; use one above 1023, such as 8642"
-        case errno.EADDRNOTAVAIL:
-            return "this machine does not have that address; use 127.0.0.1 or one that `ip address` or `ifconfig` shows"
-    return error.strerror or str(error)
-
-
-def _bind_unix(listen: str, path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(listen, path)
-        sock.bind(path)
-        os.chmod(path, 0o600)  # before listen(): until then nobody can connect
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        hint = "; make its directory first" if error.errno == errno.ENOENT else ""
-        raise ConfigError(f"cannot listen on {listen}: {error.strerror or error}{hint}") from error
-    except ConfigError:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(listen: str, path: str) -> None:
-    """Remove the socket file of a server that is dead. ConfigError for one that lives, and for anything else."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"cannot listen on {listen}: what is there is not a socket; remove it or name another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise ConfigError(f"cannot listen on {listen}: it is in use; another fetchonce? name another path, or stop it")

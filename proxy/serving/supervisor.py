@@ -1,11 +1,11 @@
-"""Several processes for one server: started, watched, replaced, ended together.
+"""Several processes for one server: started, watched, replaced and ended together.
 
-The supervisor serves nothing. It has no thread and no event loop, so it may fork at any time, and a worker begins with
-the settings it has in memory, whatever the file says by then. It holds every listening socket: what comes while a
-worker is dead waits for its successor instead of being reset.
+The supervisor serves nothing. It has no thread and no event loop, so it may fork at any time; a new worker begins with
+the settings in the supervisor's memory, whatever the file says by then. It holds every listening socket: clients that
+come while a worker is dead wait for its successor instead of being reset.
 
-A socket pair joins it with each worker: the worker writes one byte when it serves; the end of either side tells the
-other that this process is gone, however it went.
+A socket pair links it with each worker. The worker writes one byte when it serves. If either process ends, however that
+happens, the other sees the end of the link.
 """
 
 import contextlib
@@ -15,58 +15,70 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import ERROR, INFO, WARNING
 from typing import Any, NoReturn
 
 from ..log import events, log
 
 STEADY_SECONDS = 5.0
-"""A worker that lived for less died at once."""
+"""A worker that lived for less died early."""
 DEATHS_MAX = 5
-"""So often in a row a worker may die at once."""
+"""Early deaths of a worker in a row; one more, and the server ends."""
 BACKOFF_SECONDS = 0.2
-"""Before the second replacement in a row, doubled for each further one; the first comes at once."""
+"""Before the second replacement in a row, doubled for each further one. The first comes at once."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READY = b"+"
 
 
 class Link:
-    """A worker's end of what joins it with its supervisor."""
+    """A worker's end of the link with its supervisor."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
     def fileno(self) -> int:
-        """Readable once the supervisor is gone, or wants us to be."""
+        """Readable once the supervisor is gone, or wants this worker to end at once."""
         return self._sock.fileno()
 
     def ready(self) -> None:
-        """This worker serves, and takes signals."""
+        """Say that this worker serves and takes signals."""
         self._sock.send(READY)
-        # Until now it would have been killed by it.
+        # Until now SIGHUP would have killed it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A worker that runs."""
+
+    pid: int
+    link: socket.socket
+    started_at: float
+    is_ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A worker to be started."""
+
+    at: float
 
 
 @dataclass(slots=True, eq=False)
 class _Worker:
     sockets: Sequence[socket.socket]
-    pid: int = 0
-    link: socket.socket | None = None
-    """None: it does not run."""
-    is_ready: bool = False
-    due: float | None = None
-    """When to start it; None: not yet, or it runs."""
-    started_at: float = 0.0
-    deaths: int = 0
-    """In a row, at once."""
+    state: _Process | _Due | None = None
+    """None: it does not run, and need not yet or no more."""
+    early_deaths: int = 0
+    """In a row."""
 
 
 class Supervisor:
     """One worker for each of `sockets`, which it owns and closes.
 
-    `work` is the life of a worker: it gets its sockets and its link, and its result is the exit code. `reload` reads
-    the settings again and tells whether they are in force. `started` is called when all of them serve.
+    `work` is the life of a worker: it gets its sockets and its link, and returns the exit code. `reload` reads the
+    settings again and tells whether they are in force. `started` is called when all workers serve.
     """
 
     def __init__(
@@ -84,66 +96,67 @@ class Supervisor:
         self._wakes, self._waker = socket.socketpair()
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT, or a worker that cannot live: the exit code."""
+        """Run until SIGTERM or SIGINT, or until a worker dies too often; returns the exit code."""
         for sock in (self._wakes, self._waker):
             sock.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno())
         for each in SIGNALS:
-            signal.signal(each, lambda *_: None)  # the byte that it writes is what counts
-        # One alone: it puts the cache directory right, or says what is wrong with it, once.
-        self._workers[0].due = time.monotonic()
-        while self._is_running():
+            signal.signal(each, lambda *_: None)  # all we need is the byte it writes
+        # The first one alone: it prepares the cache directory, or says once what is wrong with it.
+        self._workers[0].state = _Due(time.monotonic())
+        while not self._is_stopping or self._processes():
             for worker in self._workers:
-                if worker.due is not None and worker.due <= time.monotonic():
+                if isinstance(worker.state, _Due) and worker.state.at <= time.monotonic():
                     self._start(worker)
-            readable, _, _ = select.select([self._wakes, *self._links()], [], [], self._patience())
+            links = [process.link for process in self._processes()]
+            readable, _, _ = select.select([self._wakes, *links], [], [], self._seconds_to_next_start())
             if self._wakes in readable:
                 for number in self._wakes.recv(4096):
                     self._on_signal(signal.Signals(number))
-            for worker in [worker for worker in self._workers if worker.link in readable]:
-                self._hear(worker)
+            for worker in self._workers:
+                if isinstance(worker.state, _Process) and worker.state.link in readable:
+                    self._on_link(worker, worker.state)
         return self._code
 
-    def _is_running(self) -> bool:
-        return not self._is_stopping or bool(self._links())
+    def _processes(self) -> list[_Process]:
+        return [worker.state for worker in self._workers if isinstance(worker.state, _Process)]
 
-    def _links(self) -> list[socket.socket]:
-        return [worker.link for worker in self._workers if worker.link]
-
-    def _patience(self) -> float | None:
-        due = [worker.due for worker in self._workers if worker.due is not None]
+    def _seconds_to_next_start(self) -> float | None:
+        due = [worker.state.at for worker in self._workers if isinstance(worker.state, _Due)]
         return max(min(due) - time.monotonic(), 0) if due else None
 
     def _start(self, worker: _Worker) -> None:
-        worker.due, worker.is_ready, worker.started_at = None, False, time.monotonic()
+        started_at = time.monotonic()
         ours, theirs = socket.socketpair()
-        # No signal between fork and the worker's own handlers: it would be written to our wakeup socket, as if for us.
+        # No signal may come between fork and the worker's own handlers: it would be written to our wakeup socket.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
             if not pid:
                 ours.close()
                 self._become(worker, theirs)
-            worker.pid, worker.link = pid, ours
+            worker.state = _Process(pid, ours, started_at)
         except OSError as error:  # no memory, too many processes
             ours.close()
-            self._lost(worker, error=error)
+            self._replace(worker, started_at, error=error)
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _become(self, worker: _Worker, link: socket.socket) -> NoReturn:
-        """In the new process."""
+        """Run the worker in this process, which is the new one."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             for each in SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
-            # A terminal's Ctrl-C goes to us too, and would count twice: SIGINT stays blocked, SIGTERM will come.
+            # SIGINT stays blocked. A terminal sends Ctrl-C to us too, and with the supervisor's SIGTERM it would count
+            # twice.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             mine = set(map(id, worker.sockets))
             others = [sock for each in self._workers for sock in each.sockets if id(sock) not in mine]
-            for sock in (self._wakes, self._waker, *others, *self._links()):
+            links = [process.link for process in self._processes()]
+            for sock in (self._wakes, self._waker, *others, *links):
                 sock.close()
             code = self._work(worker.sockets, Link(link))
         finally:
@@ -152,68 +165,67 @@ class Supervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         if number == signal.SIGHUP:
             if not self._is_stopping and self._reload():
-                self._tell(signal.SIGHUP)
+                self._signal_workers(signal.SIGHUP)
         elif not self._is_stopping:
             self._stop(0)
         elif number == signal.SIGINT:
-            for link in self._links():
-                with contextlib.suppress(OSError):  # it has ended meanwhile
-                    link.shutdown(socket.SHUT_WR)
+            for process in self._processes():
+                with contextlib.suppress(OSError):  # it has just ended
+                    process.link.shutdown(socket.SHUT_WR)
 
     def _stop(self, code: int) -> None:
         self._is_stopping, self._code = True, code
         for worker in self._workers:
-            worker.due = None
+            if isinstance(worker.state, _Due):
+                worker.state = None
             for sock in worker.sockets:
-                sock.close()  # ours first: a connection that came after the workers' would wait for nobody
-        self._tell(signal.SIGTERM)
+                sock.close()  # before the workers close theirs, else a connection could come that nobody accepts
+        self._signal_workers(signal.SIGTERM)
 
-    def _tell(self, number: signal.Signals) -> None:
-        for worker in self._workers:
-            if worker.link:
-                os.kill(worker.pid, number)  # it may be dead, but not yet waited for: nobody else has its number
+    def _signal_workers(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            os.kill(process.pid, number)  # if it is dead, its number is still its own until we wait for it
 
-    def _hear(self, worker: _Worker) -> None:
-        assert worker.link
-        if not worker.link.recv(len(READY)):
-            self._bury(worker)
+    def _on_link(self, worker: _Worker, process: _Process) -> None:
+        if not process.link.recv(len(READY)):
+            self._reap(worker, process)
             return
-        worker.is_ready = True
-        log(events, INFO, "worker.started", pid=worker.pid)
+        worker.state = replace(process, is_ready=True)
+        log(events, INFO, "worker.started", pid=process.pid)
         if self._is_started or self._is_stopping:
             return
         for other in self._workers:
-            if not other.link:
-                other.due = time.monotonic()
-        if all(each.is_ready for each in self._workers):
+            if other.state is None:
+                other.state = _Due(time.monotonic())
+        if all(isinstance(each.state, _Process) and each.state.is_ready for each in self._workers):
             self._is_started = True
             self._started()
 
-    def _bury(self, worker: _Worker) -> None:
-        assert worker.link
-        worker.link.close()
-        worker.link = None
-        code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+    def _reap(self, worker: _Worker, process: _Process) -> None:
+        process.link.close()
+        worker.state = None
+        code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
         how: dict[str, Any] = {"signal": signal.Signals(-code).name} if code < 0 else {"code": code}
         if not self._is_stopping:
-            self._lost(worker, pid=worker.pid, **how)
-        elif code and (worker.is_ready or code != -signal.SIGTERM):
-            log(events, WARNING, "worker.died", pid=worker.pid, **how)
+            self._replace(worker, process.started_at, pid=process.pid, **how)
+        elif code and (process.is_ready or code != -signal.SIGTERM):
+            log(events, WARNING, "worker.died", pid=process.pid, **how)
             self._code = self._code or 1
 
-    def _lost(self, worker: _Worker, **how: Any) -> None:
-        """There is one worker less, and nobody asked for it: replace it, or give up."""
+    def _replace(self, worker: _Worker, started_at: float, **how: Any) -> None:
+        """A worker ended that should not have: start it again later, or give up."""
         if not self._is_started:
-            # What keeps it from starting it has said itself.
+            # The worker itself has said what keeps it from starting.
             log(events, ERROR, "worker.did_not_start", **how)
             self._stop(how.get("code") or 1)
             return
-        worker.deaths = 1 if time.monotonic() - worker.started_at >= STEADY_SECONDS else worker.deaths + 1
-        if worker.deaths > DEATHS_MAX:
+        is_early = time.monotonic() - started_at < STEADY_SECONDS
+        worker.early_deaths = worker.early_deaths + 1 if is_early else 1
+        if worker.early_deaths > DEATHS_MAX:
             hint = "the log says why; the other workers end too"
-            log(events, ERROR, "worker.given_up", deaths=worker.deaths, **how, hint=hint)
+            log(events, ERROR, "worker.given_up", deaths=worker.early_deaths, **how, hint=hint)
             self._stop(1)
             return
-        wait = BACKOFF_SECONDS * 2 ** (worker.deaths - 2) if worker.deaths > 1 else 0.0
+        wait = BACKOFF_SECONDS * 2 ** (worker.early_deaths - 2) if worker.early_deaths > 1 else 0.0
         log(events, WARNING, "worker.died", **how, replaced_in=wait)
-        worker.due = time.monotonic() + wait
+        worker.state = _Due(time.monotonic() + wait)

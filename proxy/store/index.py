@@ -1,8 +1,8 @@
-"""The index: cache key -> Entry, and how often it was used. A cache of the sidecars: losing it loses only counts.
+"""The index: cache key -> Entry, and how often it was used. It repeats the sidecars: losing it loses only the counts.
 
-diskcache.Cache with everything switched off that could act by itself: no eviction, no statistics, no files of its own,
-and a Disk that knows JSON alone (its pickle is CVE-2025-69872: who can write the directory could run code).
-Not thread-safe on purpose: the store's one thread owns it, since SQLite connections are per thread.
+A diskcache.Cache that does nothing by itself: no eviction, no statistics, no files beside the database, and a Disk that
+knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the directory could run code).
+Not thread-safe: SQLite connections are per thread, and the store's one thread owns this one.
 """
 
 import sqlite3
@@ -42,9 +42,9 @@ class IndexDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 Busy: type[Exception] = diskcache.Timeout
-"""Another process writes for too long."""
+"""Another process has kept the database locked for too long."""
 INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
-"""What an Index raises: the disk, or a row that is damaged; Busy."""
+"""What an Index raises: trouble with the database, a damaged row, Busy."""
 
 BUSY_SECONDS = 10.0
 """How long a write waits for another process that keeps the index; then it raises Busy."""
@@ -63,11 +63,11 @@ class Length(msgspec.Struct, frozen=True):
 
 
 class Brief(msgspec.Struct, frozen=True):
-    """As much of an entry as space is judged by; decoding the whole of each row takes five times as long."""
+    """The part of an entry that eviction needs. Decoding whole rows takes five times as long."""
 
     key: str
     url: str
-    digest: str
+    sha256: str
     stored_at: float
     head: Length
     pinned: bool
@@ -95,7 +95,7 @@ class Index:
         self._identity = self._file.stat().st_ino
 
     def is_current(self) -> bool:
-        """Whether the database is still the one in its directory: another process may have rebuilt a broken one."""
+        """Whether the open database is still the one in the directory: another process may have rebuilt it."""
         try:
             return self._file.stat().st_ino == self._identity
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class Index:
     def set(self, entry: Entry) -> None:
         self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
         if entry.sha512:
-            self._rows.set(f"sha512:{entry.sha512}", entry.digest.encode())
+            self._rows.set(f"sha512:{entry.sha512}", entry.sha256.encode())
 
     def blob_of(self, sha512: str) -> str | None:
         """SHA-256 (hex) of the body with that SHA-512; the body may be gone."""
@@ -128,13 +128,13 @@ class Index:
             yield entry, uses.get(key, Usage())
 
     def briefs(self) -> Iterator[tuple[Brief, float]]:
-        """Every entry in brief and the time of its last use."""
+        """Every entry in brief, with the time of its last use."""
         uses = {key: use.used_at for key, use in self._all("use", Usage)}
         for key, brief in self._all("entry", Brief):
             yield brief, max(uses.get(key, 0.0), brief.stored_at)
 
     def _all(self, kind: str, row: type[R]) -> Iterator[tuple[str, R]]:
-        """All rows of a kind; in one statement, since there may be very many, and never all of them in memory."""
+        """All rows of a kind, in one statement and never all in memory: there may be very many."""
         sql = "SELECT key, value FROM Cache WHERE key > ? AND key < ?"
         for key, value in self._rows._sql(sql, (f"{kind}:", f"{kind};")):
             yield key.removeprefix(f"{kind}:"), msgspec.json.decode(value, type=row)
@@ -144,7 +144,7 @@ class Index:
         return Usage() if row is None else msgspec.json.decode(row, type=Usage)
 
     def count(self, uses: Mapping[str, Usage]) -> None:
-        """Add `uses` to what is on record, in one transaction; other processes count on the same rows."""
+        """Add `uses`, by key, to those on record, in one transaction: other processes count in the same rows."""
         with self._rows.transact():
             for key, use in uses.items():
                 before = self.usage(key)

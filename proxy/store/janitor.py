@@ -1,40 +1,93 @@
-"""Space: what goes so that the next body fits, before its first byte is asked for room.
+"""Space: what is evicted so that the next body fits, before its first byte arrives.
 
-Two limits hold: `max_size` for all that is in the cache directory, and `min_free` for its file system. What a running
-fill will still write counts as written; what the fills of other processes will, their live pages tell. Room is made
-before the first byte, after a commit, when a write finds the disk full, and regularly, since other processes write too.
-What goes is the rule of rules/eviction.py.
+Two limits hold: `max_size` for everything in the cache directory, and `min_free` for its file system. What a running
+fill has reserved counts as written; the fills of other processes announce theirs in live pages. Room is made before
+the first byte, after a commit, when a write finds the disk full, and regularly, since other processes write too.
+rules/eviction.py decides which bodies go.
 
-One process evicts at a time (the right "janitor"). Of readers in other processes nothing needs to be known: an open
-descriptor reads on after its file is gone.
+One process evicts at a time (the lock "janitor"). It need not know the readers in other processes: an open descriptor
+reads on after its file is gone.
+
+Locks are taken in this order: the lock of the key that is filled, the janitor's turn (asyncio), "janitor", the locks of
+the victims' keys (tried, never waited for), "store", SQLite's own.
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from logging import INFO, WARNING
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from ..config import CacheSection
 from ..errors import OutOfSpace, StoreError
 from ..log import events, log
 from ..rules.entry import Entry, Head
 from ..rules.eviction import Candidate, Eviction, Space, choose, total
-from .partial import MAKE_ROOM, Partial
-from .store import PARTIAL, Store
+from .files import MAKE_ROOM
+from .locks import Lock
+from .partial import Partial
+from .partials import is_unfinished
+from .store import Store
 
 TIDY_SECONDS = 60.0
 """Between two looks at what other processes wrote, and what else took the file system's space."""
-RIGHT_SECONDS = 10.0
-"""How long another process may evict before we do so beside it; both would only free more than needed."""
+LOCK_SECONDS = 10.0
+"""How long we wait for another process that evicts; then we evict beside it, and both only free more than needed."""
 LOOK_SECONDS = 0.02
-"""How often the right to evict is looked at again."""
+"""How often the lock is tried meanwhile."""
 RELIEF_SECONDS = 30.0
 """How long a write waits for room."""
 SHARE = 10
 """min_free is at most this part of the file system: on a small volume the default would leave no room at all."""
+
+
+class Reservation:
+    """Room for one running fill of this process, and its way to more room on a full disk."""
+
+    def __init__(self, partial: Partial, relieve: Callable[[int], Coroutine[Any, Any, bool]]) -> None:
+        self._partial, self._relieve = partial, relieve
+        self._loop = asyncio.get_running_loop()
+        self.path = partial.path
+        self._length = partial.extents.total
+        """What came already, until more is granted."""
+
+    def announce(self, length: int) -> None:
+        """Let other processes leave room for `length` bytes."""
+        self._partial.reserve(length, self._make_room)
+
+    def grant(self, length: int) -> None:
+        """There is room for `length` bytes."""
+        self._length = length
+
+    def cancel(self) -> None:
+        """The fill writes no more."""
+        self._partial.reserve(0, None)
+
+    @property
+    def total(self) -> int:
+        """Bytes of the body at its end, as far as we know."""
+        return max(self._length, self._partial.extents.total)
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes that the disk does not hold yet."""
+        return max(0, self._length - os.fstat(self._partial.fd).st_blocks * 512)
+
+    def _make_room(self, count: int) -> bool:
+        """In a transfer's thread. The loop may be ending, and then nobody answers."""
+        relieving = self._relieve(count)
+        try:
+            relief = asyncio.run_coroutine_threadsafe(relieving, self._loop)
+        except RuntimeError:
+            relieving.close()
+            return False
+        try:
+            return relief.result(RELIEF_SECONDS)
+        except TimeoutError:
+            relief.cancel()
+            return False
 
 
 class Janitor:
@@ -43,8 +96,8 @@ class Janitor:
     def __init__(self, store: Store, limits: CacheSection) -> None:
         self.limits = limits
         self._store = store
-        self._promised: WeakKeyDictionary[Partial, int] = WeakKeyDictionary()
-        """Running fills: the length of each, 0 while it is not known."""
+        self._reservations: dict[Partial, Reservation] = {}
+        """Of this process's running fills."""
         self._turn = asyncio.Lock()
         self._attention = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -60,7 +113,7 @@ class Janitor:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    # -- for fills ----------------------------------------------------------------------------------------------------
+    # -- for fills: each calls `release` before it closes its partial -------------------------------------------------
 
     async def create(self, key: str, url: str, head: Head) -> Partial:
         """A new partial with room for all of it; evicts for that. Raises OutOfSpace, with nothing evicted."""
@@ -68,8 +121,11 @@ class Janitor:
             partial = await self._store.create(key, head.generation)
             try:
                 await self._reserve(partial, url, head.length)
-            except StoreError:
-                await self._store.discard(partial)
+            except BaseException:
+                try:
+                    await self._store.discard(partial)
+                finally:
+                    partial.close()
                 raise
             return partial
 
@@ -79,7 +135,7 @@ class Janitor:
             await self._reserve(partial, url, length)
 
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
-        """As Store.commit; where the disk has no space for its records, what can be evicted is."""
+        """Store the body and release its room. If the disk has no space for the records, evict and try again."""
         try:
             stored = await self._store.commit(partial, entry)
         except OutOfSpace:
@@ -92,92 +148,66 @@ class Janitor:
 
     def release(self, partial: Partial) -> None:
         """The fill is over: it will write no more."""
-        if self._promised.pop(partial, None) is not None:
-            self._tell(partial, 0)
-        partial.make_room = None
-
-    def _tell(self, partial: Partial, promised: int) -> None:
-        """Let other processes know."""
-        partial.promised = promised
-        partial.tell(partial.extents)
-
-    def _promise(self, partial: Partial, length: int) -> None:
-        loop = asyncio.get_running_loop()
-
-        def make_room(count: int) -> bool:
-            # In the transfer's thread. The loop may be on its way to its end, and then nobody answers.
-            relieving = self._relieve(count)
-            try:
-                relief = asyncio.run_coroutine_threadsafe(relieving, loop)
-            except RuntimeError:
-                relieving.close()
-                return False
-            try:
-                return relief.result(RELIEF_SECONDS)
-            except TimeoutError:
-                relief.cancel()
-                return False
-
-        self._promised[partial] = length
-        partial.make_room = make_room
+        if reservation := self._reservations.pop(partial, None):
+            reservation.cancel()
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
     async def _reserve(self, partial: Partial, url: str, length: int | None) -> None:
-        """Promise the whole of a partial, with room for what is not there yet. Raises OutOfSpace.
+        """Reserve the whole of a partial, and make room for what is not there yet. Raises OutOfSpace.
 
-        None: as many bytes as come, as well as it goes.
+        None: nobody knows how many bytes will come; each write makes room if it must.
         """
+        reservation = self._reservations[partial] = Reservation(partial, self._relieve)
         there = partial.extents.total
         wanted = max(0, (length or 0) - there)
-        self._promise(partial, there)
-        # Told before it is looked: of two processes that do so at once, at least one sees the other.
-        self._tell(partial, there + wanted)
+        # Announced before we look: of two processes that do this at once, at least one sees the other.
+        reservation.announce(there + wanted)
         try:
-            if (await self._space()).lacking(wanted):
-                async with right_to_evict(self._store):
-                    candidates, space = await self._look()
-                    eviction = await chosen(candidates, space.lacking(wanted))
-                    if eviction.lacking and length is not None:
-                        # Before the next one looks: if two are in each other's way, one of them is served.
+            if (await self._space()).shortfall(wanted):
+                async with eviction_lock(self._store):
+                    candidates, space = await self._survey()
+                    eviction = await chosen(candidates, space.shortfall(wanted))
+                    if eviction.shortfall and length is not None:
+                        # Before the next process looks: if two are in each other's way, one of them is served.
                         self.release(partial)
                         raise self._out_of_space(url, wanted, candidates, space, eviction)
                     await self._evict(eviction)
-        except StoreError:
+        except BaseException:
             self.release(partial)
             raise
-        self._promise(partial, there + wanted)
+        reservation.grant(there + wanted)
 
     async def _relieve(self, count: int) -> bool:
-        """Free at least `count` bytes of a full disk, or as many as can be; False if there are none."""
+        """Free at least `count` bytes of a full disk, or as many as possible; False if there are none."""
         try:
-            async with self._turn, right_to_evict(self._store):
-                candidates, space = await self._look()
+            async with self._turn, eviction_lock(self._store):
+                candidates, space = await self._survey()
                 # A quota may be used up though the file system has space.
-                eviction = await chosen(candidates, max(count, space.lacking(count)))
+                eviction = await chosen(candidates, max(count, space.shortfall(count)))
                 return await self._evict(eviction) > 0
         except StoreError as error:
             log(events, WARNING, "janitor.failed", error=error)
             return False
 
     async def tidy(self) -> None:
-        """Keep the limits, whoever broke them."""
+        """Restore the limits, whoever exceeded them."""
         async with self._turn:
             self._store.forget_stale()
-            async with right_to_evict(self._store):
-                candidates, space = await self._look()
-                eviction = await chosen(candidates, space.lacking())
+            async with eviction_lock(self._store):
+                candidates, space = await self._survey()
+                eviction = await chosen(candidates, space.shortfall())
                 await self._evict(eviction)
-        if eviction.lacking:
-            log(events, WARNING, "janitor.over_limit", bytes=eviction.lacking, hint="all else is pinned or in use")
+        if eviction.shortfall:
+            log(events, WARNING, "janitor.over_limit", bytes=eviction.shortfall, hint="all else is pinned or in use")
 
     async def _tidy_regularly(self) -> None:
         while True:
-            # A commit of ours is in the books already; only where they say so is all counted again.
-            is_told = self._attention.is_set()
+            # After a commit of our own the last survey is still good: count everything again only if it says too much.
+            is_own = self._attention.is_set()
             self._attention.clear()
             try:
-                if not is_told or (await self._space()).lacking():
+                if not is_own or (await self._space()).shortfall():
                     await self.tidy()
             except StoreError as error:
                 log(events, WARNING, "janitor.failed", error=error)
@@ -187,39 +217,38 @@ class Janitor:
 
     async def _evict(self, eviction: Eviction) -> int:
         """Bytes that came free."""
-        gone = await self._store.evict(eviction.going)
+        gone = await self._store.evict(eviction.victims)
         for each in gone:
             log(events, INFO, "evicted", url=each.url, bytes=each.size)
-        freed = total(gone)
         if self._surveyed:
-            blobs = total(each for each in gone if not each.blob.startswith(PARTIAL))
+            blobs = total(each for each in gone if not is_unfinished(each))
             self._surveyed = self._surveyed[0] - blobs, self._surveyed[1]
-        return freed
+        return total(gone)
 
-    async def _look(self) -> tuple[list[Candidate], Space]:
-        """Everything there is. Damaged bodies go at once: we only look where space may be lacking."""
+    async def _survey(self) -> tuple[list[Candidate], Space]:
+        """Everything there is. If space is short, damaged bodies are removed first."""
         survey = await self._store.survey()
-        blobs = await asyncio.to_thread(
-            lambda: total(each for each in survey.bodies if not each.blob.startswith(PARTIAL))
-        )
+        blobs = await asyncio.to_thread(lambda: total(each for each in survey.bodies if not is_unfinished(each)))
         self._surveyed = blobs + survey.damaged, survey.committed
         space = await self._space()
-        if survey.damaged and space.lacking():
+        if survey.damaged and space.shortfall():
             await self._store.clear_damaged()
             self._surveyed = blobs, survey.committed
             space = await self._space()
         return list(survey.bodies), space
 
     async def _space(self) -> Space:
-        """How full it is, at most: what other processes removed since the last survey is in it."""
+        """How full it is, at most: what other processes have removed since the last survey still counts."""
         if self._surveyed is None:
-            await self._look()
+            await self._survey()
         assert self._surveyed
         blobs = self._surveyed[0] + self._store.blobs.committed_bytes() - self._surveyed[1]
-        own = dict(self._promised)
-        growing, unwritten = await self._store.growing(partial.path for partial in own)
-        growing += unwritten + sum(max(length, partial.extents.total) for partial, length in own.items())
-        unwritten += sum(max(0, length - os.fstat(partial.fd).st_blocks * 512) for partial, length in own.items())
+        # Our own fills first, at once: one that ends while we look at the others closes its file, and still counts.
+        own = list(self._reservations.values())
+        total_own, unwritten_own = sum(each.total for each in own), sum(each.unwritten for each in own)
+        written, unwritten = await self._store.growing(each.path for each in own)
+        growing = written + unwritten + total_own
+        unwritten += unwritten_own
         size, free = disk(self._store.root)
         min_free = min(self.limits.min_free, size // SHARE)
         return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)
@@ -227,7 +256,7 @@ class Janitor:
     def _out_of_space(
         self, url: str, wanted: int, candidates: list[Candidate], space: Space, eviction: Eviction
     ) -> OutOfSpace:
-        kept = total(candidates) - total(eviction.going)
+        kept = total(candidates) - total(eviction.victims)
         if space.max_size and wanted > space.max_size:
             why = f"cache.max_size is {size_text(space.max_size)}: raise it to have it stored"
         elif space.max_size and space.stored + wanted - space.max_size > eviction.freed:
@@ -240,28 +269,29 @@ class Janitor:
                 f"the file system of {self._store.root} has {size_text(max(0, space.free))} left, of which "
                 f"cache.min_free keeps {size_text(space.min_free)}. {MAKE_ROOM}, or remove other files there"
             )
-        could = size_text(max(0, wanted - eviction.lacking))
+        could = size_text(max(0, wanted - eviction.shortfall))
         return OutOfSpace(f"no space for {url}: it needs {size_text(wanted)}, and only {could} can be made free; {why}")
 
 
-async def chosen(candidates: list[Candidate], lacking: int) -> Eviction:
-    """As the rule has it, off the loop: 100,000 candidates take 0.2 s."""
-    return await asyncio.to_thread(choose, candidates, lacking) if lacking else Eviction((), 0)
+async def chosen(candidates: list[Candidate], wanted: int) -> Eviction:
+    """`choose`, off the loop: 100,000 candidates take 0.2 s."""
+    return await asyncio.to_thread(choose, candidates, wanted) if wanted else Eviction((), 0)
 
 
 @contextlib.asynccontextmanager
-async def right_to_evict(store: Store) -> AsyncIterator[None]:
-    """Held while evicting; without it after RIGHT_SECONDS, since a stopped process must not stop the others."""
-    right = None
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(RIGHT_SECONDS):
-            while (right := store.lock("janitor")) is None:  # noqa: ASYNC110 - the kernel tells nobody
-                await asyncio.sleep(LOOK_SECONDS)
-    try:
+async def eviction_lock(store: Store) -> AsyncIterator[None]:
+    """Hold the lock "janitor". After LOCK_SECONDS go on without it: a stopped process must not stop the others."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOCK_SECONDS):
+                stack.enter_context(await _wait_lock(store))
         yield
-    finally:
-        if right is not None:
-            os.close(right)
+
+
+async def _wait_lock(store: Store) -> Lock:
+    while not (lock := store.try_lock("janitor")):  # noqa: ASYNC110 - the kernel tells nobody
+        await asyncio.sleep(LOOK_SECONDS)
+    return lock
 
 
 def disk(path: Path) -> tuple[int, int]:
@@ -271,7 +301,7 @@ def disk(path: Path) -> tuple[int, int]:
 
 
 def size_text(count: int) -> str:
-    """As configured: powers of 1000."""
+    """As in the configuration: powers of 1000."""
     for unit, size in (("GB", 1000**3), ("MB", 1000**2), ("KB", 1000)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -1,29 +1,26 @@
-"""Under which name we stand in Via, so that a request of ours which comes back is known.
+"""The name under which we appear in Via, so that a request of ours that comes back to us is recognised.
 
-The name is one for all servers on a cache directory, since they share fills, and no other cache has it: one fetchonce
-may ask another. It is drawn once and kept in the file `id`.
+All servers on one cache directory share the name, since they share fills. Another cache has another name: one fetchonce
+may ask another. The name is drawn once and kept in the file `id`.
 """
 
-import contextlib
 import functools
-import os
 import secrets
-import tempfile
 from pathlib import Path
+
+from .files import publishing
 
 
 @functools.cache
 def pseudonym(cache_dir: Path) -> str:
-    """RFC 9110 §7.6.3. Where the directory cannot be written, one for this process alone."""
+    """RFC 9110 §7.6.3. If the directory cannot be written, a name for this process alone."""
     path, drawn = cache_dir / "id", secrets.token_hex(4)
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache_dir, prefix=".id-") as file:
-            file.write(drawn)
-            file.flush()
-            # Whole from the start, and the first one stays: others may be drawing one too.
-            with contextlib.suppress(FileExistsError):
-                os.link(file.name, path)
+        if not path.exists():
+            # The first name stays: another process may be drawing one too.
+            with publishing(path, is_durable=False, keep_first=True) as file:
+                file.write(drawn.encode())
         return f"fetchonce-{path.read_text('ascii')}"
     except (OSError, UnicodeDecodeError):
         return f"fetchonce-{drawn}"

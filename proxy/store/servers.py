@@ -1,73 +1,52 @@
 """Which servers run on a cache directory, and how to reach each.
 
-A server announces itself by a locked file that is void with its process. Where several share one address, each
-has one of its own besides, on loopback: who asks a shared one cannot choose who answers.
+A server announces itself by a locked file in servers/; a file that is not locked is a dead server's. Where several
+servers share one address, each also listens on a loopback address of its own: a client of the shared one cannot choose
+which of them answers.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
+from .files import publishing
+from .locks import Lock, is_locked
 
 
 @dataclass(frozen=True, slots=True)
-class Presence:
+class ServerRecord:
     pid: int
     listen: tuple[str, ...]
     """HOST:PORT or unix:PATH, for everybody."""
     own: str
-    """The same form; nobody else answers there."""
+    """An address in the same form, at which only this server answers."""
 
 
 @contextlib.contextmanager
 def announced(cache_dir: Path, listen: Sequence[str], own: str) -> Iterator[None]:
-    """Tell the others that this process serves `cache_dir`."""
-    directory = cache_dir / "servers"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    path = directory / str(os.getpid())
-    unseen = path.with_name(f".{path.name}")
-    with open(unseen, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        json.dump(asdict(Presence(os.getpid(), tuple(listen), own)), file)
-        file.flush()
-        # Named only now: a file that is not locked yet would be taken for a dead server's, and removed.
-        unseen.rename(path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    """Announce that this process serves `cache_dir`, for as long as the block runs."""
+    path = cache_dir / "servers" / str(os.getpid())
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with publishing(path, is_durable=False) as file:
+            # Locked before it has its name: a file that is not locked yet would be taken for a dead server's.
+            stack.enter_context(Lock.of_file(file.fileno()))
+            file.write(json.dumps(asdict(ServerRecord(os.getpid(), tuple(listen), own))).encode())
+        stack.callback(path.unlink, missing_ok=True)
+        yield
 
 
-def running(cache_dir: Path) -> list[Presence]:
-    """The servers that live on `cache_dir`; the files of dead ones are removed."""
+def running(cache_dir: Path) -> list[ServerRecord]:
+    """The servers that run on `cache_dir`. Removes the files of dead ones."""
     found = []
     for path in sorted((cache_dir / "servers").glob("[0-9]*")):
-        with contextlib.suppress(OSError, ValueError, TypeError), open(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                told = json.load(file)
-                found.append(Presence(told["pid"], tuple(told["listen"]), told["own"]))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if is_locked(path):
+                record = json.loads(path.read_bytes())
+                found.append(ServerRecord(record["pid"], tuple(record["listen"]), record["own"]))
             else:
                 path.unlink(missing_ok=True)
     return found
-
-
-def client_of(address: str, token: str = "", kind: type[Any] = httpx.Client) -> Any:
-    """An HTTP client (httpx.Client or AsyncClient) for a server of ours, past every proxy of the environment."""
-    transport = httpx.AsyncHTTPTransport if kind is httpx.AsyncClient else httpx.HTTPTransport
-    path = address.removeprefix("unix:")
-    return kind(
-        base_url="http://localhost" if path != address else f"http://{address}",
-        # Nobody speaks https here, and to load the authorities for it would take longer than the request.
-        transport=transport(uds=path if path != address else None, verify=False, trust_env=False),
-        headers={"authorization": f"Bearer {token}"} if token else None,
-        trust_env=False,
-        timeout=httpx.Timeout(10, read=60),
-    )

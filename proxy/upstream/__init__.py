@@ -1,1 +1,4 @@
-"""The way out: everything here blocks in the caller's thread, knows no disk, and is the only place that knows httpx."""
+"""The way out: it knows no disk, blocks in the caller's thread, and is the only place that knows httpx.
+
+local.py alone is asynchronous: it reaches only servers of ours on this machine.
+"""

@@ -1,1 +1,1 @@
-"""What people and monitors see: it reads snapshots, and changes nothing but by calling the gateway."""
+"""What people and monitors see: it reads the state of the server, and changes it only by calling the gateway."""

@@ -30,16 +30,16 @@ def own_endpoints(gateway: Gateway) -> Starlette:
     async def start_prefetch(request: Request) -> Response:
         gateway.settings.access.judge_change(request.method, request.headers.raw)
         try:
-            asked = json.loads(await request.body())
-            url, wanted, pin = asked["url"], asked.get("digest"), asked.get("pin", False)
+            body = json.loads(await request.body())
+            url, digest_text, pin = body["url"], body.get("digest"), body.get("pin", False)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RequestError('expected a JSON body such as {"url": "https://HOST/PATH"}') from error
         if not isinstance(url, str):
             raise RequestError("url: expected a string")
         if not isinstance(pin, bool):
             raise RequestError("pin: expected true or false")
-        digest = Digest.parse(wanted) if isinstance(wanted, str) else None
-        if wanted is not None and digest is None:
+        digest = Digest.parse(digest_text) if isinstance(digest_text, str) else None
+        if digest_text is not None and digest is None:
             raise RequestError("digest: expected sha256:HEX or sha512:HEX")
 
         async def lines() -> AsyncIterator[bytes]:
@@ -51,7 +51,7 @@ def own_endpoints(gateway: Gateway) -> Starlette:
 
     async def root(request: Request) -> Response:
         here = f"{request.scope['scheme']}://{request.headers.get('host', 'HOST:PORT')}"
-        text = f"this is fetchonce: in a URL, replace https:// by {here}/. /-/status tells what is going on"
+        text = f"this is fetchonce: in a URL, replace https:// by {here}/. /-/status shows what is going on"
         return JSONResponse({"message": text})
 
     return Starlette(

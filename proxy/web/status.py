@@ -1,23 +1,23 @@
-"""Snapshots of what is going on, as JSON-ready values."""
+"""What the servers do at one moment, as values that JSON can hold."""
 
 import asyncio
 import os
 from collections.abc import Iterable
 from typing import Any
 
-import httpx
-
+from ..errors import ProxyError
 from ..fill.fill import Fill
 from ..gateway import Gateway
-from ..store.servers import Presence, client_of, running
+from ..store.servers import ServerRecord, running
+from ..upstream.local import LocalServer
 
 OWN_PATH = "/-/status/own"
-PATIENCE_SECONDS = 1.0
-"""For another server's answer."""
+ANSWER_SECONDS = 1.0
+"""How long to wait for the status of another server."""
 
 
 async def whole_status(gateway: Gateway) -> dict[str, Any]:
-    """`status` of all servers on the cache directory in one; those that do not answer in time are left out."""
+    """One status for all servers on the cache directory, without those that do not answer in time."""
     servers = await asyncio.to_thread(running, gateway.store.root)
     token = gateway.settings.access.token
     parts = await asyncio.gather(*(_ask(server, token) for server in servers if server.pid != os.getpid()))
@@ -27,19 +27,19 @@ async def whole_status(gateway: Gateway) -> dict[str, Any]:
     return whole
 
 
-async def _ask(server: Presence, token: str) -> dict[str, Any] | None:
+async def _ask(server: ServerRecord, token: str) -> dict[str, Any] | None:
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS), client_of(server.own, token, httpx.AsyncClient) as client:
-            part: dict[str, Any] = (await client.get(OWN_PATH)).raise_for_status().json()
+        async with asyncio.timeout(ANSWER_SECONDS), LocalServer(server.own, token) as other:
+            part: dict[str, Any] = await other.get_json(OWN_PATH)
             return part
-    except (httpx.HTTPError, TimeoutError, ValueError):
-        return None  # it ends, or it hangs; what is known of the others is worth more than an error
+    except (ProxyError, TimeoutError):
+        return None  # It ends or hangs. The status of the others is worth more than an error.
 
 
 def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One status of several: totals summed, and one row for a key that several have, with the readers of all.
+    """One status from several. Totals are summed.
 
-    It is the row of the process that fetches; the others follow it.
+    Processes that share a fill get one row: that of the process that fetches, with the readers of all.
     """
     whole: dict[str, Any] = {"fills": [], "totals": {}, "workers": []}
     fills: dict[str, dict[str, Any]] = {}
@@ -65,7 +65,7 @@ def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def status(gateway: Gateway) -> dict[str, Any]:
-    """What this process does: `fills`, `totals` (bytes), `workers` (one row)."""
+    """What this process does: `fills`, `totals` (bytes) and one row of `workers`."""
     now = gateway.clock()
     stats = gateway.stats
     return {
@@ -88,7 +88,7 @@ def status(gateway: Gateway) -> dict[str, Any]:
 
 
 def fill_status(fill: Fill, now: float) -> dict[str, Any]:
-    """One running fill: sizes in bytes, rate in bytes a second since it began, ETA in seconds (None: not known)."""
+    """One running fill: sizes in bytes, the mean rate in bytes per second, ETA in seconds (None: unknown)."""
     elapsed = max(now - fill.started_at, 1e-3)
     rate = fill.fetched / elapsed
     rest = None if fill.length is None else fill.length - fill.received
@@ -96,13 +96,13 @@ def fill_status(fill: Fill, now: float) -> dict[str, Any]:
         "url": fill.target.url,
         "key": fill.target.key,
         "mirror": fill.target.mirror.name,
-        "state": fill.state.value,
+        "state": fill.state.name,
         "bytes": fill.received,
         "length": fill.length,
         "rate": round(rate),
         "eta": round(rest / rate, 1) if rest is not None and rate else None,
         "readers": fill.readers,
-        "source": fill.source.partition("?")[0],  # the query of a redirect's target is as good as a password
+        "source": fill.source.partition("?")[0],  # the query of a signed URL is a password
         "is_following": fill.is_following,
         "started_at": fill.started_at,
         "error": fill.error.message if fill.error else None,

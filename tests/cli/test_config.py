@@ -4,8 +4,9 @@ import os
 import tomllib
 
 import pytest
+from msgspec.structs import asdict, replace
 
-from proxy.config import load
+from proxy.config import File, MirrorSection, Section, load
 
 AWKWARD = r"""
 listen = ["127.0.0.1:0", "[::1]:0"]
@@ -37,20 +38,88 @@ def test_config_check_counts_what_it_read(cli):
     assert told == {"file": str(cli.config), "sources": [str(cli.config)], "mirrors": 2}
 
 
-@pytest.mark.parametrize("text", ["", AWKWARD], ids=["defaults", "awkward"])
+EVERY_KEY = r"""
+listen = ["unix:HERE/socket"]
+shipped_mirrors = false
+[cache]
+dir = "HERE/cache"
+max_size = "7GB"
+min_free = "1GiB"
+[fill]
+connections = 3
+connect_timeout = "11s"
+read_timeout = "1.5m"
+checksum_timeout = "2s"
+retries = 2
+on_abandon = "pause"
+[upstream]
+proxy = "http://proxy.example:3128"
+ca_bundle = "HERE/file"
+[access]
+allow_hosts = ["a.example"]
+clients = ["10.0.0.0/8"]
+token = "***"
+hosts = ["cache.example"]
+[server]
+workers = 2
+header_size = "16KiB"
+header_timeout = "5s"
+idle_timeout = "60s"
+connections = 100
+stop_timeout = "3s"
+tls_cert = "HERE/cert.pem"
+tls_key = "HERE/key.pem"
+[log]
+level = "warning"
+access = false
+[[mirror]]
+name = "m"
+upstreams = ["https://m.example/a/"]
+immutable = ['/\d{8}/']
+moving = ["/latest/"]
+ttl = "7m"
+negative_ttl = "3s"
+stale_if_error = "2d"
+checksums = ["SHA256SUMS"]
+verify = "warn"
+ignore_query = true
+headers = {X-Key = "***"}
+netrc = "HERE/file"
+"""
+"""What is secret is *** already, because it is shown as that. HERE is a directory that holds an empty `file`."""
+
+
+@pytest.mark.parametrize("text", ["", AWKWARD, EVERY_KEY], ids=["defaults", "awkward", "every key"])
 def test_config_show_loads_to_the_same_settings(cli, tmp_path, monkeypatch, text):
     for name in [name for name in os.environ if name.startswith("FETCHONCE_")]:
         monkeypatch.delenv(name)
-    cli.config.write_text(text)
+    (tmp_path / "file").touch()
+    cli.config.write_text(text.replace("HERE", str(tmp_path)))
     shown = cli("config", "show", "--cache-dir", str(cli.cache_dir)).out
     again = tmp_path / "elsewhere" / "fetchonce.toml"
     again.parent.mkdir()
     again.write_text(shown)
     before, after = load(str(cli.config), {"cache": {"dir": str(cli.cache_dir)}}), load(str(again))
     assert after.mirrors == before.mirrors
-    for section in before.file.__struct_fields__:
-        if section != "mirror":  # there it has the shipped ones too
-            assert getattr(after.file, section) == getattr(before.file, section)
+    sections = zip(before.file.mirror, before.mirrors, strict=True)
+    # An upstream is shown as it is asked: "https://a.example/x" as "https://a.example/x/".
+    mirrors = tuple(replace(section, upstreams=mirror.upstreams) for section, mirror in sections)
+    assert after.file == replace(before.file, mirror=mirrors)
+
+
+def test_every_key_has_each_key_and_none_of_the_defaults(tmp_path):
+    """Or else the test above could not see that `config show` forgets one."""
+    (tmp_path / "file").touch()
+    path = tmp_path / "fetchonce.toml"
+    path.write_text(EVERY_KEY.replace("HERE", str(tmp_path)))
+    file = load(str(path)).file
+    for given, default in [
+        (file, File()),
+        *((getattr(file, name), each) for name, each in asdict(File()).items() if isinstance(each, Section)),
+        (file.mirror[0], MirrorSection(name="", upstreams=())),
+    ]:
+        defaults = asdict(default)
+        assert [name for name, value in asdict(given).items() if value == defaults[name]] == []
 
 
 def test_config_show_is_what_the_environment_and_the_options_made_of_it(cli, tmp_path):

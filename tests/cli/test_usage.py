@@ -1,8 +1,13 @@
 """Help, and wrong usage."""
 
 import re
+import subprocess
+import sys
+
+import pytest
 
 from tests.cli.commands import COMMANDS
+from tests.harness import REPOSITORY
 
 
 def test_version(cli):
@@ -15,6 +20,34 @@ def test_help_names_every_command_and_each_has_its_own(cli):
         assert re.search(rf"^  {words.split()[0]} ", whole.out, re.MULTILINE)
         assert said.out.startswith(f"Usage: fetchonce {words}")
         assert words == "config" or "--config FILE" in said.out
+
+
+HEAVY = {
+    *("httpx", "httpcore", "starlette", "uvicorn", "httptools", "truststore", "cryptography", "http_sf"),
+    *("rich.console", "rich.progress", "tomli_w"),
+}
+QUICK = [["--help"], ["ls"], ["ls", "--json"], ["show", "/u/a"], ["rm", "/u/a"], ["url", "/u/a"]]
+
+
+@pytest.mark.parametrize("args", QUICK, ids=" ".join)
+def test_what_needs_no_server_loads_none(cli, args):
+    ran = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, *args], cwd=REPOSITORY, env=cli.env(None), capture_output=True, text=True
+    )
+    assert ran.stdout + ran.stderr  # it did its work
+    modules = set(ran.stderr.rpartition("loaded: ")[2].split())
+    assert {"proxy.cli", "click"} <= modules
+    assert modules & HEAVY == set()
+
+
+LIST_MODULES = """
+import sys
+from proxy.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *sys.modules, file=sys.stderr)
+"""
 
 
 def test_wrong_usage_is_exit_2(cli):

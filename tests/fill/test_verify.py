@@ -175,9 +175,9 @@ async def test_a_moving_image_and_its_checksum_file_change_together(origin, prox
     image.generation(OTHER)
     listed.generation(sums(OTHER))
     assert (await proxy.get("/m/current/noble.img")).body == OTHER
-    assert (await proxy.entry("noble.img"))["digest"] == hashlib.sha256(OTHER).hexdigest()
+    assert (await proxy.entry("noble.img"))["sha256"] == hashlib.sha256(OTHER).hexdigest()
     assert "fill.mismatch" not in "\n".join(proxy.log)
-    assert (await proxy.entry("SHA256SUMS"))["digest"] == hashlib.sha256(sums(OTHER)).hexdigest()
+    assert (await proxy.entry("SHA256SUMS"))["sha256"] == hashlib.sha256(sums(OTHER)).hexdigest()
 
 
 async def test_warn_stores_and_says_so(origin, proxy_factory):
@@ -278,7 +278,7 @@ async def test_prefetch_goes_from_the_corrupt_mirror_to_the_good_one_by_itself(o
         origin.body("/SHA256SUMS", sums())
         good.body("/noble.img", BODY)
         await asyncio.to_thread(proxy.run, "prefetch", origin.url("/noble.img"))
-        assert (await proxy.entry("noble.img"))["digest"] == SHA256
+        assert (await proxy.entry("noble.img"))["sha256"] == SHA256
 
 
 async def test_each_mirror_is_tried_once_before_giving_up(origin, proxy_factory):
@@ -369,10 +369,10 @@ async def test_what_is_stored_with_another_digest_is_fetched_again_and_stays_whe
     await proxy.get("/u/noble.img")
     await proxy.entry("noble.img")
     await (await proxy.stream(f"/sha256:{SHA256}/u/noble.img")).broken()
-    assert (await proxy.entry("noble.img"))["digest"] == hashlib.sha256(OTHER).hexdigest()
+    assert (await proxy.entry("noble.img"))["sha256"] == hashlib.sha256(OTHER).hexdigest()
     image.generation(BODY)
     assert (await proxy.get(f"/sha256:{SHA256}/u/noble.img")).body == BODY
-    assert (await proxy.entry("noble.img"))["digest"] == SHA256
+    assert (await proxy.entry("noble.img"))["sha256"] == SHA256
     assert (await proxy.get("/u/noble.img")).body == BODY
 
 

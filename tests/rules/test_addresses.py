@@ -41,7 +41,7 @@ INSIDE = {
     "::ffff:10.0.0.1": "private",
     "64:ff9b::7f00:1": "loopback",
     "64:ff9b::10.1.2.3": "private",
-    "64:ff9b:1::1": "reserved",  # a NAT64 of one's own
+    "64:ff9b:1::1": "reserved",  # a local NAT64 prefix
     "2002:7f00:1::": "loopback",
     "2002:c0a8:101::1": "private",
     "2001:0:0:0:0:0:80ff:fffe": "loopback",  # Teredo, 127.0.0.1 inverted
@@ -53,7 +53,7 @@ INSIDE = {
 def test_what_is_inside(address, kind):
     said = inside(address)
     assert said is not None
-    # Python's tables, and with them the word, have changed between its releases; the judgement may not.
+    # Python's tables have changed between releases, and with them the kind. The verdict must not.
     assert said == kind or {said, kind} <= {"private", "reserved"}
 
 

@@ -1,4 +1,4 @@
-"""Digests and checksum files: real formats, and everything else, which must do no harm."""
+"""Digests and checksum files: real formats, and other texts, which must do no harm."""
 
 import hashlib
 import time

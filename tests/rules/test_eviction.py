@@ -12,14 +12,14 @@ def stored(name, size=10, used_at=0.0, *, blob=None, **flags):
 
 
 def keys(eviction):
-    return "".join(each.key for each in eviction.going)
+    return "".join(each.key for each in eviction.victims)
 
 
 A, B, C = stored("a", used_at=1), stored("b", used_at=2), stored("c", used_at=3)
 
 
 @pytest.mark.parametrize(
-    ("candidates", "lacking", "expected", "freed", "still"),
+    ("candidates", "wanted", "expected", "freed", "still"),
     [
         pytest.param([A, B, C], 0, "", 0, 0, id="nothing lacks"),
         pytest.param([C, A, B], 1, "a", 10, 0, id="least recently used first"),
@@ -46,13 +46,13 @@ A, B, C = stored("a", used_at=1), stored("b", used_at=2), stored("c", used_at=3)
         ),
     ],
 )
-def test_choose(candidates, lacking, expected, freed, still):
-    eviction = choose(candidates, lacking)
-    assert (keys(eviction), eviction.freed, eviction.lacking) == (expected, freed, still)
+def test_choose(candidates, wanted, expected, freed, still):
+    eviction = choose(candidates, wanted)
+    assert (keys(eviction), eviction.freed, eviction.shortfall) == (expected, freed, still)
 
 
 @pytest.mark.parametrize(
-    ("space", "wanted", "lacking"),
+    ("space", "wanted", "shortfall"),
     [
         pytest.param(Space(stored=90, max_size=100, free=1000, min_free=0), 10, 0, id="just fits"),
         pytest.param(Space(stored=90, max_size=100, free=1000, min_free=0), 11, 1, id="one too many"),
@@ -63,8 +63,8 @@ def test_choose(candidates, lacking, expected, freed, still):
         pytest.param(Space(stored=200, max_size=100, free=100, min_free=0), 0, 100, id="a limit that was lowered"),
     ],
 )
-def test_lacking(space, wanted, lacking):
-    assert space.lacking(wanted) == lacking
+def test_shortfall(space, wanted, shortfall):
+    assert space.shortfall(wanted) == shortfall
 
 
 def test_unused_since_goes_by_url_and_counts_what_comes_free():
@@ -88,38 +88,38 @@ candidates = st.lists(
 
 
 @given(candidates, st.integers(0, 150))
-def test_laws_of_choose(candidates, lacking):
-    eviction = choose(candidates, lacking)
-    going = set(eviction.going)
-    rest = [each for each in candidates if each not in going]
-    assert len(going) == len(eviction.going)
-    assert not any(each.pinned or each.in_use for each in going)
-    assert not {each.blob for each in going} & {each.blob for each in rest}
+def test_laws_of_choose(candidates, wanted):
+    eviction = choose(candidates, wanted)
+    victims = set(eviction.victims)
+    rest = [each for each in candidates if each not in victims]
+    assert len(victims) == len(eviction.victims)
+    assert not any(each.pinned or each.in_use for each in victims)
+    assert not {each.blob for each in victims} & {each.blob for each in rest}
     # What is said to come free does come free.
     assert total(candidates) - total(rest) == eviction.freed
-    assert eviction.lacking == max(0, lacking - eviction.freed)
+    assert eviction.shortfall == max(0, wanted - eviction.freed)
     kept = {each.blob for each in rest if each.pinned or each.in_use}
     free_to_go = [each for each in rest if each.blob not in kept]
-    if eviction.lacking:
+    if eviction.shortfall:
         assert total(free_to_go) == 0
     last = {
         blob: max(each.used_at for each in candidates if each.blob == blob)
         for blob in BLOBS
         if total(candidates) and any(each.blob == blob for each in candidates)
     }
-    if going:
-        youngest = max(going, key=lambda each: (last[each.blob], each.blob))
+    if victims:
+        youngest = max(victims, key=lambda each: (last[each.blob], each.blob))
         # None is older than one that went, and without the youngest it would not have sufficed.
         assert all(
             (last[each.blob], each.blob) > (last[youngest.blob], youngest.blob) for each in free_to_go if each.size
         )
-        assert eviction.freed - youngest.size < lacking
+        assert eviction.freed - youngest.size < wanted
 
 
 @given(candidates, st.integers(0, 10))
 def test_laws_of_unused_since(candidates, before):
     eviction = unused_since(candidates, before)
-    rest = [each for each in candidates if each not in set(eviction.going)]
-    assert all(each.used_at < before and not each.pinned and not each.in_use for each in eviction.going)
+    rest = [each for each in candidates if each not in set(eviction.victims)]
+    assert all(each.used_at < before and not each.pinned and not each.in_use for each in eviction.victims)
     assert all(each.used_at >= before or each.pinned or each.in_use for each in rest)
     assert total(candidates) - total(rest) == eviction.freed

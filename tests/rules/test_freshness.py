@@ -1,4 +1,4 @@
-"""What upstream says of its answers, as tables; the section of the RFC is in the id."""
+"""Freshness and storability as tables of upstream's headers; the section of the RFC is in the id."""
 
 import pytest
 
@@ -198,7 +198,7 @@ def test_a_304_replaces_the_fields_it_brings_and_leaves_the_body_s_own():
         "x-new": "1",
     }
     assert (new.head.age, new.validated_at, new.stored_at) == (3.0, 2000.0, 1000.0)
-    assert (new.head.length, new.head.generation, new.head.asked) == (100, "g", (("accept", "a/b"),))
+    assert (new.head.length, new.head.generation, new.head.nominated) == (100, "g", (("accept", "a/b"),))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every spelling of a target, every bad one, and what a table of mirrors makes of them."""
+"""Every spelling of a target, every malformed one, and how a table of mirrors resolves them."""
 
 import re
 import urllib.parse
@@ -106,7 +106,7 @@ def test_every_spelling_is_one_target(target: str) -> None:
         ("/u/127.0.0.1:8642/ubuntu/x", "u", "http://127.0.0.1:9000/127.0.0.1:8642/ubuntu/x"),
         ("/http/buildserver/images/x", "build", "http://buildserver/images/x"),
         ("/buildserver/images/x", "build", "http://buildserver/images/x"),
-        # Whatever the name, the longest base has it.
+        # Whatever the name, the longest base wins.
         (f"/github.com/{RELEASES}/v2/n", "nerdctl", f"https://github.com/{RELEASES}/v2/n"),
         (f"/github/{RELEASES}/v2/n", "nerdctl", f"https://github.com/{RELEASES}/v2/n"),
         (f"/github/{RELEASES}", "nerdctl", f"https://github.com/{RELEASES}/"),
@@ -467,7 +467,7 @@ def test_checksum_files_beside_the_object(path: str, checksums: tuple[str, ...])
 
 
 def resolved(target: bytes | str) -> Target | None:
-    """None if it is refused, in words that can be shown."""
+    """None if it is refused with a message that can be shown."""
     try:
         return TABLE.resolve(target)
     except RequestError as error:
@@ -494,7 +494,7 @@ def test_any_bytes_are_resolved_or_refused(target: bytes) -> None:
     found = resolved(target)
     if found is None:
         return
-    # Judged by another decoder than the one under test, and at every stage.
+    # Checked with another decoder than the one under test, at every stage.
     stage, before = found.path.encode(), b""
     while stage != before:
         assert not {b".", b".."} & set(stage.split(b"/"))

@@ -22,13 +22,13 @@ from proxy.rules.policy import Ask, Refuse, Serve, decide
 from proxy.rules.vary import passed_on, that_select
 
 NEVER_FRESH = Mirror(name="a", upstreams=("http://a/",), ttl=0.0)
-"""Without a ttl to fall back on: hishel has none."""
+"""Without a ttl as a fallback, because hishel has none."""
 TARGET = Target(NEVER_FRESH, "x.img", "", "http")
 OPTIONS = CacheOptions(shared=True, allow_stale=False)
 
 
 def response_fields(now, since, /, cache_control, *, expires=None, last_modified=None, **more):
-    """An answer made `since` seconds ago. Whole numbers are moments, in seconds from when it was made."""
+    """An answer made `since` seconds ago. Whole numbers are times in seconds from then."""
     made_at = now - since
     more |= {"expires": expires, "last_modified": last_modified, "cache_control": ", ".join(cache_control) or None}
     fields = [("date", formatdate(made_at, usegmt=True)), ("etag", '"e"')]
@@ -40,7 +40,7 @@ def response_fields(now, since, /, cache_control, *, expires=None, last_modified
 
 
 def ours(first, fields, second, now):
-    """What we make of `fields`, answered to a request with the fields `first`, for one with `second`."""
+    """Our decision for a request with `second`, if one with `first` was answered with `fields`."""
     asked = that_select(passed_on(tuple(first.items()), Head(tuple(fields), 1, "g")))  # as if we had asked before
     head = Head(stored_headers(fields), 1, "g", initial_age(tuple(fields), now, 0.0), asked)
     if not is_storable(head):
@@ -89,7 +89,7 @@ directives = st.lists(
         lifetimes.map("s-maxage={}".format),
     ),
     max_size=4,
-    unique_by=lambda text: text.partition("=")[0],  # what several of one name mean is in DIFFERENCES
+    unique_by=lambda text: text.partition("=")[0],  # several of one name: see DIFFERENCES
 )  # fmt: skip
 kinds = st.fixed_dictionaries({}, optional={"x-kind": st.sampled_from(["a", "b"])})
 
@@ -119,36 +119,36 @@ def differs(name, we, they, since, /, *cache_control, first=None, second=None, *
 
 
 DIFFERENCES = [
-    # hishel looks at no directive of a request but no-cache.
+    # hishel reads no request directive but no-cache.
     differs("rfc9111-5.2.1.1-max-age", "ask", "serve", 25, "max-age=60", second={"cache-control": "max-age=10"}),
     differs("rfc9111-5.2.1.3-min-fresh", "ask", "serve", 25, "max-age=60", second={"cache-control": "min-fresh=50"}),
     differs("rfc9111-5.2.1.2-max-stale", "serve", "ask", 65, "max-age=60", second={"cache-control": "max-stale"}),
     differs("rfc9111-5.2.1.7-only-if-cached", "refuse", "ask", 65, "max-age=60",
             second={"cache-control": "only-if-cached"}),
     differs("rfc9111-5.4-pragma", "ask", "serve", 5, "max-age=60", second={"pragma": "no-cache"}),
-    # A status that is understood takes no-store back.
+    # must-understand with a known status cancels no-store.
     differs("rfc9111-5.2.2.3-must-understand", "serve", "not stored", 5, "max-age=60, no-store, must-understand"),
-    # hishel takes its age from Date alone.
+    # hishel computes the age from Date alone.
     differs("rfc9111-4.2.3-age", "ask", "serve", 5, "max-age=60", age="100"),
-    # The last of several counts for hishel, and one it cannot read for nothing; both may be taken for stale.
+    # For hishel the last of several counts, and a malformed one is absent. Stale is right for both.
     differs("rfc9111-4.2.1-two-max-ages", "ask", "serve", 25, "max-age=10", "max-age=60"),
     differs("rfc9111-4.2.1-malformed", "ask", "serve", 5, "max-age=soon", expires=60),
-    # Windows that upstream grants.
+    # Windows that upstream allows.
     differs("rfc5861-3-stale-while-revalidate", "serve", "ask", 65, "max-age=60", "stale-while-revalidate=30"),
-    # What upstream says to caches like us alone.
+    # What upstream says to shared caches alone.
     differs("rfc9213-2.2-cdn-cache-control", "ask", "serve", 25, "max-age=60", cdn_cache_control="max-age=10"),
-    # What always fails to match is of no use to have.
+    # An answer that never matches need not be stored.
     differs("rfc9111-4.1-vary-star", "not stored", "ask", 5, "max-age=60", vary="*"),
-    # Values with one meaning match, and so do those of fields that upstream never sees.
+    # Values with the same meaning match, and so do fields that upstream never sees.
     differs("rfc9110-12.5.1-accept", "serve", "ask", 5, "max-age=60", vary="accept", second={"accept": "*/*"}),
     differs("rfc9111-4.1-whitespace", "serve", "ask", 5, "max-age=60", vary="accept",
             first={"accept": "a/b,c/d"}, second={"accept": "a/b, c/d"}),
     differs("rfc9111-4.1-accept-encoding", "serve", "ask", 5, "max-age=60", vary="accept-encoding",
             second={"accept-encoding": "gzip"}),
     differs("rfc9111-3.5-authorization", "serve", "not stored", 5, "max-age=60", first={"authorization": "Basic x"}),
-    # A range of what is stored is ours to cut out.
+    # We cut a range out of the stored body ourselves.
     differs("rfc9111-3.3-range", "serve", "forward", 5, "max-age=60", second={"range": "bytes=0-0"}),
-    # A guess may be any; ours ends at a day, hishel's at a week.
+    # The heuristic is free; ours ends at a day, hishel's at a week.
     differs("rfc9111-4.2.2-heuristic", "ask", "serve", 90005, last_modified=-10_000_000),
 ]  # fmt: skip
 

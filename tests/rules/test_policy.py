@@ -33,11 +33,11 @@ def asks(**fields):
 
 def outcome(decision):
     match decision:
-        case Serve(None, None):
+        case Serve(_, None, None):
             return "serve"
-        case Serve(ttl, None):
+        case Serve(_, ttl, None):
             return f"stale {ttl}"
-        case Serve(ttl, _):
+        case Serve(_, ttl, _):
             return f"stale {ttl}, refresh"
         case Ask(_, why):
             return why
@@ -195,7 +195,7 @@ def test_vary(vary, first, second, is_same):
     headers = tuple(second.items())
     decision = decide(headers, target(), stored, now=STORED + 1)
     assert outcome(decision) == ("serve" if is_same else "vary-miss")
-    if isinstance(decision, Ask):  # §4.3: what is stored may be for this request too; upstream says so
+    if isinstance(decision, Ask):  # §4.3: upstream decides whether the stored answer is for this request too
         assert decision.condition == (("if-none-match", '"e"'), *headers)
         only_cached = (*headers, ("cache-control", "only-if-cached"))
         assert decide(only_cached, target(), stored, now=STORED + 1) == Refuse()
@@ -214,7 +214,7 @@ def test_offline_serves_at_any_age_and_refuses_the_rest(said):
     assert isinstance(decision, Serve)
     assert decision.ttl is not None
     assert decision.ttl < -900_000_000
-    assert decide((), target(), entry(MINUTE), now=STORED + 1, offline=True) == Serve()
+    assert decide((), target(), entry(MINUTE), now=STORED + 1, offline=True) == Serve(entry(MINUTE))
     assert decide((), target(), None, now=0, offline=True) == Refuse()
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from proxy.serving.connection import Protocol
+from proxy.serving.connection import ClientConnection
+from proxy.serving.handshake import TlsSockets
 from proxy.serving.sendfile import FIRST_BYTES, TURN_BYTES
-from proxy.serving.server import Server, bind
+from proxy.serving.server import Server
+from proxy.serving.sockets import bind
 from tests.harness import Client, until
 
 BODY = random.Random(1).randbytes(2 * TURN_BYTES + FIRST_BYTES + 12_345)  # several calls of sendfile, and a rest
@@ -69,8 +71,9 @@ class Site:
         """The last request's task by path."""
         self.socket = listener or bind("127.0.0.1:0")
         self.port = self.socket.getsockname()[1]
-        plain, secure = ([], [self.socket]) if options.get("tls") else ([self.socket], [])
-        self.server = Server(self, plain, tls_sockets=secure, **options)
+        context = options.pop("tls", None)
+        tls = TlsSockets([self.socket], lambda: context) if context else None
+        self.server = Server(self, [] if tls else [self.socket], tls=tls, **options)
         self.client = Client("127.0.0.1", self.port)
         self.run: asyncio.Task[None] | None = None
 
@@ -130,7 +133,7 @@ def descriptors() -> int:
 
 async def no_connection_is_held() -> None:
     """No timer, thread or traceback refers to a connection any more."""
-    await until(lambda: gc.collect() >= 0 and not [each for each in gc.get_objects() if isinstance(each, Protocol)])
+    await until(lambda: gc.collect() >= 0 and not any(isinstance(each, ClientConnection) for each in gc.get_objects()))
 
 
 async def numbered(scope: Scope, receive: Receive, send: Send) -> None:

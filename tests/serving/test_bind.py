@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.serving.server import bind
+from proxy.serving.sockets import bind
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0", "[::1]:0"])

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from proxy.errors import ClientGone
-from proxy.serving.sendfile import FIRST_BYTES, KernelOutlet
+from proxy.serving.sendfile import FIRST_BYTES, KernelSender
 from tests.harness import until
 from tests.serving.site import (
     BODY,
@@ -53,16 +53,16 @@ async def test_a_departure_is_noticed_after_a_thread_found_the_socket_full(file)
 
         class Threads(Executor):
             def submit(self, job, /):
-                outlet.close()
+                sender.close()
                 done = Future()
                 done.set_result(job())
                 return done
 
-        outlet = KernelOutlet(asyncio.get_running_loop(), Threads(), ours)
+        sender = KernelSender(asyncio.get_running_loop(), Threads(), ours)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # what is not in memory goes to a thread
         with pytest.raises(ClientGone):
-            await outlet.send(file, 0, FIRST_BYTES)
+            await sender.send(file, 0, FIRST_BYTES)
 
 
 async def test_a_departure_wakes_a_send_that_waits_for_the_socket(serve, caplog, huge):

@@ -1,4 +1,4 @@
-"""What connection.py relies on in uvicorn and httptools."""
+"""What connection.py and response.py rely on in uvicorn and httptools."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 
 
 def test_uvicorn_has_the_shape_we_rely_on():
-    """connection.py overrides and reads these. If this fails, read uvicorn's changes first."""
+    """connection.py and response.py rely on these. If this fails, read uvicorn's changes first."""
     assert list(inspect.signature(RequestResponseCycle.__init__).parameters)[1:] == [
         "scope",
         "transport",

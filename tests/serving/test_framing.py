@@ -12,9 +12,11 @@ import pytest
 import trustme
 
 from proxy.errors import ClientGone, FileEnded
-from proxy.serving.connection import PIPELINED, Limits
+from proxy.serving.connection import PIPELINED
+from proxy.serving.request import Limits
 from proxy.serving.sendfile import FIRST_BYTES, SMALL_BYTES, TURN_BYTES
-from proxy.serving.server import Server, bind
+from proxy.serving.server import Server
+from proxy.serving.sockets import bind
 from tests.harness import Truncated, until
 from tests.serving.site import (
     BODY,

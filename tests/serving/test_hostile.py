@@ -1,7 +1,7 @@
-"""What means ill and comes by a raw socket: refused, told why, and everybody else is served on.
+"""Hostile input over a raw socket is refused with a reason, and everybody else is still served.
 
-How a head is parsed is tested in test_framing.py, and what a target means in rules/test_mirrors.py; here all of it
-stands together before one server, and what must hold is: no 5xx of ours, no traceback, nothing goes upstream.
+Other tests show how a head is parsed, and rules/test_mirrors.py what a target means. Here one whole server gets all of
+it: it must answer with no 5xx of its own, log no traceback, and send nothing upstream.
 """
 
 import asyncio
@@ -196,7 +196,7 @@ NO_REQUESTS = {
 @pytest.mark.usefixtures("nothing_upstream")
 async def test_what_is_no_request_is_refused(proxy, data):
     received = await proxy.raw(data)
-    # Who is still sending when the answer comes may lose it.
+    # A client that is still sending when the answer comes may lose it.
     assert not received or int(received[9:12]) in (400, 405, 408, 413, 431, 505), received[:200]
     assert (await proxy.get("/-/healthz")).status == 200
 
@@ -234,7 +234,7 @@ FIELDS = [
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: ascii(fields)[1:60])
 async def test_a_hostile_field_is_ignored_or_refused(origin, proxy, fields):
     origin.body("/x.img", BODY).headers(cache_control="max-age=600")
-    for _ in range(2):  # while it comes, and from the store
+    for _ in range(2):  # while the body is fetched, and from the store
         answer = await proxy.get("/u/x.img", {"Connection": "close", **fields})
         assert answer.status in (200, 206, 304, 400, 412, 416)
         if answer.status == 200:
@@ -270,7 +270,7 @@ ORDERS = {
 async def test_a_hostile_order_is_refused(proxy, body):
     received = await proxy.raw(post(body))
     head, _, said = received.partition(b"\r\n\r\n")
-    if b" 200 " in head.split(b"\r\n")[0]:  # it had to be looked at to be known for wrong, and the stream says so
+    if b" 200 " in head.split(b"\r\n")[0]:  # the error was found later, and the stream tells it
         assert b'"state": "failed"' in said
     else:
         assert head.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 413 "))

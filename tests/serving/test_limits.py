@@ -10,7 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.config import load
 from proxy.errors import ClientGone
-from proxy.serving.connection import REFUSED, Limits
+from proxy.serving.connection import REFUSED
+from proxy.serving.request import Limits
 from tests.harness import REPOSITORY, Truncated, until
 from tests.serving.site import (
     Site,

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from proxy.serving.server import GRACE_SECONDS, Server, bind
+from proxy.serving.server import GRACE_SECONDS, Server
+from proxy.serving.sockets import bind
 from tests.harness import until
 from tests.serving.site import (
     HUGE,

@@ -1,4 +1,4 @@
-"""`serve --workers N`: one server to everybody outside, whatever happens to the processes it is made of."""
+"""`serve --workers N`: clients see one server, whatever happens to its processes."""
 
 import asyncio
 import json
@@ -10,12 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import httpx
 import pytest
 
 from proxy.cli.serve import as_running
 from proxy.config import load
-from proxy.store.servers import client_of, running
+from proxy.store.servers import running
+from proxy.upstream.local import LocalServer
 from tests.harness import REPOSITORY, Client, Truncated, until
 from tests.origin import pattern_bytes, pattern_sha256
 
@@ -36,13 +36,13 @@ def pids(proxy):
 
 
 def successors(proxy, before):
-    """The pids that are new since `before`, once all workers are there again."""
+    """The pids that are new since `before`, once there are WORKERS again."""
     now = pids(proxy)
     return len(now) == WORKERS and now - before
 
 
 async def each_worker(proxy, path):
-    """What each worker answers, by its pid, at the address that it alone has."""
+    """What each worker answers at its own address, by pid."""
     answers = {}
     for worker in running(proxy.cache_dir):
         host, _, port = worker.own.rpartition(":")
@@ -63,7 +63,7 @@ async def test_connections_and_hits_go_to_every_worker(origin, proxy):
     hits = {pid: status["totals"]["requests"].get("HIT", 0) for pid, status in (await own_statuses(proxy)).items()}
     assert sum(hits.values()) == 128
     assert len(hits) == WORKERS
-    # Elsewhere they share one socket, and the kernel does not balance.
+    # Elsewhere the workers share one socket, and the kernel does not balance.
     assert sum(count > 0 for count in hits.values()) == WORKERS or sys.platform != "linux"
     assert proxy.pid not in hits
 
@@ -148,7 +148,7 @@ async def test_sighup_reloads_every_worker_and_a_wrong_file_none(origin, proxy):
     proxy.send_signal(signal.SIGHUP)
     await proxy.wait_log("config.refused")
     before = pids(proxy)
-    os.kill(min(before), signal.SIGKILL)  # its successor has the settings in force, not those of the file
+    os.kill(min(before), signal.SIGKILL)  # its successor gets the settings in force, not those of the file
     await until(lambda: successors(proxy, before))
     assert [answer.status for answer in (await each_worker(proxy, "/v/x.img")).values()] == [200] * WORKERS
     assert sum("config.refused" in line for line in proxy.log) == 1
@@ -199,12 +199,12 @@ async def test_the_address_is_nobody_else_s(proxy, proxy_factory):
 
 
 async def test_workers_share_a_unix_socket_and_an_ipv6_port(proxy_factory):
-    with tempfile.TemporaryDirectory() as directory:  # short: such paths have 104 bytes
+    with tempfile.TemporaryDirectory() as directory:  # short, because such a path may have 104 bytes on macOS
         path = f"{directory}/s"
         proxy = proxy_factory("--workers", "2", "--listen", f"unix:{path}", "--listen", "[::1]:0")
         port = next(int(each.rpartition(":")[2]) for each in running(proxy.cache_dir)[0].listen if "[::1]" in each)
-        async with client_of(f"unix:{path}", kind=httpx.AsyncClient) as client:
-            told = (await client.get("/-/status")).json()
+        async with LocalServer(f"unix:{path}") as server:
+            told = await server.get_json("/-/status")
         assert {worker["pid"] for worker in told["workers"]} == pids(proxy)
         assert (await Client("::1", port).get("/-/healthz")).status == 200
 
@@ -250,10 +250,9 @@ async def test_a_worker_that_hangs_is_left_out_of_the_status(proxy):
 
 async def test_a_prefetch_lands_in_one_worker_and_is_everybody_s(origin, proxy):
     origin.pattern("/x.img", SIZE, SEED).headers(**FRESH)
-    body = json.dumps({"url": "/u/x.img"})
-    async with client_of(f"{proxy.client.host}:{proxy.client.port}", kind=httpx.AsyncClient) as client:
-        answer = await client.post("/-/api/prefetch", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 200
+    async with LocalServer(f"{proxy.client.host}:{proxy.client.port}") as server:
+        steps = [step async for step in server.post_lines("/-/api/prefetch", {"url": "/u/x.img"})]
+    assert steps[-1]["state"] == "complete"
     assert {answer.headers["cache-status"] for answer in (await each_worker(proxy, "/u/x.img")).values()} == {
         "fetchonce; hit"
     }

@@ -41,7 +41,7 @@ def init(directory, *args, code=0):
 
 
 async def run(*command, data=b""):
-    """A client's exit code and what it said on its two outputs."""
+    """A client's exit code, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         *map(str, command),
         stdin=subprocess.PIPE,
@@ -61,7 +61,7 @@ async def run(*command, data=b""):
 
 @dataclass
 class Secure:
-    """A proxy that listens for both, and the way to its https."""
+    """A proxy that listens for http and https, and clients of its https."""
 
     proxy: object
     authority: Path
@@ -77,13 +77,13 @@ class Secure:
         return await run("curl", "-sS", "--cacert", self.authority, *options, self.url(path))
 
     async def get(self, path, *options):
-        """The body; the client must be content."""
+        """The body; the client must succeed."""
         code, out, error = await self.curl(path, "--fail", *options)
         assert code == 0, error
         return out
 
     async def s_client(self, *options, data=b""):
-        """What openssl tells of a connection on which it sends `data`."""
+        """What openssl says about a connection on which it sends `data`."""
         _, out, error = await run(
             "openssl", "s_client", "-connect", f"127.0.0.1:{self.port}", "-CAfile", self.authority, *options, data=data
         )
@@ -94,7 +94,7 @@ class Secure:
         return await asyncio.open_connection("127.0.0.1", self.port, ssl=context, server_hostname="localhost")
 
     async def serial(self):
-        """Of the certificate that a new connection is shown."""
+        """The serial number of the certificate that a new connection is shown."""
         _, writer = await self.connect()
         shown = writer.get_extra_info("peercert")["serialNumber"]
         writer.transport.abort()
@@ -103,7 +103,7 @@ class Secure:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A directory of `tls init`; not to be changed."""
+    """A directory made by `tls init`. Tests must not change it."""
     directory = tmp_path_factory.mktemp("tls") / "made"
     init(directory, "--host", "cache.example", "--host", "192.0.2.7")
     return directory
@@ -263,7 +263,7 @@ async def test_sighup_takes_the_new_certificate_and_running_connections_keep_the
     init(server.parent, "--renew")
     secure.proxy.send_signal(signal.SIGHUP)
 
-    processes = 1 if workers == 1 else workers + 1  # each reads it by itself
+    processes = 1 if workers == 1 else workers + 1  # each reads the file by itself
     await until(lambda: sum("config.reloaded" in line for line in secure.proxy.log) == processes)
     assert {await secure.serial() for _ in range(8)} == {serial_of(server)}
     good = server.read_bytes()
@@ -318,7 +318,7 @@ def test_https_beyond_loopback_needs_to_be_told_who_may_ask(tmp_path, made):
 
 
 def signed(key, *, days=90.0, of_client=False):
-    """A certificate by itself that ends in `days`, in PEM."""
+    """A self-signed certificate that ends in `days`, in PEM."""
     now = datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     purpose = x509.OID_CLIENT_AUTH if of_client else x509.OID_SERVER_AUTH
@@ -453,7 +453,7 @@ async def test_the_authority_can_sign_for_nobody_else(tmp_path):
     assert "example.org, 192.0.2.8: " in said
     assert "for another, which must be trusted anew, remove it and" in said
     assert (tmp_path / "tls/server.pem").read_bytes() == before
-    # Whoever has its key gets no further by other tools.
+    # Other tools get no further with its key either.
     authority, key = tmp_path / "tls/ca.pem", tmp_path / "tls/ca-key.pem"
     for number, name in enumerate(("DNS:example.org", "IP:192.0.2.8", "DNS:cache.example")):
         names = tmp_path / f"{number}.cnf"
@@ -488,7 +488,7 @@ def test_what_is_in_the_way_is_never_overwritten(tmp_path):
     directory.chmod(0o777)
     assert "others may write to" in init(directory, code=1)
     directory.chmod(0o700)
-    # An authority that was removed on purpose is made anew, and the certificate of the old one is worth nothing then.
+    # An authority that was removed on purpose is made anew. Then the old one's certificate is worth nothing.
     for name in files:
         (directory / name).unlink()
     assert init(directory)["is_new"]

@@ -1,4 +1,4 @@
-"""Killed at any moment, it goes on where it was: real processes, SIGKILL, bytes compared.
+"""Killed at any moment, it goes on where it was. Real processes, SIGKILL, bytes compared.
 
 At random moments, and at named ones: strace lists the calls of an undisturbed run that change the cache directory, and
 kills a run before each of them in turn (`-s` prints them).
@@ -28,7 +28,7 @@ from tests.harness import REPOSITORY, Proxy, Truncated, until
 from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 
 SIZE = BIG_BYTES - (1 << 20)
-"""Comes over one connection: the tests count what is asked for."""
+"""Small enough for one connection: the tests count the requests."""
 SEED = 5
 
 
@@ -76,10 +76,10 @@ async def test_after_a_power_cut_only_the_durable_page_is_believed(origin, proxy
         proxy.kill()
     (state,) = (proxy.cache_dir / "partial").glob("*.state")
     page = bytearray(state.read_bytes())
-    page[8:44] = b"another life of the machine".ljust(36)  # the live page is of before the power cut
+    page[8:44] = b"another life of the machine".ljust(36)  # the live page is older than the power cut
     state.write_bytes(page)
     (part,) = (proxy.cache_dir / "partial").glob("*.part")
-    with open(part, "r+b") as file:  # what no fdatasync covered came back as anything
+    with open(part, "r+b") as file:  # what no fdatasync covered may come back as anything
         file.write(bytes(half))
     proxy.start()
     assert (await (await proxy.stream("/u/x.img")).sha256())[0] == pattern_sha256(SIZE, SEED)
@@ -93,7 +93,7 @@ async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetchi
         await until(lambda: has_begun(proxy))
         origin.release()
         await stream.read(1)
-        proxy.kill()  # between the last byte and the commit, if we are quick; else it is a hit
+        proxy.kill()  # usually between the last byte and the commit; if not, the next request is a hit
     proxy.start()
     assert (await (await proxy.stream("/u/x.img")).sha256())[0] == pattern_sha256(SIZE, SEED)
     assert origin.bytes_sent("/x.img") == SIZE
@@ -124,7 +124,7 @@ async def test_fifty_random_kills(origin, proxy):
     assert got + (rest.body if rest else b"") == pattern_bytes(SIZE, SEED)
     await until(lambda: stored(proxy), timeout=30)
     assert not list((proxy.cache_dir / "partial").iterdir())
-    # Each kill costs at most what was on its way in buffers, and what came before the first page was written.
+    # Each kill costs at most what was in buffers, and what came before the first page was written.
     assert origin.bytes_sent("/x.img") <= SIZE + kills * (6 << 20)
 
 
@@ -142,16 +142,16 @@ async def test_a_kill_leaves_no_lock(origin, proxy):
 
 MB = 1 << 20
 CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "unlink", "mkdir")
-"""What changes the directory, or makes a change last. A file that was made is found there by the next of them."""
+"""Calls that change the directory, or make a change durable. A new file shows at the next of them."""
 NAMES = (
     (re.compile(r"[0-9a-f]{64}"), "HEX"),
     (re.compile(r"[0-9a-f]{16}"), "GENERATION"),
     (re.compile(r"blobs/[0-9a-f]{2}\b"), "blobs/XX"),
-    (re.compile(r"json\.\d+"), "json.PID"),
+    (re.compile(r"json\.\w+"), "json.TEMPORARY"),
     (re.compile(r"\.id-\w+"), ".id-RANDOM"),
 )
 AT_ONCE = 3
-"""Runs side by side: each mostly waits for processes to start."""
+"""Runs at once: each mostly waits for processes to start."""
 SIZES = {"/a.json": 10_000, "/x.img": 6 * MB, "/y.img": 6 * MB, "/z.img": 6 * MB}
 
 
@@ -184,11 +184,11 @@ class World:
 
     async def start(self, point: Point | None = None) -> None:
         """Start it under strace, which kills it at `point`."""
-        # -D: the tracer is the grandchild, and what we start stays our child. Not --seccomp-bpf, though it were faster:
-        # at its stops no signal is injected.
+        # -D: the tracer is the grandchild, and the process we start stays our child. --seccomp-bpf would be faster, but
+        # injects no signals.
         options = ["-D", "-f", "-qq", "-y", "-e", f"trace={','.join(CALLS)}", "-e", "signal=none"]
         if point:
-            # The call it is killed at is not made.
+            # It is killed before the call is made.
             options += ["-e", f"inject={point.call}:signal=KILL:when={point.nth}"]
         self.proxy.wrapper = ("strace", *options, "-o", str(self.trace))
         try:
@@ -197,7 +197,7 @@ class World:
             self.proxy.wrapper = ()
 
     async def get(self, path: str) -> None:
-        """Fetch it, and wait until all that follows from it is done."""
+        """Fetch it, and wait until its fill is over."""
         answer = await self.proxy.get(f"/u{path}")
         assert answer.status == 200
         assert answer.body == self.bodies[path], f"{path} is not what it should be"
@@ -207,7 +207,7 @@ class World:
         return not (await self.proxy.status())["fills"]
 
     def points(self) -> list[Point]:
-        """Before each call so far that changes the cache directory, but for the locks."""
+        """A point before each call so far that changes the cache directory, locks/ left out."""
         found, counts = [], Counter()
         root = f"{self.cache}/"
         for line in self.trace.read_text(errors="replace").splitlines():
@@ -233,18 +233,18 @@ class World:
         assert ran.returncode == 0, f"{args} ended with {ran.returncode}: {ran.stdout}{ran.stderr}"
 
     async def check(self, paths: Iterable[str]) -> None:
-        """Every URL is answered; then the directory holds what the index says, and nothing else."""
+        """Every URL is answered. Then the directory holds what the index says, and nothing else."""
         for path in paths:
             await self.get(path)
         assert self.proxy.terminate() == 0
-        # Not by `fetchonce ls`, which begins with putting the index right.
+        # Not with `fetchonce ls`, which puts the index right first.
         index = Index(self.cache / "index")
         rows = {entry.key: entry for entry, _ in index.records()}
         index.close()
         sidecars = [msgspec.json.decode(path.read_bytes(), type=Entry) for path in self.cache.glob("blobs/*/*.json")]
         assert rows == {entry.key: entry for entry in sidecars}
         files = {path.name for path in self.cache.glob("blobs/*/*")}
-        assert files == {name for each in sidecars for name in (each.digest, f"{each.digest}.{each.key}.json")}
+        assert files == {name for each in sidecars for name in (each.sha256, f"{each.sha256}.{each.key}.json")}
         assert [*self.cache.glob("partial/*"), *self.cache.glob("damaged/*"), *self.cache.glob("index.broken*")] == []
         await asyncio.to_thread(self.fetchonce, "verify")
 
@@ -290,10 +290,10 @@ COMMIT = {
     "pwrite64 index/cache.db-wal",  # and the blob
     "unlink partial/HEX.GENERATION.state",  # and its row
 }
-SIDECAR = "rename blobs/XX/.HEX.HEX.json.PID -> blobs/XX/HEX.HEX.json"
+SIDECAR = "rename blobs/XX/.HEX.HEX.json.TEMPORARY -> blobs/XX/HEX.HEX.json"
 GONE = {"unlink blobs/XX/HEX.HEX.json", "unlink blobs/XX/HEX"}
 EXPECTED = {
-    first_body: COMMIT | {"fsync partial/.HEX.GENERATION.json.PID", "unlink partial/HEX.GENERATION.json"},
+    first_body: COMMIT | {"fsync partial/.HEX.GENERATION.json.TEMPORARY", "unlink partial/HEX.GENERATION.json"},
     small_body: COMMIT | {SIDECAR},
     new_generation: COMMIT | {SIDECAR, *GONE},
     eviction: {"pwrite64 index/cache.db-wal", *GONE},
@@ -317,7 +317,7 @@ async def undisturbed(tmp_path_factory):
 
 
 def thinned(points):
-    """Of equal ones in a row the first and the last, and only those that can be told from others by their number.
+    """The first and the last of equal points in a row, and only points that their number identifies.
 
     A killed process leaves the same files before a sync as after it: the next call stands for both where it can.
     """
@@ -331,7 +331,7 @@ def thinned(points):
 
 
 def last_counted(world):
-    """Where it was killed, and what other threads were stopped in; those that write a body were still at it."""
+    """Where it was killed, and what other threads were doing; those that write a body were still running."""
     return [point for point in world.points() if point.nth][-3:]
 
 
@@ -349,7 +349,7 @@ async def killed(world, point, stages):
 
 
 UNSAVED = "fsync partial"
-"""Before the body's first page is there, while the body comes: a kill costs what came."""
+"""Before the first durable page of a body: a kill costs what came."""
 
 
 async def at_each(points, directory, run):
@@ -386,10 +386,10 @@ async def test_killed_before_any_call_it_goes_on_with_what_it_had(undisturbed, t
             after = world.sent()
         again = {path for path in SIZES if after[path] > before[path]}
         if stage is eviction:
-            # What went may be fetched again, and what had not come; each of them once.
+            # What was evicted, or had not come yet, may be fetched again; each once.
             assert all(after[path] - before[path] <= SIZES[path] for path in again)
         elif stage is small_body:
-            # So small that it is not saved before it is whole.
+            # A body so small is not saved before it is whole.
             assert again <= ({"/a.json"} if point in undisturbed[stage][: places[SIDECAR] + 1] else set())
         elif not point.name.startswith(UNSAVED):
             assert not again, f"fetched again: {again}"
@@ -400,7 +400,7 @@ async def test_killed_before_any_call_it_goes_on_with_what_it_had(undisturbed, t
 
 
 async def left_over(directory):
-    """A cache directory with everything that a killed process ever leaves, and more."""
+    """A cache directory with everything that a killed process can leave, and more."""
     with World(directory) as world:
         await asyncio.to_thread(world.proxy.start)
         await world.get("/a.json")
@@ -422,7 +422,7 @@ async def left_over(directory):
         sidecars = (msgspec.json.decode(path.read_bytes(), type=Entry) for path in world.cache.glob("blobs/*/*.json"))
         new = max(sidecars, key=lambda entry: entry.stored_at)
         part = world.cache / "partial" / f"{new.key}.{new.head.generation}.part"
-        (world.cache / "blobs" / new.digest[:2] / new.digest).rename(part)
+        (world.cache / "blobs" / new.sha256[:2] / new.sha256).rename(part)
         shutil.copytree(directory / "blobs", world.cache / "blobs", dirs_exist_ok=True)
         shutil.rmtree(world.cache / "index")
         shutil.copytree(directory / "index", world.cache / "index")
@@ -431,7 +431,7 @@ async def left_over(directory):
         small.with_name(f".{small.name}.{'0' * 64}.json.1").write_bytes(b"{")
         for suffix in ("part", "state"):
             (world.cache / "partial" / f"{'0' * 64}.{'1' * 16}.{suffix}").write_bytes(bytes(1000))
-        for socket in world.cache.glob("partial/*.sock"):  # no socket can be copied; a file in its place goes as well
+        for socket in world.cache.glob("partial/*.sock"):  # a socket cannot be copied; a file in its place will do
             socket.unlink()
             socket.touch()
         (world.cache / "partial" / f".{'0' * 64}.{'1' * 16}.json.1").write_bytes(b"{")
@@ -452,7 +452,7 @@ async def test_killed_while_it_puts_the_directory_right_it_does_so_the_next_time
 
     with again(tmp_path / "undisturbed") as world:
         await world.start()
-        # How SQLite opens its files is its own matter.
+        # How SQLite opens its files is not tested here.
         points = list(itertools.dropwhile(lambda point: "index/" in point.name, thinned(world.points())))
     assert len(points) >= 8
 

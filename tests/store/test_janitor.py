@@ -1,4 +1,4 @@
-"""The limits of the cache: what goes, when, and what stays whoever wants space."""
+"""The limits of the cache: what is evicted, when, and what always stays."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import pytest
 from proxy.config import CacheSection, Size
 from proxy.errors import OutOfSpace
 from proxy.rules.entry import Head
-from proxy.store.janitor import Janitor, disk, right_to_evict, size_text
+from proxy.store.janitor import Janitor, disk, eviction_lock, size_text
 from proxy.store.partial import Partial
 from proxy.store.store import Store
 from tests.harness import until
@@ -40,15 +40,28 @@ def opened(tmp_path):
     return opened
 
 
+BEGUN = []
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Close what a test began."""
+    yield
+    while BEGUN:
+        BEGUN.pop().close()
+
+
 async def begin(janitor, name, length=SIZE, generation="g1"):
-    return await janitor.create(key(name), f"http://a/{name}", Head((("etag", '"x"'),), length, generation))
+    BEGUN.append(await janitor.create(key(name), f"http://a/{name}", Head((("etag", '"x"'),), length, generation)))
+    return BEGUN[-1]
 
 
 async def fill(janitor, name):
     partial = await begin(janitor, name)
-    partial.write(0, memoryview(body(name)))
-    partial.extents.add(0, SIZE)
-    return await janitor.commit(partial, entry_of(name, body(name)))
+    with contextlib.closing(partial):
+        partial.write(0, memoryview(body(name)))
+        partial.extents.add(0, SIZE)
+        return await janitor.commit(partial, entry_of(name, body(name)))
 
 
 async def stored(store):
@@ -70,7 +83,7 @@ async def test_pinned_and_read_bodies_stay(opened):
         for name in "abc":
             await fill(janitor, name)
         await store.pin(key("a"))
-        reader = store.body(await store.lookup(key("b")))
+        reader = store.open(await store.lookup(key("b")))
         growing = await begin(janitor, "d")
         assert await stored(store) == "ab"
         with pytest.raises(OutOfSpace) as caught:
@@ -79,7 +92,7 @@ async def test_pinned_and_read_bodies_stay(opened):
         assert "fetchonce prune" in caught.value.message
         assert "cache.max_size" in caught.value.message
         assert await stored(store) == "ab"
-        del reader
+        reader.close()
         await begin(janitor, "e")
         assert await stored(store) == "a"
         janitor.release(growing)
@@ -94,7 +107,7 @@ async def test_a_hot_body_that_nobody_reads_may_go_and_its_descriptor_with_it(op
         assert not deleted_blobs(tmp_path)
 
 
-async def test_what_cannot_be_fitted_in_costs_nobody_his_place(opened):
+async def test_what_does_not_fit_in_evicts_nothing(opened):
     async with opened(2 * SIZE) as (store, janitor):
         await fill(janitor, "a")
         await store.pin(key("a"))
@@ -104,7 +117,7 @@ async def test_what_cannot_be_fitted_in_costs_nobody_his_place(opened):
         with pytest.raises(OutOfSpace, match="raise it"):
             await begin(janitor, "b", 2 * SIZE + 1)
         assert await stored(store) == "a"
-        assert not list(store.partial.iterdir())
+        assert not list(store.partials.directory.iterdir())
 
 
 async def test_what_running_fills_will_write_counts(opened):
@@ -121,15 +134,15 @@ async def test_what_running_fills_will_write_counts(opened):
 
 async def test_what_other_processes_will_write_counts(opened):
     async with opened(2 * SIZE) as (one, leader), opened(2 * SIZE) as (other, janitor):
-        right = one.lock(key("a"))
-        first = await begin(leader, "a", 2 * SIZE)  # no validator, no durable page: no matter
+        lock = one.try_lock(key("a"))
+        first = await begin(leader, "a", 2 * SIZE)  # it has no durable page, for want of a validator
         first.write(0, memoryview(body("a")))
         first.extents.add(0, SIZE)
         first.tell(first.extents)
         with pytest.raises(OutOfSpace):
             await begin(janitor, "b", 1)
         assert (await other.survey()).bodies == ()
-        os.close(right)  # as its process's death does it: it will write no more
+        lock.close()  # as if its process had died: it will write no more
         second = await begin(janitor, "b")
         with pytest.raises(OutOfSpace):
             await begin(janitor, "c", 1)
@@ -139,28 +152,42 @@ async def test_what_other_processes_will_write_counts(opened):
 async def test_what_other_processes_will_write_counts_on_the_file_system_too(opened):
     async with opened() as (one, leader), opened(min_free=1) as (_, janitor):
         _, free = disk(one.root)
-        right = one.lock(key("a"))
+        lock = one.try_lock(key("a"))
         first = await begin(leader, "a", free // 2)
         with pytest.raises(OutOfSpace, match="min_free"):
             await begin(janitor, "b", free // 4 * 3)
-        leader.release(first)  # it ended in another way, and still has the right
+        leader.release(first)  # the fill is over, and the lock is still held
         await begin(janitor, "b", free // 4 * 3)
-        os.close(right)
+        lock.close()
+
+
+async def test_a_fill_may_end_while_others_are_looked_at_and_still_counts(opened):
+    async with opened(SIZE) as (store, janitor):
+        first = await begin(janitor, "a", SIZE // 2)
+        page = store.partials.directory / f"{key('b')}.g1.state"
+        page.with_suffix(".part").touch()
+        os.mkfifo(page)  # whoever reads it waits for us
+        second = asyncio.create_task(begin(janitor, "c", SIZE // 2))
+        with await asyncio.to_thread(open, page, "wb"):
+            janitor.release(first)
+            first.close()
+        assert (await second).path.exists()
+        page.unlink()
 
 
 async def test_of_two_processes_that_want_the_last_room_at_once_one_gets_it(opened):
     async with opened(SIZE) as (one, first), opened(SIZE) as (other, second):
         for number in range(20):
-            rights = [one.lock(key(f"a{number}")), other.lock(key(f"b{number}"))]
+            locks = [one.try_lock(key(f"a{number}")), other.try_lock(key(f"b{number}"))]
             both = await asyncio.gather(begin(first, f"a{number}"), begin(second, f"b{number}"), return_exceptions=True)
             assert {type(each) for each in both} == {OutOfSpace, Partial}
-            assert len(list(one.partial.glob("*.part"))) == 1
+            assert len(list(one.partials.directory.glob("*.part"))) == 1
             for janitor, partial in zip((first, second), both, strict=True):
                 if isinstance(partial, Partial):
                     janitor.release(partial)
                     partial.unlink()
-            for right in rights:
-                os.close(right)
+            for lock in locks:
+                lock.close()
 
 
 async def test_the_rest_of_a_body_that_was_begun_needs_only_the_rest(opened):
@@ -184,13 +211,13 @@ async def test_an_unfinished_body_that_nobody_goes_on_with_goes_too(opened):
         await store.save(partial, record("a", partial, Head((), 2 * SIZE, "g1")))
         os.utime(partial.path, (0, 0))
         await fill(janitor, "b")
-        right = store.lock(key("a"))  # somebody goes on with it
+        lock = store.try_lock(key("a"))  # somebody goes on with it
         await store.pin(key("b"))
         with pytest.raises(OutOfSpace):
             await begin(janitor, "c")
-        os.close(right)
+        lock.close()
         await begin(janitor, "c")
-        assert await store.partials() == []
+        assert await store.unfinished() == []
 
 
 async def test_equal_bodies_count_once_and_go_with_their_last_url(opened):
@@ -211,7 +238,7 @@ async def test_min_free_is_kept_but_never_more_than_a_tenth(opened):
         with pytest.raises(OutOfSpace, match="cache.min_free keeps"):
             await begin(janitor, "a", size)
         await put(store, "b", body("b"))
-        await begin(janitor, "c", None)  # not known: as many as come
+        await begin(janitor, "c", None)  # the length is unknown
     assert janitor.limits.min_free == 2**62
 
 
@@ -253,7 +280,7 @@ async def test_what_another_process_has_stored_since_counts_at_once(opened):
         assert len(await stored(store)) == 3
 
 
-async def test_what_another_process_removed_is_let_go(opened, tmp_path):
+async def test_what_another_process_removed_is_closed(opened, tmp_path):
     async with opened() as (one, janitor), opened() as (other, _):
         await put(one, "a", body("a"))
         await one.lookup(key("a"))
@@ -277,7 +304,7 @@ async def test_damaged_bodies_go_before_any_whole_one(opened):
 async def test_one_process_evicts_at_a_time(opened):
     async with opened(SIZE) as (store, janitor), opened() as (other, _):
         await fill(janitor, "a")
-        async with right_to_evict(other):
+        async with eviction_lock(other):
             making_room = asyncio.create_task(begin(janitor, "b"))
             await asyncio.wait([making_room], timeout=0.2)
             assert not making_room.done()
@@ -302,7 +329,7 @@ async def test_a_pin_outlives_refresh_and_new_generation_and_is_undone(opened):
         entry = await put(store, "a", body("a"))
         assert (await other.pin(key("a"))).pinned
         assert (await store.lookup(key("a"))).pinned
-        assert (await store.refresh(entry)).pinned  # by one who did not know
+        assert (await store.refresh(entry)).pinned  # whose entry has no pin
         assert (await put(store, "a", b"new", "g2", 2.0)).pinned
         assert not (await store.pin(key("a"), False)).pinned
         assert not (await other.lookup(key("a"))).pinned
@@ -336,7 +363,7 @@ async def test_a_body_larger_than_the_cache_is_passed_on_and_the_log_says_what_t
     assert not [path for path in (proxy.cache_dir / "partial").iterdir()]
 
 
-async def test_two_servers_on_one_directory_do_not_promise_the_same_room(origin, proxy_factory, tmp_path):
+async def test_two_servers_on_one_directory_do_not_reserve_the_same_room(origin, proxy_factory, tmp_path):
     one, other = (proxy_factory("--max-size", "250KB", cache_dir=tmp_path / "cache") for _ in range(2))
     origin.body("/a", b"a" * 200_000).stall_at(10_000)
     origin.body("/b", b"b" * 200_000).headers(cache_control=FRESH)
@@ -348,7 +375,7 @@ async def test_two_servers_on_one_directory_do_not_promise_the_same_room(origin,
         assert await growing.rest() == b"a" * 190_000
     await one.wait_log("fill.complete")
     assert (await other.get("/u/b")).body == b"b" * 200_000
-    assert (await one.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504  # it was whole, and went for b
+    assert (await one.get("/u/a", {"Cache-Control": "only-if-cached"})).status == 504  # stored, and evicted for b
 
 
 async def test_a_reload_changes_the_limit(origin, proxy_factory):
@@ -370,7 +397,7 @@ def test_sizes_for_people(count, text):
 
 
 def deleted_blobs(tmp_path):
-    """Bodies under tmp_path that are gone and still open in this process."""
+    """Bodies under tmp_path that are removed and still open in this process."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -198,12 +198,13 @@ async def test_a_write_is_tried_once_more_and_only_once(small_disk):
         os.truncate(small_disk / "other", os.stat(small_disk / "other").st_size - 500_000)
         return True
 
-    partial.make_room = make_room
+    partial.reserve(300_000, make_room)
     data = os.urandom(300_000)
-    partial.write(0, memoryview(data))
-    assert partial.read(0, 300_000) == data
-    assert len(asked) == 1
-    assert 0 < asked[0] <= 300_000
-    with pytest.raises(OutOfSpace, match="No space left"):
-        partial.write(300_000, memoryview(bytes(5_000_000)))
-    assert len(asked) == 2
+    with contextlib.closing(partial):
+        partial.write(0, memoryview(data))
+        assert partial.read(0, 300_000) == data
+        assert len(asked) == 1
+        assert 0 < asked[0] <= 300_000
+        with pytest.raises(OutOfSpace, match="No space left"):
+            partial.write(300_000, memoryview(bytes(5_000_000)))
+        assert len(asked) == 2

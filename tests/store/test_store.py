@@ -1,4 +1,4 @@
-"""The cache directory: commit, read, remove, restart, damage; and the right to fill between processes."""
+"""The cache directory: commit, read, remove, restart, damage; and locks between processes."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,8 @@ import pytest
 from proxy.errors import ConfigError, StoreError
 from proxy.rules.digests import Digest
 from proxy.rules.entry import Entry, Head
+from proxy.rules.pieces import Slice
+from proxy.store.hot import HOT_ENTRIES, HotTable, OpenEntry
 from proxy.store.index import Index
 from proxy.store.partial import PartialRecord
 from proxy.store.store import Store
@@ -38,9 +40,9 @@ def entry_of(name, body, generation="g1", stored_at=1.0):
 
 
 async def put(store, name, body, generation="g1", stored_at=1.0):
-    partial = await store.create(key(name), generation)
-    partial.write(0, memoryview(body))
-    return await store.commit(partial, entry_of(name, body, generation, stored_at))
+    with contextlib.closing(await store.create(key(name), generation)) as partial:
+        partial.write(0, memoryview(body))
+        return await store.commit(partial, entry_of(name, body, generation, stored_at))
 
 
 @pytest.fixture
@@ -54,15 +56,26 @@ def opened(tmp_path):
         finally:
             await store.close()
 
-    return opened
+    yield opened
+    assert not open_files(tmp_path / "cache")
+
+
+def open_files(directory):
+    """Files under it that this process has open, but for SQLite's; where the system does not tell, none."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [name for name in found if name.startswith(f"{directory}/") and "/index" not in name]
 
 
 async def content(store, name):
     entry = await store.lookup(key(name))
     if entry is None:
         return None
-    body = store.body(entry)
-    return os.pread(body.fd, body.length + 1, 0)
+    with store.open(entry) as body:
+        return os.pread(body.fd, body.length + 1, 0)
 
 
 def record(name, partial, head):
@@ -87,6 +100,7 @@ async def test_what_is_committed_is_read_and_survives_a_restart(opened, tmp_path
     assert [name for name in files(tmp_path) if not name.startswith("locks")] == [
         f"blobs/{digest[:2]}/{digest}",
         f"blobs/{digest[:2]}/{digest}.{key('x')}.json",
+        "committed",
     ]
 
 
@@ -99,11 +113,73 @@ async def test_the_directory_is_for_its_owner_alone(opened, tmp_path):
 
 async def test_a_new_generation_takes_the_place_and_an_old_reader_reads_on(opened, tmp_path):
     async with opened() as store:
-        old = store.body(await put(store, "x", BODY))
-        await put(store, "x", b"new", "g2", 2.0)
-        assert await content(store, "x") == b"new"
-        assert os.pread(old.fd, len(BODY), 0) == BODY
+        with store.open(await put(store, "x", BODY)) as old:
+            await put(store, "x", b"new", "g2", 2.0)
+            assert await content(store, "x") == b"new"
+            assert os.pread(old.fd, len(BODY), 0) == BODY
         assert len([name for name in files(tmp_path) if name.startswith("blobs")]) == 2
+
+
+async def test_a_stored_body_is_one_slice_of_its_file_and_in_use_until_it_is_closed(opened, tmp_path):
+    async with opened() as store:
+        entry = await put(store, "x", BODY)
+        with store.open(entry) as body:
+            assert await body.wait_length() == len(BODY)
+            for start, end, expected in [(0, None, (0, len(BODY))), (10, 20, (10, 20)), (10, 2**40, (10, len(BODY)))]:
+                assert [piece async for piece in body.pieces(start, end)] == [Slice(body.fd, *expected)]
+            assert [piece async for piece in body.pieces(len(BODY), None)] == []
+            with store.open(entry) as other:
+                assert other.fd != body.fd
+            assert store.in_use() == {entry.sha256}
+        assert store.in_use() == set()
+        assert not open_files(tmp_path / "cache")
+        body.close()  # a second time, to no effect
+
+
+def test_the_hot_table_closes_what_leaves_it(tmp_path):
+    def row(name):
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        stat = path.stat()
+        fd = os.open(path, os.O_RDONLY)
+        return OpenEntry(entry_of(name, b"x"), fd, str(path), (stat.st_ino, stat.st_mtime_ns))
+
+    table = HotTable()
+    for number in range(HOT_ENTRIES):
+        table.put(row(f"{number}"))
+    assert table.get(key("0")).is_current()
+    table.put(row("another"))
+    assert table.get(key("1")) is None  # the least recently used one
+    table.put(row("0"))
+    assert len(open_files(tmp_path)) == HOT_ENTRIES
+    (tmp_path / "2").unlink()
+    table.forget_stale()
+    table.forget(key("3"))
+    assert len(open_files(tmp_path)) == HOT_ENTRIES - 2
+    table.clear()
+    assert not open_files(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["lookup", "resume", "peek"])
+async def test_a_call_that_is_cancelled_leaves_nothing_open(opened, tmp_path, call):
+    async with opened() as store:
+        page = store.blobs.sidecars.path(await put(store, "x", BODY))
+        if call != "lookup":
+            with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+                await store.save(partial, record("x", partial, Head((), 1000, "g1")))
+                page = partial.path.with_suffix(".json")
+        text = page.read_bytes()
+        page.unlink()
+        os.mkfifo(page)  # whoever reads it waits for us
+        calling = asyncio.create_task(getattr(store, call)(key("x")))
+        with await asyncio.to_thread(open, page, "wb") as file:
+            calling.cancel()
+            await asyncio.wait([calling])
+            file.write(text)
+        page.unlink()
+        await store.clear_damaged()  # the thread does it after the call
+        assert calling.cancelled()
+        assert not open_files(tmp_path / "cache")
 
 
 async def test_equal_bodies_are_one_blob_that_goes_with_its_last_url(opened, tmp_path):
@@ -121,10 +197,10 @@ async def test_equal_bodies_are_one_blob_that_goes_with_its_last_url(opened, tmp
 
 async def test_a_body_of_the_wrong_length_is_not_stored(opened, tmp_path):
     async with opened() as store:
-        partial = await store.create(key("x"), "g1")
-        partial.write(0, memoryview(BODY[:-1]))
-        with pytest.raises(StoreError, match="instead of 100000"):
-            await store.commit(partial, entry_of("x", BODY))
+        with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+            partial.write(0, memoryview(BODY[:-1]))
+            with pytest.raises(StoreError, match="instead of 100000"):
+                await store.commit(partial, entry_of("x", BODY))
         assert await content(store, "x") is None
 
 
@@ -144,11 +220,12 @@ async def test_what_was_found_by_its_digest_is_open_and_can_be_read_when_it_is_g
     async with opened() as one, opened() as other:
         await put(one, "w", BODY)
         await put(one, "x", BODY)
-        await one.find(Digest("sha512", hashlib.sha512(BODY).hexdigest()), key("x"))  # computes it, for x alone
+        await one.find(Digest("sha512", hashlib.sha512(BODY).hexdigest()), key("x"))  # computed and kept for x alone
         found = await one.find(digest, key("y"))
         for name in "wx":
             await other.remove(key(name))
-        assert os.pread(one.body(found).fd, len(BODY), 0) == BODY
+        with one.open(found) as body:
+            assert os.pread(body.fd, len(BODY), 0) == BODY
         assert await one.find(digest, key("y")) is None
 
 
@@ -190,7 +267,7 @@ async def test_the_index_is_rebuilt_from_the_sidecars(opened, tmp_path, damage):
         assert {record.entry.url for record in await store.records()} == {"http://a/x", "http://a/y"}
 
 
-async def test_who_had_the_index_open_that_another_process_rebuilt_goes_on_in_the_new_one(opened, tmp_path):
+async def test_a_store_whose_index_another_process_rebuilt_goes_on_in_the_new_one(opened, tmp_path):
     script = """
 import asyncio, sys
 from pathlib import Path
@@ -232,7 +309,7 @@ async def test_a_crash_between_two_generations_leaves_the_newer_one(opened, tmp_
         await put(store, "x", BODY)
         sidecars = {path: path.read_bytes() for path in (tmp_path / "cache" / "blobs").glob("*/*") if path.is_file()}
         await put(store, "x", b"new", "g2", 2.0)
-    for path, data in sidecars.items():  # the old generation's files are back, as if never removed
+    for path, data in sidecars.items():  # as if the old generation's files had never been removed
         path.write_bytes(data)
     async with opened() as store:
         assert await content(store, "x") == b"new"
@@ -245,8 +322,8 @@ async def test_what_does_not_fit_is_moved_aside_and_harms_nobody(opened, tmp_pat
     async with opened() as store:
         entry = await put(store, "x", BODY)
         other = await put(store, "y", b"y")
-        blob, sidecar = store.blobs.path(entry), store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
-        foreign = store.blobs.path(other).with_name(f"{other.digest}.{other.key}.json").read_bytes()
+        blob, sidecar = store.blobs.path(entry), store.blobs.path(entry).with_name(f"{entry.sha256}.{entry.key}.json")
+        foreign = store.blobs.path(other).with_name(f"{other.sha256}.{other.key}.json").read_bytes()
     if index == "without":
         shutil.rmtree(tmp_path / "cache" / "index")
     match damage:
@@ -285,7 +362,7 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
         kept = await put(store, "y", b"y")
         entry = await put(store, "x", BODY)
     blob = store.blobs.path(entry)
-    blob.with_name(f"{entry.digest}.{entry.key}.json").rename(blob.with_name(f".{entry.digest}.{entry.key}.json.1"))
+    blob.with_name(f"{entry.sha256}.{entry.key}.json").rename(blob.with_name(f".{entry.sha256}.{entry.key}.json.1"))
     async with opened() as store:
         assert await content(store, "x") is None
         assert await content(store, "y") == b"y"
@@ -294,11 +371,11 @@ async def test_a_start_sweeps_bodies_without_a_sidecar_and_unfinished_sidecars(o
 
 
 async def killed_in_a_commit(store):
-    """x has an old body, and a new one whose commit ended between the sidecar and the blob. Returns the part."""
+    """x has an old body, and a new one whose commit was killed between sidecar and blob. Returns the .part."""
     old = await put(store, "x", b"old")
     before = {path: path.read_bytes() for path in store.blobs.directory.glob("*/*")}
     new = await put(store, "x", BODY, "g2", 2.0)
-    part = store.partial / f"{key('x')}.g2.part"
+    part = store.partials.directory / f"{key('x')}.g2.part"
     store.blobs.path(new).rename(part)
     for path, data in before.items():
         path.write_bytes(data)
@@ -322,15 +399,13 @@ async def test_a_start_ends_a_commit_that_was_killed_before_its_blob_was_there(o
 async def test_a_start_leaves_a_killed_commit_to_the_process_that_has_taken_up_its_body(opened):
     async with opened() as running:
         await killed_in_a_commit(running)
-        right = running.lock(key("x"))
-        partial = await running.create(key("x"), "g2")
-        async with opened() as store:
-            assert await content(store, "x") == b"old"
-            assert partial.path.exists()
-            await running.commit(partial, entry_of("x", BODY, "g2", 3.0))
-            assert await content(store, "x") == BODY
-            assert store.blobs.was_damaged == []
-        os.close(right)
+        with running.try_lock(key("x")), contextlib.closing(await running.create(key("x"), "g2")) as partial:
+            async with opened() as store:
+                assert await content(store, "x") == b"old"
+                assert partial.path.exists()
+                await running.commit(partial, entry_of("x", BODY, "g2", 3.0))
+                assert await content(store, "x") == BODY
+                assert store.blobs.was_damaged == []
 
 
 async def test_a_body_that_was_written_to_after_its_sidecar_is_not_believed(opened):
@@ -349,8 +424,8 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         partial = await store.create(key("x"), "g2")
         partial.write(0, memoryview(BODY))
         entry = entry_of("x", BODY, "g2", 2.0)
-        # A directory in the place of the sidecar: as good as a disk that is full just then.
-        obstacle = store.blobs.path(entry).with_name(f"{entry.digest}.{entry.key}.json")
+        # A directory in the place of the sidecar makes its write fail, as a full disk would.
+        obstacle = store.blobs.path(entry).with_name(f"{entry.sha256}.{entry.key}.json")
         obstacle.mkdir(parents=True)
         with pytest.raises(StoreError):
             await store.commit(partial, entry)
@@ -359,6 +434,7 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
         assert not store.blobs.path(entry).exists()
         obstacle.rmdir()
         await store.commit(partial, entry)
+        partial.close()
         assert await content(store, "x") == BODY
         assert not store.blobs.path(old).exists()
 
@@ -375,6 +451,7 @@ async def test_an_index_that_another_process_keeps_locked_undoes_the_commit(open
         assert not list((tmp_path / "cache" / "blobs").glob("*/*"))
         database.close()
         await store.commit(partial, entry_of("x", BODY))
+        partial.close()
         assert await content(store, "x") == BODY
 
 
@@ -391,14 +468,15 @@ async def test_uses_are_counted_together(opened):
 async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened, tmp_path):
     head = Head((("etag", '"x"'),), 1000, "g1")
     async with opened() as store:
-        partial = await store.create(key("x"), "g1")
-        partial.write(100, memoryview(b"a" * 50))
-        partial.extents.add(100, 150)
-        await store.save(partial, record("x", partial, head))
-        await store.create(key("x"), "orphan")
+        with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+            partial.write(100, memoryview(b"a" * 50))
+            partial.extents.add(100, 150)
+            await store.save(partial, record("x", partial, head))
+        (await store.create(key("x"), "orphan")).close()
         saved, again = await store.resume(key("x"))
-        assert (saved.head, list(again.extents)) == (head, [(100, 150)])
-        assert again.read(100, 50) == b"a" * 50
+        with contextlib.closing(again):
+            assert (saved.head, list(again.extents)) == (head, [(100, 150)])
+            assert again.read(100, 50) == b"a" * 50
     assert [name for name in files(tmp_path) if name.startswith("partial")] == [
         f"partial/{key('x')}.g1.json",
         f"partial/{key('x')}.g1.part",
@@ -409,27 +487,26 @@ async def test_a_saved_partial_is_resumed_and_what_fits_nothing_is_swept(opened,
 async def test_a_start_sweeps_what_killed_processes_left_but_not_what_runs(opened, tmp_path):
     async with opened() as one:
         for name in ("dead", "running"):
-            await one.create(key(name), "g1")
-        saved = await one.create(key("saved"), "g1")
-        await one.save(saved, record("saved", saved, Head((), 1000, "g1")))
-        right = one.lock(key("running"))
-        async with opened():
-            left = {path.name for path in (tmp_path / "cache" / "partial").glob("*.part")}
-        os.close(right)
+            (await one.create(key(name), "g1")).close()
+        with contextlib.closing(await one.create(key("saved"), "g1")) as saved:
+            await one.save(saved, record("saved", saved, Head((), 1000, "g1")))
+        with one.try_lock(key("running")):
+            async with opened():
+                left = {path.name for path in (tmp_path / "cache" / "partial").glob("*.part")}
     assert left == {f"{key('running')}.g1.part", f"{key('saved')}.g1.part"}
 
 
 async def test_a_partial_shorter_than_it_says_is_not_trusted(opened):
     async with opened() as store:
-        partial = await store.create(key("x"), "g1")
-        partial.write(0, memoryview(b"a" * 50))
-        partial.extents.add(0, 50)
-        await store.save(partial, record("x", partial, Head((), 1000, "g1")))
+        with contextlib.closing(await store.create(key("x"), "g1")) as partial:
+            partial.write(0, memoryview(b"a" * 50))
+            partial.extents.add(0, 50)
+            await store.save(partial, record("x", partial, Head((), 1000, "g1")))
         os.truncate(partial.path, 49)
         assert await store.resume(key("x")) is None
 
 
-async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
+async def test_a_lock_dies_with_its_process(opened, tmp_path):
     async with opened() as store:
         holder = subprocess.Popen(
             [
@@ -442,48 +519,48 @@ async def test_the_right_to_fill_dies_with_its_process(opened, tmp_path):
             stdout=subprocess.PIPE,
         )
         holder.stdout.readline()
-        assert store.lock("abc") is None
+        assert store.try_lock("abc") is None
         holder.kill()
         holder.communicate()
-        fd = store.lock("abc")
-        assert fd is not None
-        os.close(fd)
+        lock = store.try_lock("abc")
+        assert lock is not None
+        lock.close()
 
 
-async def test_who_looks_at_a_right_takes_it_from_nobody(opened):
+async def test_looking_at_a_lock_keeps_nobody_from_taking_it(opened):
     async with opened() as one, opened() as other:
-        assert not one.is_held("abc")
+        assert not one.is_locked("abc")
         assert not (one.locks / "abc").exists()
         stop = threading.Event()
 
         def look():
             while not stop.is_set():
-                other.is_held("abc")
+                other.is_locked("abc")
 
         looking = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
         try:
             for _ in range(2000):
-                right = one.lock("abc")
-                assert right is not None
-                assert other.is_held("abc")
-                assert other.lock("abc") is None
-                os.close(right)
+                lock = one.try_lock("abc")
+                assert lock is not None
+                assert other.is_locked("abc")
+                assert other.try_lock("abc") is None
+                lock.close()
         finally:
             stop.set()
             await asyncio.gather(*looking)
 
 
-async def test_who_was_stopped_while_he_looked_at_a_right_stops_nobody(opened):
+async def test_a_process_stopped_while_it_looks_at_a_lock_counts_as_holding_it(opened):
     async with opened() as store:
-        os.close(store.lock("abc"))
+        store.try_lock("abc").close()
         with open(store.locks / "abc") as looking:
             fcntl.flock(looking, fcntl.LOCK_SH)
-            assert store.lock("abc") is None
-        os.close(store.lock("abc"))
+            assert store.try_lock("abc") is None
+        store.try_lock("abc").close()
 
 
 async def test_a_read_only_directory_is_told_at_the_start(tmp_path):
-    # Nothing of a real file system is read-only to root.
+    # To root, no directory of an ordinary file system is read-only.
     folder = Path("/sys/kernel") if os.geteuid() == 0 else tmp_path / "parent"
     if not folder.exists():
         folder.mkdir(mode=0o500)

@@ -1,4 +1,4 @@
-"""Store against a model: whatever happens in whatever order, what it gives is whole and what the model says.
+"""The store against a model: whatever happens, in any order, what it gives is whole and what the model holds.
 
 Two Store objects on one directory (as two processes have it), of which either may vanish at any time without a word,
 between two steps or in the middle of one.
@@ -28,8 +28,10 @@ from hypothesis.stateful import (
 )
 
 from proxy.rules.entry import Entry, Head
+from proxy.store.hot import StoredBody
 from proxy.store.partial import PartialRecord
-from proxy.store.store import PARTIAL, Store, StoredBody
+from proxy.store.partials import is_unfinished
+from proxy.store.store import Store
 
 NAMES = "abc"
 BODIES = [b"", b"x", b"one body" * 100, b"another" * 5000]
@@ -44,7 +46,7 @@ def key_of(name: str) -> str:
 
 @dataclass(slots=True)
 class Known:
-    """What the model holds of one name."""
+    """What the model knows of one name."""
 
     entry: Entry
     body: bytes
@@ -60,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.stores: list[Store] = []
         self.known: dict[str, Known] = {}
         self.begun: dict[str, bytes] = {}
-        """Saved partials: what was written of them."""
+        """The bytes of each saved partial."""
         self.now = 1.0
         self.generation = 0
 
@@ -76,7 +78,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.run(start())
 
     def abandon(self, store: Store) -> None:
-        """As SIGKILL does it: nothing is flushed or put away; only the interpreter's own things are given back."""
+        """As SIGKILL ends it: nothing is flushed or put away. Only thread and database are closed."""
 
         async def gone():
             store._flusher.cancel()
@@ -111,16 +113,15 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(number=numbers, name=names, body=st.sampled_from(BODIES))
     def commit(self, number, name, body):
         async def commit():
-            right = self.stores[number].lock(key_of(name))
-            try:
-                saved = await self.stores[number].resume(key_of(name))
+            store = self.stores[number]
+            with store.try_lock(key_of(name)):
+                saved = await store.resume(key_of(name))
                 if saved:
-                    await self.stores[number].discard(saved[1])
-                partial = await self.stores[number].create(key_of(name), entry.head.generation)
-                partial.write(0, memoryview(body))
-                return await self.stores[number].commit(partial, entry)
-            finally:
-                os.close(right)
+                    await store.discard(saved[1])
+                    saved[1].close()
+                with contextlib.closing(await store.create(key_of(name), entry.head.generation)) as partial:
+                    partial.write(0, memoryview(body))
+                    return await store.commit(partial, entry)
 
         entry = self.made(name, body)
         stored = self.run(commit())
@@ -131,12 +132,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, name=names, count=st.integers(1, 3000))
     def begin(self, number, name, count):
-        """A fill that is stopped and saved; one that was there before is gone on with or thrown away."""
+        """A fill that is stopped and saved. One that was saved before is checked and thrown away."""
 
         async def begin():
             store = self.stores[number]
-            right = store.lock(key_of(name))
-            try:
+            with store.try_lock(key_of(name)):
                 saved = await store.resume(key_of(name))
                 assert (saved is not None) == (name in self.begun)
                 if saved:
@@ -146,15 +146,14 @@ class StoreMachine(RuleBasedStateMachine):
                     assert partial.read(0, 10_000) == written
                     assert list(partial.extents) == [(0, len(written))]
                     await store.discard(partial)
-                partial = await store.create(key_of(name), f"p{self.generation}")
-                partial.write(0, memoryview(b"p" * count))
-                partial.extents.add(0, count)
-                head = Head((), 10_000, f"p{self.generation}")
-                url = f"http://a/{name}"
-                page = PartialRecord(key_of(name), url, "a", url, head, list(partial.extents))
-                await store.save(partial, page)
-            finally:
-                os.close(right)
+                    partial.close()
+                with contextlib.closing(await store.create(key_of(name), f"p{self.generation}")) as partial:
+                    partial.write(0, memoryview(b"p" * count))
+                    partial.extents.add(0, count)
+                    head = Head((), 10_000, f"p{self.generation}")
+                    url = f"http://a/{name}"
+                    page = PartialRecord(key_of(name), url, "a", url, head, list(partial.extents))
+                    await store.save(partial, page)
 
         self.generation += 1
         self.run(begin())
@@ -162,10 +161,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, name=names)
     def refresh(self, number, name):
-        """Of what is there, or of what is long gone."""
+        """Refresh an entry that is there, or one that was removed long ago."""
         known = self.known.get(name)
         self.now += 1
-        # With the pin of some time ago: the store knows better.
+        # Its pin is out of date; the store keeps its own.
         entry = replace(known.entry if known else self.made(name, b"never stored"), validated_at=self.now, pinned=False)
         self.run(self.stores[number].refresh(entry))
         if known:
@@ -188,14 +187,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(looking=numbers, evicting=numbers, between=st.none() | names)
     def evict(self, looking, evicting, between):
-        """Everything that may go by a survey, which may be out of date by the time it is acted on."""
+        """Evict all that a survey allows; the survey may be out of date by then."""
         survey = self.run(self.stores[looking].survey())
-        assert {each.url[-1] for each in survey.bodies if not each.blob.startswith(PARTIAL)} == set(self.known)
-        assert {each.url[-1] for each in survey.bodies if each.blob.startswith(PARTIAL)} == set(self.begun)
+        assert {each.url[-1] for each in survey.bodies if not is_unfinished(each)} == set(self.known)
+        assert {each.url[-1] for each in survey.bodies if is_unfinished(each)} == set(self.begun)
         if between in self.known:
             self.pin(looking, between, True)
         for each in self.run(self.stores[evicting].evict(survey.bodies)):
-            if each.blob.startswith(PARTIAL):
+            if is_unfinished(each):
                 del self.begun[each.url[-1]]
             else:
                 assert not self.known.pop(each.url[-1]).entry.pinned
@@ -209,15 +208,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert entry == (known and known.entry)
         if entry is None:
             return multiple()
-        body = self.stores[number].body(entry)
-        assert entry.digest in self.stores[number].in_use()
+        body = self.stores[number].open(entry)
+        assert entry.sha256 in self.stores[number].in_use()
         return body, known.body
 
     @rule(reader=consumes(readers))
     def read_to_the_end(self, reader):
         body, expected = reader
         assert isinstance(body, StoredBody)
-        assert os.pread(body.fd, len(expected) + 1, 0) == expected
+        with body:
+            assert os.pread(body.fd, len(expected) + 1, 0) == expected
 
     @rule(number=numbers, name=names)
     def use(self, number, name):
@@ -235,13 +235,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, name=names, body=st.sampled_from(BODIES), step=st.integers(0, 5))
     def crash_in_a_commit(self, number, name, body, step):
-        """The files as a commit leaves them that ends after `step` of its steps."""
+        """The files that a commit leaves if it is killed after `step` of its steps."""
         entry = self.made(name, body)
         before = self.known.get(name)
         entry = replace(entry, pinned=bool(before and before.entry.pinned))
         store = self.stores[number]
-        blob, sidecar = store.blobs.path(entry), store.blobs._sidecar(entry)
-        part = store.partial / f"{entry.key}.{entry.head.generation}.part"
+        blob, sidecar = store.blobs.path(entry), store.blobs.sidecars.path(entry)
+        part = store.partials.directory / f"{entry.key}.{entry.head.generation}.part"
         part.write_bytes(body if step else body[: len(body) // 2])
         if step >= 2:
             blob.parent.mkdir(mode=0o700, exist_ok=True)
@@ -255,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.run(store._do(store.blobs.index.set, entry))
         self.abandon(store)
         if step in (3, 4):
-            # Until somebody reconciles, the old one is as good as the new one for the other process.
+            # Until a start reconciles them, the other process may see the old entry or the new one.
             self.run(self.stores[1 - number].close())
         self.stores[number] = self.opened()
         if step in (3, 4):
@@ -263,7 +263,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, name=names)
     def crash_in_a_removal(self, number, name):
-        """The row is gone, the files are not: the entry is there again, as if it had never been removed."""
+        """The row is removed and the files are not: the next start brings the entry back."""
         store = self.stores[number]
         self.run(store._do(store.blobs.index.remove, key_of(name)))
         self.abandon(store)
@@ -271,7 +271,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def rebuild(self, number):
-        """Nobody runs, and the index is lost."""
+        """The index is lost while nobody runs."""
         for store in self.stores:
             self.run(store.close())
         shutil.rmtree(self.root / "cache" / "index")
@@ -286,7 +286,7 @@ class StoreMachine(RuleBasedStateMachine):
         cut = data.draw(st.sampled_from([0, len(known.body) // 2, len(known.body) - 1]))
         store = self.stores[number]
         blob = store.blobs.path(known.entry)
-        # A new file, as a file system makes it that lost one: who has the old one open has what it was.
+        # A new file, so that a reader of the old one still has all of it.
         blob.unlink()
         blob.write_bytes(known.body[:cut])
         for each in self.stores:
@@ -305,8 +305,8 @@ class StoreMachine(RuleBasedStateMachine):
                 entry = self.run(store.lookup(key_of(name)))
                 assert entry == (known and known.entry), name
                 if entry and known:
-                    body = store.body(entry)
-                    assert os.pread(body.fd, len(known.body) + 1, 0) == known.body
+                    with store.open(entry) as body:
+                        assert os.pread(body.fd, len(known.body) + 1, 0) == known.body
         if self.stores:
             records = self.run(self.stores[0].records())
             assert {record.entry.url[-1] for record in records} == set(self.known)

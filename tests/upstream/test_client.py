@@ -11,7 +11,8 @@ import trustme
 
 from proxy.errors import ConfigError, UpstreamError, UpstreamTimeout
 from proxy.rules.entry import field
-from proxy.upstream.client import DIRECT_BYTES
+from proxy.upstream.exchange import DIRECT_BYTES
+from proxy.upstream.location import node
 from tests.origin import Origin, pattern_sha256
 
 BODY = bytes(range(256)) * 1000
@@ -183,6 +184,30 @@ def test_a_redirect_keeps_the_target_as_it_is(origin, make_upstream):
         assert exchange.status == 200
         assert exchange.final_url == origin.url("/b%2Fc/~d%7e?sig=a%2Bb/c&x=|")
     assert origin.log[1].path == "/b%2Fc/~d%7e?sig=a%2Bb/c&x=|"
+
+
+def test_the_node_is_the_server_that_answered(origin, make_upstream):
+    with Origin() as other:
+        other.body("/x", BODY)
+        origin.body("/x", BODY)
+        origin.body("/a", b"").redirect(other.url("/x"))
+        upstream = make_upstream(other.url())
+        for url, node in ((origin.url("/x"), origin.url("")), (origin.url("/a"), other.url(""))):
+            with upstream.open(url) as exchange:
+                assert exchange.node == node
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://a.b/x", "https://a.b:443"),
+        ("http://A.b:80/x?y", "http://a.b:80"),
+        ("http://[::1]:8/x", "http://[::1]:8"),
+        ("http://b\xfccher.example/", "http://xn--bcher-kva.example:80"),
+    ],
+)
+def test_a_node_is_written_in_one_way(url, expected):
+    assert node(url) == expected
 
 
 def test_a_redirect_to_something_else_is_refused(origin, make_upstream):

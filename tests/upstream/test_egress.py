@@ -130,3 +130,5 @@ def test_httpx_has_the_shape_we_rely_on():
     assert isinstance(client._transport, httpx.HTTPTransport)
     assert isinstance(client._transport._pool, httpcore.ConnectionPool)
     assert isinstance(client._transport._pool._network_backend, httpcore.NetworkBackend)
+    (proxied,) = httpx.Client(proxy="http://a.b")._mounts.values()
+    assert isinstance(proxied._pool._network_backend, httpcore.NetworkBackend)

@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 
+from tests.harness import until
+
 BODY = b"image" * 1000
 
 
@@ -21,7 +23,7 @@ async def test_a_mirror_that_is_ourselves_is_508(origin, proxy_factory):
     assert answer.status == 508
     assert "leads back to fetchonce. look at upstream.proxy" in answer.json()["message"]
     assert origin.requests == 0
-    assert any("was asked for by this very fetchonce" in line for line in proxy.log)
+    await until(lambda: any("was asked for by this very fetchonce" in line for line in proxy.log))
 
 
 async def test_a_proxy_that_is_ourselves_is_508_and_the_next_start_knows_itself_too(origin, proxy_factory):

@@ -1,0 +1,190 @@
+"""One question to one mirror, and what the answer means. It blocks, and runs in a transfer thread."""
+
+import contextlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
+from ..rules import vary
+from ..rules.entry import Entry, Head, Headers, field
+from ..rules.freshness import initial_age
+from ..rules.headers import http_date, stored_headers
+from ..rules.pages import is_page
+from ..rules.splice import Held, Known, Splice, judge, rest_condition
+from ..rules.validators import condition, confirms
+from ..upstream.client import Upstream
+from ..upstream.exchange import Exchange
+from ..upstream.wording import status_error
+
+SAYS_NOTHING = frozenset({401, 403, 429})
+"""Answers, beside 5xx, that say nothing about the object: what we have of it may still be of use."""
+
+Gap = tuple[int, int | None]
+"""(start, end) of the bytes that are asked for; None: to the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What is asked: the object, the bytes of `gap` of the known body, or (no gap) whether the object is still that."""
+
+    url: str
+    condition: Headers
+    """The fields of the first question. Those of a client go with every further one."""
+    stale: Entry | None
+    """What a 304 to the first question confirms."""
+    gap: Gap | None = None
+    known: Known | None = None
+    takes_parts: bool = True
+    """False: all of the body is asked for, to be compared."""
+
+    def headers(self) -> Headers:
+        if self.known is None:
+            return self.condition
+        fields = vary.with_each(self.condition)
+        if self.gap is None:
+            # Another mirror's validators need not be ours.
+            is_same = urlsplit(self.url).netloc == urlsplit(self.known.url).netloc
+            return (*fields, *(condition(self.known.head.headers) if is_same else ()))
+        if not self.takes_parts or not self.known.can_resume:
+            return fields
+        return (*fields, *rest_condition(self.known.head, *self.gap))
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A body from its first byte on."""
+
+    exchange: Exchange
+    head: Head
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The known body, from byte `start` on. `compare`: it may be another one, and starts at 0 to be compared."""
+
+    exchange: Exchange
+    start: int
+    compare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """What we have is still the object (RFC 9110 §15.4.5)."""
+
+    url: str
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Another:
+    """Instead of a saved body there is another one, or none that this question could tell of."""
+
+    whole: Whole | None
+
+
+Answer = Whole | Rest | Unchanged | Another
+
+
+def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Answer:
+    """Ask, and wait for the head of the answer. Close the exchange in it.
+
+    Raises UpstreamError for an answer that helps nobody, UpstreamRange if a range was not answered with that range,
+    UpstreamChanged if clients have bytes of the known body, and the object is another one now.
+    """
+    exchange = upstream.open(inquiry.url, headers=inquiry.headers())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exchange)
+        answer = _read(inquiry, exchange, clock())
+        if answer and exchange_of(answer):
+            stack.pop_all()
+    # A 304 about something that we do not have: the object itself is asked for.
+    return answer or ask(replace(inquiry, condition=vary.with_each(inquiry.condition), stale=None), upstream, clock)
+
+
+def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:
+    """What the mirror answers to HEAD; None if only GET can tell. Raises UpstreamError."""
+    with upstream.open(inquiry.url, method="HEAD", headers=inquiry.headers()) as exchange:
+        if exchange.status == 200:
+            return _head_of(inquiry, exchange, clock(), "")
+        if exchange.status in REFUSES_HEAD:
+            return None
+        raise status_error(exchange)
+
+
+REFUSES_HEAD = frozenset({400, 403, 405, 501})
+"""Answers to HEAD that say nothing about GET: not allowed, not implemented, or a URL signed for GET alone."""
+
+
+def exchange_of(answer: Answer) -> Exchange | None:
+    """The transfer that an answer has begun."""
+    match answer:
+        case Whole(exchange) | Rest(exchange) | Another(Whole(exchange)):
+            return exchange
+    return None
+
+
+def _read(inquiry: Inquiry, exchange: Exchange, now: float) -> Answer | None:
+    """What the answer is; None for a 304 that confirms nothing we have."""
+    if inquiry.known and inquiry.gap:
+        return _rest(inquiry, inquiry.known, inquiry.gap[0], exchange, now)
+    if exchange.status == 304 and (inquiry.known or inquiry.stale):
+        if inquiry.known is None and inquiry.stale and not confirms(inquiry.stale.head.headers, exchange.headers):
+            return None
+        return Unchanged(exchange.url, _head_of(inquiry, exchange, now, ""))
+    if inquiry.known is None:
+        return _whole(inquiry, exchange, now)
+    if inquiry.known.held is Held.SAVED:
+        return _another(inquiry, exchange, now)
+    raise _changed(exchange)
+
+
+def _rest(inquiry: Inquiry, known: Known, start: int, exchange: Exchange, now: float) -> Answer:
+    splice = judge(known, start, exchange) if exchange.status in (200, 206) else None
+    if splice is Splice.PART and inquiry.takes_parts:
+        return Rest(exchange, start, compare=False)
+    if known.held is Held.SAVED:
+        return _another(inquiry, exchange, now)
+    if splice is None:
+        raise status_error(exchange)
+    if splice is Splice.COMPARE:
+        return Rest(exchange, 0, compare=True)
+    if splice is Splice.OTHER:
+        raise _changed(exchange)
+    raise UpstreamRange(f"{exchange.url} does not go on at byte {start}, as it was asked to")
+
+
+def _another(inquiry: Inquiry, exchange: Exchange, now: float) -> Another:
+    """What is there in place of a saved body. Raises UpstreamError for an answer that says nothing about it."""
+    if exchange.status >= 500 or exchange.status in SAYS_NOTHING:
+        raise status_error(exchange)
+    return Another(_whole(inquiry, exchange, now) if exchange.status == 200 else None)
+
+
+def _whole(inquiry: Inquiry, exchange: Exchange, now: float) -> Whole:
+    if exchange.status != 200:
+        raise status_error(exchange)
+    return Whole(exchange, _head_of(inquiry, exchange, now, secrets.token_hex(8)), exchange.url)
+
+
+def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) -> Head:
+    """What an answer says, with the Date it must have (RFC 9110 §6.6.1).
+
+    Raises UpstreamPage if it is a web page under the name of an image.
+    """
+    headers = stored_headers(exchange.headers)
+    if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
+        raise UpstreamPage(
+            f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there a "
+            "login or captive portal on the way? open the URL in a browser to see what it says"
+        )
+    if field(headers, "date") is None:
+        headers += (("date", http_date(now)),)
+    age = initial_age(exchange.headers, now, exchange.delay)
+    return Head(headers, exchange.length, generation, age, vary.that_select(inquiry.condition))
+
+
+def _changed(exchange: Exchange) -> UpstreamError:
+    return UpstreamChanged(f"{exchange.url} changed while it was fetched")

@@ -1,0 +1,70 @@
+"""A fill's body, as one client reads it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, closing
+
+from ..errors import OutOfSpace
+from ..rules.digests import Digest, Expected
+from ..rules.pieces import Piece, Slice
+from .fill import Fill
+from .states import Incoming
+from .verify import mismatch
+
+
+class FillBody:
+    """For a client that is attached to the fill.
+
+    `digest`: the client says which digest it must have, and others began the fill. If the client is wrong the others
+    must not suffer: it alone waits with the last byte for the digest.
+    """
+
+    def __init__(self, fill: Fill, incoming: Incoming, digest: Digest | None) -> None:
+        self.head = incoming.head
+        self._fill, self._incoming, self._growing, self._digest = fill, incoming, incoming.growing, digest
+        if digest:
+            incoming.verifier.want(digest.algorithm)
+
+    @property
+    def length(self) -> int | None:
+        return self._growing.length
+
+    def close(self) -> None:
+        """The fill owns the file."""
+
+    async def wait_length(self) -> int:
+        return await self._growing.wait_length()
+
+    async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
+        """Slices of the growing file as it grows; past the disk where there is no room for the rest of it."""
+        while end is None or start < end:
+            try:
+                stop = await self._wait_readable(start)
+            except OutOfSpace:
+                # With a digest of its own there is no other way: nobody would look at the digest.
+                passthrough = None if self._digest else self._fill.bypass()
+                if passthrough is None:
+                    raise
+                with closing(passthrough):
+                    async with aclosing(passthrough.pieces(start, end)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                return
+            if stop == start:
+                return
+            stop = stop if end is None else min(stop, end)
+            yield Slice(self._growing.partial.fd, start, stop)
+            start = stop
+
+    async def _wait_readable(self, offset: int) -> int:
+        stop = await self._growing.wait_readable(offset)
+        if self._digest is None:
+            return stop
+        last = (stop if self.length is None else self.length) - 1
+        if offset < last:
+            return min(stop, last)
+        digests = await self._incoming.verifier.wait_digests()
+        got = digests.get(self._digest.algorithm)
+        if got != self._digest.hex:
+            named = f"{self._digest.algorithm}:{got}" if got else f"sha256:{digests['sha256']}"
+            raise mismatch(Expected(self._digest), named, self._incoming.url)
+        return self._growing.readable(offset)

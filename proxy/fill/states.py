@@ -1,0 +1,89 @@
+"""What a fill is at a moment: each state carries its data. They only go forward.
+
+Asking → Streaming → Complete | Failed, or Asking → Confirmed | Passed | Failed.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import ProxyError
+from ..rules.entry import Entry, Head
+from ..rules.splice import Known
+from .growing import Growing
+from .verify import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A body that comes in, or has."""
+
+    head: Head
+    url: str
+    """The upstream URL that gave the head."""
+    source: str
+    """Where the bytes come from, for people."""
+    answered_at: float
+    """Unix time."""
+    growing: Growing
+    verifier: Verifier
+    is_followed: bool = False
+    """Another process fetches it."""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Of an empty body the head says all: where one must be verified, that is what is kept back."""
+        return self.growing.length == 0 and self.growing.is_withheld
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Nothing is known yet."""
+
+    name: ClassVar = "asking"
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Bytes come."""
+
+    name: ClassVar = "streaming"
+    incoming: Incoming
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Every byte is there. `entry` is what was stored; None if no client wanted that."""
+
+    name: ClassVar = "complete"
+    incoming: Incoming
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Nothing had to be fetched: `entry` is what we have."""
+
+    name: ClassVar = "unchanged"
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """There is an answer, and it is not kept: `error` says why."""
+
+    name: ClassVar = "passed"
+    known: Known
+    answered_at: float
+    error: ProxyError
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Bytes that came can still be read, unless there is no room for them."""
+
+    name: ClassVar = "failed"
+    error: ProxyError
+    incoming: Incoming | None
+
+
+State = Asking | Streaming | Complete | Confirmed | Passed | Failed

@@ -1,0 +1,87 @@
+"""Small files that are written whole, and what the file system's errors are called here."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import OutOfSpace, StoreError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "make room: fetchonce prune, fetchonce rm URL"
+"""What to do, for people."""
+
+
+@contextlib.contextmanager
+def publishing(
+    path: Path, mode: int = 0o600, *, is_durable: bool = True, keep_first: bool = False
+) -> Iterator[BinaryIO]:
+    """A file to write. It gets its name when the block ends, and is whole then: no reader ever sees a part of it.
+
+    An error leaves the old file, and no other trace. `is_durable`: a power cut leaves the old file or the new one.
+    `keep_first`: if `path` is there already, it stays as it is.
+    """
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with open(fd, "wb") as file:
+            yield file
+            file.flush()
+            if mode != 0o600:
+                os.fchmod(fd, mode)
+            if is_durable:
+                os.fsync(fd)
+        if keep_first:
+            with contextlib.suppress(FileExistsError):
+                os.link(name, path)
+            os.unlink(name)
+        else:
+            os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    if is_durable:
+        sync_directory(path.parent)
+
+
+def publish(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write `content` to `path` in one durable step."""
+    with publishing(path, mode) as file:
+        file.write(content)
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_data(fd: int) -> None:
+    # macOS has no fdatasync. Its fsync does not flush the drive's own cache, which matters only in a power cut.
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of the file; None if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def allocated(stat: os.stat_result) -> int:
+    """Bytes of a file without its holes."""
+    return min(stat.st_size, stat.st_blocks * 512)
+
+
+def store_error(what: str, error: OSError) -> StoreError:
+    """The file system's error as one of ours."""
+    text = f"{what}: {error.strerror or error}"
+    if error.errno in FULL:
+        return OutOfSpace(f"{text}. {MAKE_ROOM}")
+    return StoreError(text)

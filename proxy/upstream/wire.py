@@ -1,0 +1,128 @@
+"""The bytes of one connection to upstream, between httpcore and the socket.
+
+httpcore offers no other place for what is done here. h11 refuses a head that RFC 9112 tells us to mend, and httpcore
+sets up its parser. And only here one sees whether a connection that ended had been used before, and what came by it.
+"""
+
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+MAX_HEAD_BYTES = 128 * 1024  # h11 refuses more than 100 KiB
+
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_INTERIM = re.compile(rb"HTTP/[0-9]\.[0-9] 1")
+_SPACE_BEFORE_COLON = re.compile(rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]+:", re.MULTILINE)
+
+
+class Stale(Exception):
+    """A connection that had been used before ended without a byte of the next answer: upstream had closed it."""
+
+
+class Wire(httpcore.NetworkStream):
+    """One connection, as httpcore writes and reads it. `abort` may be called from any thread."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+        self.requests = 0
+        """How many have been sent on it; each Exchange knows its own by this number."""
+        self.awaits_head = False
+        """Nothing has been read since the last request."""
+        self.body_bytes = 0
+        """Bytes that came after the head of the answer, framing and all."""
+        self._lock = threading.Lock()
+        self._deadline: float | None = None
+        raw = stream.get_extra_info("socket")
+        if isinstance(raw, ssl.SSLSocket):
+            # By default a connection that is cut reads as one that ended, and half a body as a whole one
+            # (RFC 8446 §6.1, RFC 9112 §9.8). httpcore does not let wrap_socket be told otherwise.
+            raw.suppress_ragged_eofs = False  # type: ignore[attr-defined]
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """The next bytes; the first ones after a request are the whole head of the answer, and may be more than asked.
+
+        Nothing is kept back: an Exchange reads a large body from the socket itself. Raises Stale.
+        """
+        if not self.awaits_head:
+            if self._deadline is not None:
+                timeout = max(0.0, self._deadline - time.monotonic())
+            received = self._stream.read(max_bytes, timeout)
+            self.body_bytes += len(received)
+            return received
+        self.awaits_head = False
+        heads, received = b"", self._read_first(max_bytes, timeout)
+        while True:
+            if end := _END_OF_HEAD.search(received):
+                head, received = received[: end.end()], received[end.end() :]
+                heads += _SPACE_BEFORE_COLON.sub(rb"\1:", head)  # RFC 9112 §5.1
+                if not _INTERIM.match(head):
+                    self.body_bytes = len(received)
+                    return heads + received
+            elif len(heads) + len(received) > MAX_HEAD_BYTES or not (data := self._stream.read(max_bytes, timeout)):
+                return heads + received
+            else:
+                received += data
+
+    def _read_first(self, max_bytes: int, timeout: float | None) -> bytes:
+        try:
+            received = self._stream.read(max_bytes, timeout)
+        except httpcore.ReadError as error:
+            if self.requests > 1:
+                raise Stale from error
+            raise
+        if not received and self.requests > 1:
+            raise Stale
+        return received
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if buffer[:1].isalpha():  # a request: one write, as none of ours has a body; SOCKS begins with other bytes
+            with self._lock:
+                self.requests += 1
+            self.awaits_head = True
+            self._deadline = None
+        self._stream.write(buffer, timeout)
+
+    def hurry(self, seconds: float) -> None:
+        """The rest of the body may take this long; reading it times out then."""
+        self._deadline = time.monotonic() + seconds
+
+    def abort(self, request: int) -> None:
+        """End the connection, which wakes its reader, if it is still at the request of that number."""
+        raw = self._stream.get_extra_info("socket")
+        with self._lock:
+            if request == self.requests and isinstance(raw, socket.socket):
+                with contextlib.suppress(OSError):  # already closed
+                    # Not SSLSocket's own method: it drops the TLS layer, and the reader would take ciphertext for body.
+                    socket.socket.shutdown(raw, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return Wire(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class Wires(httpcore.SyncBackend):
+    """Connects as httpcore does."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        return Wire(super().connect_tcp(host, port, timeout, local_address, socket_options))

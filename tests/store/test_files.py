@@ -1,0 +1,74 @@
+"""Files that are written whole under their names, and locks on them."""
+
+import os
+
+import pytest
+
+from proxy.store.files import publish, publishing
+from proxy.store.locks import Lock, is_locked, try_lock
+
+
+def test_a_published_file_takes_the_place_of_the_old_one_in_one_step(tmp_path):
+    path = tmp_path / "x"
+    publish(path, b"old")
+    with publishing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_published_file_has_the_mode_it_was_given_whatever_the_umask(tmp_path, mode):
+    before = os.umask(0o027)
+    try:
+        with publishing(tmp_path / "x", mode) as file:
+            assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+
+
+def test_an_error_leaves_the_old_file_and_no_other_trace(tmp_path):
+    def fail():
+        with publishing(tmp_path / "x") as file:
+            file.write(b"half")
+            raise InterruptedError
+
+    publish(tmp_path / "x", b"old")
+    with pytest.raises(InterruptedError):
+        fail()
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_the_first_file_stays_where_that_is_asked_for(tmp_path):
+    for content in (b"first", b"second"):
+        with publishing(tmp_path / "x", keep_first=True) as file:
+            file.write(content)
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_lock_lasts_until_it_is_closed_and_may_be_closed_twice(tmp_path):
+    path = tmp_path / "x"
+    assert not is_locked(path)
+    assert not path.exists()
+    with try_lock(path) as lock:
+        assert is_locked(path)
+        assert try_lock(path) is None
+        lock.close()
+        assert not is_locked(path)
+    with try_lock(path):
+        lock.close()  # its number may be another file's by now
+        assert is_locked(path)
+
+
+def test_the_lock_of_an_open_file_outlives_the_descriptor_it_was_made_of(tmp_path):
+    path = tmp_path / "x"
+    with publishing(path) as file:
+        lock = Lock.of_file(file.fileno())
+    assert is_locked(path)
+    lock.close()
+    assert not is_locked(path)
