@@ -1,4 +1,4 @@
-"""An origin, and fetchonce in front of it, anew for each test."""
+"""An origin, and fetchonce in front of it, new for each test."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +12,8 @@ from proxy.upstream.client import Upstream
 from tests.harness import Proxy
 from tests.origin import Origin
 
+LONGEST = "test_crash.py"
+
 
 class ProxyFactory(Protocol):
     def __call__(
@@ -23,7 +25,12 @@ class ProxyFactory(Protocol):
         listen: str = "127.0.0.1:0",
         start: bool = True,
     ) -> Proxy:
-        """A process with these further arguments. None: a new cache directory; mirror `u`, which is the origin."""
+        """A process with these arguments. Defaults: a new cache directory, and the origin as mirror `u`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: at the end the short tests keep every worker busy."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +45,15 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture
+def other() -> Iterator[Origin]:
+    """A second origin."""
+    with Origin() as other:
+        yield other
+
+
+@pytest.fixture
 def proxy_factory(origin: Origin, tmp_path: Path) -> Iterator[ProxyFactory]:
-    """Makes and starts as many as wanted; the test fails if one of them does not end cleanly."""
+    """Starts processes; the test fails if one of them does not end cleanly."""
     made: list[Proxy] = []
     with contextlib.ExitStack() as stack:
 
@@ -73,11 +87,11 @@ def proxy(proxy_factory: ProxyFactory) -> Proxy:
 
 @pytest.fixture
 def make_upstream(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
-    """Makes the way out without the rest of the house, by these sections of the configuration."""
+    """Makes an Upstream alone, from these sections of the configuration."""
     with contextlib.ExitStack() as stack:
 
         def make(*bases: str, **sections: Any) -> Upstream:
-            """For a mirror that names the origin and `bases`."""
+            """Its mirror `u` has the origin and then `bases`."""
             config = tmp_path / "upstream.toml"
             config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
             mirror = [{"name": "u", "upstreams": [origin.url(), *bases]}]

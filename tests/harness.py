@@ -1,8 +1,8 @@
 """A real fetchonce process, and a client that hides nothing.
 
-The client is its own small HTTP/1.1 on one socket per request: it decodes nothing but chunks, follows
-nothing, reads no further than it is asked to, and says Truncated when a body ends before its promised end.
-Every wait has an end: AssertionError says what was waited for.
+The client speaks HTTP/1.1 by itself, on one socket per request. It decodes nothing but chunks, follows no
+redirect, reads no further than asked, and raises Truncated when a body ends early.
+Every wait has a limit; the AssertionError says what was waited for.
 """
 
 import asyncio
@@ -25,21 +25,23 @@ from types import TracebackType
 from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TIMEOUT_SECONDS = 30.0  # without a byte
+TIMEOUT_SECONDS = 30.0  # for the next byte to arrive
 STOP_SECONDS = 20.0
+COMMAND_SECONDS = 60.0  # for a command to end
 RECEIVE_BYTES = 256 * 1024
 HEAD_LIMIT_BYTES = 256 * 1024
-LINE_BYTES = 128  # a chunk's size line, and little of its data
+LINE_BYTES = 128  # holds a chunk's size line, and little of its data
 
 STARTED = re.compile(r'server\.started.*\blisten="?https?://\[?([\w.:]+?)\]?:(\d+)')
 
-_numbers = itertools.count(1)  # two processes on one cache directory have two configuration files
+_numbers = itertools.count(1)  # two processes on one cache directory need two configuration files
 
 
 async def until(predicate: Callable[[], Any], timeout: float = 10) -> Any:  # noqa: ASYNC109 - part of its words
-    """Wait for a condition: what `predicate`, sync or async, returns once it is true; AssertionError after `timeout` s.
+    """Wait until `predicate`, sync or async, returns something true, and return that.
 
-    The only place in the tests that sleeps: for what has no event to wait for, such as a line in another process."""
+    Raises AssertionError after `timeout` seconds. This is the only place in the tests that sleeps: what another process
+    does has no event to wait for."""
     value: Any = None
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
@@ -53,8 +55,36 @@ async def until(predicate: Callable[[], Any], timeout: float = 10) -> Any:  # no
     raise AssertionError(f"waited {timeout} s for a condition that stayed {value!r}")
 
 
+def clean_environment() -> dict[str, str]:
+    """This shell's environment without settings of fetchonce and without a proxy, which would get every request."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
+    }
+
+
+def fetchonce(
+    *args: str | Path, code: int = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A fetchonce command, once it has ended with `code`, and without a traceback. `env` adds to this shell's."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "proxy", *map(str, args)],
+        cwd=REPOSITORY,
+        env={**clean_environment(), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+    said = f"{args} ended with {ran.returncode}; it said:\n{ran.stdout}{ran.stderr}"
+    assert ran.returncode == code, said
+    assert "Traceback" not in ran.stdout + ran.stderr, said
+    return ran
+
+
 class Truncated(Exception):
-    """The connection ended before the body did; `partial` is what this call had read of it."""
+    """The connection ended before the body; `partial` is what the failed call had read."""
 
     def __init__(self, message: str, partial: bytes) -> None:
         super().__init__(message)
@@ -68,14 +98,14 @@ class Response:
     """Names lower-case; several lines joined by ", "."""
     body: bytes
     head: bytes
-    """Status line and fields as they came."""
+    """Status line and fields as received."""
 
     def json(self) -> Any:
         return json.loads(self.body)
 
 
 class Connection:
-    """One socket to the server; for requests in pieces, and several on one connection."""
+    """One socket to the server, for requests sent in pieces and for several requests on one connection."""
 
     def __init__(self, client: "Client", sock: socket.socket) -> None:
         self._client = client
@@ -91,7 +121,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """End the connection at once, whatever is under way."""
+        """Close the socket at once, whatever is in progress."""
         self._client._release(self._sock)
 
     async def send(self, data: bytes) -> None:
@@ -99,7 +129,7 @@ class Connection:
             await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     async def receive(self, limit: int = RECEIVE_BYTES) -> bytes:
-        """Up to `limit` bytes as they come; b"" once the server has closed. ConnectionError if it broke off."""
+        """The next bytes, at most `limit`; b"" once the server has closed. Raises ConnectionError after a reset."""
         if not self._ahead:
             async with self._client._patience("receiving a byte, or the end"):
                 return await asyncio.get_running_loop().sock_recv(self._sock, limit)
@@ -107,11 +137,11 @@ class Connection:
         return data
 
     def give_back(self, data: bytes) -> None:
-        """Put back what receive() gave too much."""
+        """Put back what receive() returned beyond what was needed."""
         self._ahead = data + self._ahead
 
     async def rest(self) -> bytes:
-        """Everything until the server closes or breaks off."""
+        """Everything until the server closes or resets the connection."""
         data = bytearray()
         with contextlib.suppress(ConnectionError):
             while piece := await self.receive():
@@ -119,7 +149,7 @@ class Connection:
         return bytes(data)
 
     async def answer(self, method: str = "GET", *, is_last: bool = False) -> "Stream":
-        """The head of the next response; its body is read from the Stream. `is_last`: nothing may follow it."""
+        """The next response, once its head has arrived. `is_last`: nothing may follow its body."""
         received = b""
         while b"\r\n\r\n" not in received:
             piece = await self.receive()
@@ -131,7 +161,7 @@ class Connection:
         return Stream(self, method, head, is_last=is_last)
 
     def surplus(self) -> bytes:
-        """What has come that nobody has read; it stays unread."""
+        """What has arrived and is not read yet; it stays unread."""
         if self._ahead:
             return self._ahead
         try:
@@ -141,7 +171,7 @@ class Connection:
 
 
 class Stream:
-    """A response whose body is read piece by piece, never further than asked."""
+    """A response whose body is read in pieces, never further than asked."""
 
     def __init__(self, connection: Connection, method: str, head: bytes, *, is_last: bool) -> None:
         self.connection = connection
@@ -176,11 +206,11 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Leave: the connection ends at once."""
+        """Close the connection at once, as a client that leaves."""
         self.connection.close()
 
     async def read(self, n: int) -> bytes:
-        """Exactly the next `n` bytes of the body; AssertionError if it has fewer."""
+        """Exactly the next `n` bytes of the body; AssertionError if there are fewer."""
         data = bytearray()
         while len(data) < n:
             piece = await self._some(n - len(data), data)
@@ -196,8 +226,24 @@ class Stream:
         self._check_end()
         return bytes(data)
 
+    async def broken(self) -> bytes:
+        """The rest of a body that must end early; AssertionError if it comes whole."""
+        try:
+            rest = await self.rest()
+        except Truncated as error:
+            return error.partial
+        raise AssertionError(f"the body came whole; its last {len(rest)} bytes were read just now")
+
+    async def drain(self) -> int:
+        """Read the body to its end and drop it; returns how many bytes that were."""
+        begun = self.received
+        while await self._some(RECEIVE_BYTES, b""):
+            pass
+        self._check_end()
+        return self.received - begun
+
     async def sha256(self) -> tuple[str, int]:
-        """Digest (hex) and length of the body from here to its end, in flat memory."""
+        """Digest (hex) and length of the body from here to its end, in constant memory."""
         digest, length = hashlib.sha256(), 0
         while piece := await self._some(RECEIVE_BYTES, b""):
             digest.update(piece)
@@ -206,7 +252,7 @@ class Stream:
         return digest.hexdigest(), length
 
     async def _some(self, limit: int, partial: bytes | bytearray) -> bytes:
-        """Up to `limit` body bytes, b"" at the end; `partial` is what the caller holds, for Truncated."""
+        """The next body bytes, at most `limit`; b"" at the end. `partial`: what the caller has read, for Truncated."""
         if self._is_chunked and not self._is_over and self._left == 0:
             self._left = int((await self._line(partial)).partition(b";")[0], 16)
             if self._left == 0:
@@ -252,13 +298,13 @@ class Stream:
         return Truncated(f"the connection {how} after {self.received} of {promised} body bytes", bytes(partial))
 
     def _check_end(self) -> None:
-        # A client that keeps the connection would take these bytes for the head of its next response.
+        # On a kept connection these bytes would become the head of the next response.
         surplus = self.connection.surplus() if self._is_last else b""
         assert not surplus, f"bytes after the end of the body: {surplus[:100]!r}"
 
 
 class Client:
-    """Requests to one server, each on a connection of its own. close() ends those that a test left open."""
+    """Requests to one server, each on a new connection. close() closes those that a test left open."""
 
     def __init__(self, host: str, port: int, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self.host = host
@@ -285,12 +331,12 @@ class Client:
         return Connection(self, sock)
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Response:
-        """The whole response; Truncated if its body ends early."""
+        """The whole response. Raises Truncated if its body ends early."""
         async with await self.stream(path, headers, method=method) as stream:
             return Response(stream.status, stream.headers, await stream.rest(), stream.head)
 
     async def stream(self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Stream:
-        """The response once its head is there. `path` goes out as it is; Host is ours unless `headers` has one."""
+        """The response, once its head has arrived. `path` is sent unchanged; `headers` may replace our Host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         fields = {"Host": f"{host}:{self.port}"} | dict(headers or {})
         if "host" in (headers or {}):
@@ -305,10 +351,10 @@ class Client:
             raise
 
     async def raw(self, data: bytes, *, close: bool = True) -> bytes:
-        """What the server answers to exactly these bytes until it closes: they must make it do so.
-        With close=False the first whole response to a GET, head and body, from a connection that may stay open."""
+        """Everything the server answers to exactly these bytes, which must make it close the connection.
+        With close=False: the first response to a GET, head and body; the connection may stay open."""
         async with await self.connect() as connection:
-            with contextlib.suppress(ConnectionError):  # it may refuse before it has read everything
+            with contextlib.suppress(ConnectionError):  # the server may refuse before it has read everything
                 await connection.send(data)
             if close:
                 return await connection.rest()
@@ -341,17 +387,17 @@ class Proxy:
     ) -> None:
         self.cache_dir = cache_dir
         self.log: list[str] = []
-        """Every line of standard error so far, over all starts."""
+        """Every line of standard error so far, of all starts."""
         self.client = Client("127.0.0.1", 0)
         self.config = cache_dir.with_name(f"{cache_dir.name}-{next(_numbers)}.toml")
-        """The configuration file; shipped mirrors are not in it."""
+        """The configuration file. It does not name the shipped mirrors."""
         self.config.write_text(config_text)
         self._command = [sys.executable, "-m", "proxy", "serve", "--listen", listen, "--cache-dir", str(cache_dir)]
         for name, url in mirrors.items():
             self._command += ["--mirror", f"{name}={url}"]
         self._command += args
         self.wrapper: tuple[str, ...] = ()
-        """A command that runs the next starts, such as strace; it must leave the process our child."""
+        """A command that starts the process, such as strace; the process must stay our child."""
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._logged = threading.Condition()
@@ -361,19 +407,13 @@ class Proxy:
     def start(self) -> Self:
         """Start it and wait until it listens."""
         assert self._process is None, "it runs already"
-        # Nothing of this shell's settings: a proxy of the environment would get what is meant for the origin.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("FETCHONCE_") and not name.lower().endswith("_proxy")
-        }
         self._process = subprocess.Popen(
             [*self.wrapper, *self._command],
             cwd=REPOSITORY,
             env={
-                # Patience with a broken upstream is for people; a test says what is to be waited for.
+                # The default is patient with a broken upstream; a test that wants this sets it.
                 "FETCHONCE_FILL_RETRIES": "2",
-                **environment,
+                **clean_environment(),
                 "FETCHONCE_CONFIG": str(self.config),
                 "PYTHONUNBUFFERED": "1",
             },
@@ -381,7 +421,7 @@ class Proxy:
             stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
-            start_new_session=True,  # so that its children end with it, and Ctrl-C is ours
+            start_new_session=True,  # its children can be killed with it, and Ctrl-C reaches only us
         )
         first, ended = len(self.log), threading.Event()
         self._reader = threading.Thread(target=self._collect, args=(self._process, ended), name="proxy-log")
@@ -397,31 +437,31 @@ class Proxy:
         return self
 
     def terminate(self) -> int:
-        """SIGTERM, and its exit code; AssertionError if it has not ended after 20 s."""
+        """Send SIGTERM and return the exit code; AssertionError if it runs on for 20 s."""
         return self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL: it and its children end where they stand."""
+        """Send SIGKILL to the process and its children."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Start it again on the same cache directory, ending it first if it runs; its port may change."""
+        """Stop it if it runs, and start it again on the same cache directory. Its port may change."""
         if self._process:
             self.terminate()
         return self.start()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal and do not wait; for what happens during a drain, see exited()."""
+        """Send a signal and do not wait; exited() does."""
         os.kill(self.pid, number)
 
     async def exited(self, timeout: float = STOP_SECONDS) -> int:  # noqa: ASYNC109 - as until
-        """The exit code, once the process has ended by itself or by send_signal()."""
+        """Wait until the process has ended, by itself or after send_signal(); returns the exit code."""
         process = self._running
         await until(lambda: process.poll() is not None, timeout)
         return self._end(None)
 
     def close(self) -> None:
-        """End what is still open; AssertionError if the process does not end cleanly or said a traceback."""
+        """Close what is open and stop the process; AssertionError if it ends badly or has logged a traceback."""
         self.client.close()
         code = self.terminate() if self._process else 0
         log = "\n".join(self.log)
@@ -444,7 +484,7 @@ class Proxy:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     async def wait_log(self, substring: str, timeout: float = 10) -> str:  # noqa: ASYNC109 - as until
-        """The first line with `substring`, now or later."""
+        """Wait for a line with `substring` in the log; returns the first."""
         try:
             line: str = await until(lambda: next((line for line in self.log if substring in line), ""), timeout)
             return line
@@ -469,11 +509,85 @@ class Proxy:
     async def connect(self) -> Connection:
         return await self.client.connect()
 
+    async def fetch(self, path: str) -> Response:
+        """The whole response, which must be 200. Then waits until nothing is being fetched."""
+        response = await self.get(path)
+        assert response.status == 200, f"{path}: {response.status} {response.body!r}"
+        await self.wait_idle()
+        return response
+
     async def status(self) -> Any:
         """What /-/status says."""
         response = await self.get("/-/status")
         assert response.status == 200, f"/-/status: {response.status} {response.body!r}"
         return response.json()
+
+    def run(self, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """A fetchonce command on the same configuration and cache directory, once it has ended with `code`."""
+        return fetchonce(*args, "--config", self.config, "--cache-dir", self.cache_dir, code=code)
+
+    # What it does and holds. `path`: only fills whose URL ends with it.
+
+    async def fills(self, path: str = "") -> list[Any]:
+        """The running fills, as /-/status tells them."""
+        return [fill for fill in (await self.status())["fills"] if fill["url"].endswith(path)]
+
+    async def wait_idle(self, path: str = "", timeout: float = 10) -> None:  # noqa: ASYNC109 - as until
+        """Wait until nothing is being fetched."""
+
+        async def is_idle() -> bool:
+            return not await self.fills(path)
+
+        await until(is_idle, timeout)
+
+    async def wait_readers(self, n: int, path: str = "", timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until a fill has `n` readers."""
+
+        async def has_readers() -> bool:
+            return any(fill["readers"] == n for fill in await self.fills(path))
+
+        await until(has_readers, timeout)
+
+    async def wait_stored(self, n: int = 1, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until `n` objects are stored and nothing is being fetched."""
+
+        async def is_stored() -> bool:
+            return len(self.entries()) == n and not await self.fills()
+
+        await until(is_stored, timeout)
+
+    async def wait_begun(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until the record of an unfinished body is written; other processes find it by that."""
+        await until(lambda: self.files("partial/*.json"), timeout)
+
+    async def wait_refusing(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+        """Wait until new connections are refused."""
+
+        async def is_refused() -> bool:
+            try:
+                (await self.connect()).close()
+            except ConnectionError:
+                return True
+            return False
+
+        await until(is_refused, timeout)
+
+    def files(self, pattern: str) -> list[Path]:
+        """What matches `pattern` in the cache directory."""
+        return sorted(self.cache_dir.glob(pattern))
+
+    def entries(self) -> list[Any]:
+        """The sidecars of all stored objects."""
+        return [json.loads(path.read_text()) for path in self.files("blobs/*/*.json")]
+
+    async def entry(self, name: str) -> Any:
+        """The sidecar of the object with that file name, once nothing is being fetched; None if it was not stored."""
+        await self.wait_idle()
+        return next((entry for entry in self.entries() if entry["url"].endswith(f"/{name}")), None)
+
+    def accesses(self, method: str, path: str) -> list[str]:
+        """The access lines of requests by `method` whose path ends with `path`."""
+        return [line for line in self.log if f"method={method} " in line and f"{path} status=" in line]
 
     @property
     def _running(self) -> subprocess.Popen[str]:
@@ -481,7 +595,7 @@ class Proxy:
         return self._process
 
     def _address(self, first: int) -> tuple[str, int] | None:
-        """Where it listens, as the log says from line `first` on; None: not yet."""
+        """Where it listens, by the log from line `first` on; None: nothing said yet."""
         for line in self.log[first:]:
             if found := STARTED.search(line):
                 return found[1], int(found[2])

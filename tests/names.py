@@ -1,7 +1,7 @@
-"""A world of our own for names and addresses: `unshare --user --map-root-user --mount --net python -m tests.names X`.
+"""Names and addresses of our own: `unshare --user --map-root-user --mount --net python -m tests.names X`.
 
-In a network namespace with nothing but loopback a public address can be given to it, and a name server can tell one
-thing first and another thing then. Nothing of the code is replaced: resolver, sockets and addresses are the real ones.
+In a network namespace that has only loopback we can take a public address, and run a name server that changes its
+answers. No code is replaced: resolver, sockets and addresses are real.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from tests.origin import Origin
 
 PUBLIC = "93.184.216.34"
 SHUT = "93.184.216.35"
-"""Public too, and ours; nothing listens there."""
+"""Public and ours, but nothing listens there."""
 PROXY_FREE = {"upstream": {"proxy": ""}, "fill": {"connect_timeout": "2s"}}
 
 
 class NameServer:
-    """Answers A and AAAA (RFC 1035, RFC 3596) of each name with the next of its lists; the last one stays."""
+    """Answers A and AAAA (RFC 1035, RFC 3596). Each name has a list of answers; the last one stays."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[list[str]]] = {}
         self.asked: list[str] = []
-        """Names, one for each question for an A."""
+        """The name of each A query."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 53))
         threading.Thread(target=self._serve, daemon=True).start()
@@ -54,7 +54,7 @@ class NameServer:
         records = [each.packed for each in told if each.version == version]
         if kind == 1:
             self.asked.append(name)
-        if kind == 28 and len(turns) > 1:  # A is asked first, and then AAAA of the same turn
+        if kind == 28 and len(turns) > 1:  # the resolver asks A first, then AAAA: one turn
             turns.pop(0)
         head = question[:2] + struct.pack(">HHHHH", 0x8180, 1, len(records), 0, 0)
         body = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", kind, 1, 0, len(each)) + each for each in records)
@@ -74,7 +74,7 @@ def way_out() -> Iterator[Upstream]:
 
 
 def asked(url: str) -> str:
-    """The body at `url`, or what is said against it; by a new connection."""
+    """The body at `url`, over a new connection, or the error message."""
     with way_out() as upstream:
         try:
             with upstream.open(url) as exchange:

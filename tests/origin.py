@@ -1,23 +1,20 @@
 """A scripted HTTP/1.1 origin on a real socket: what a mirror does, and everything a mirror does wrong.
 
-It has threads of its own (one per connection, blocking sockets, keep-alive), so that it serves processes,
-sync tests and async tests alike. A script is written fluently, also while requests are running:
+It runs in threads (one per connection, blocking sockets, keep-alive), so it serves processes, sync tests and async
+tests alike. A script is a chain of calls, and may grow while requests are running:
 
     origin.body("/noble.img", BODY).stall_at(400_000).headers(etag=None)
 
-Offsets are those of the whole body. A fault at an offset is met by a response that has to send the byte
-there; a range that lies elsewhere is served. `times` limits a fault to the first so many responses that
-meet it (None: all of them), so close_at(n, times=1) lets the request that resumes at n pass; faults of one
-kind follow each other in the order of the script.
+Offsets count from the start of the whole body. A fault at an offset affects a response that has to send the byte
+there; a range elsewhere is served. `times` is how many responses a fault affects (None: all), so
+close_at(n, times=1) lets the request that resumes at n pass. Faults of one kind apply in the order of the script.
 """
 
 import contextlib
 import email.utils
 import fcntl
 import functools
-import hashlib
 import http
-import random
 import select
 import selectors
 import socket
@@ -26,305 +23,49 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 import anyio.to_thread
 
-PIECE_BYTES = 256 * 1024  # one send; also how far a fault scripted into a running response may come too late
-PATTERN_BLOCK_BYTES = 1024**2
+from tests.script import (
+    LAST_MODIFIED,
+    PATTERN_BLOCK_BYTES,
+    Content,
+    Fault,
+    Fixed,
+    Pattern,
+    Resource,
+    Scripted,
+    pattern_bytes,
+    pattern_sha256,
+)
+
+# So that a test needs one import.
+__all__ = [
+    "LAST_MODIFIED",
+    "PATTERN_BLOCK_BYTES",
+    "Origin",
+    "Pattern",
+    "Request",
+    "Resource",
+    "pattern_bytes",
+    "pattern_sha256",
+]
+
+PIECE_BYTES = 256 * 1024  # one send; a fault scripted into a running response may come late by this much
 HEAD_LIMIT_BYTES = 64 * 1024
-GONE_CHECK_SECONDS = 0.05  # a stalled response looks this often whether its client still listens
-FLUSH_SECONDS = 1.0  # a reset lets the bytes before it arrive first; a client that reads none gets it after this time
+GONE_CHECK_SECONDS = 0.05  # how often a stalled response checks that its client is still there
+FLUSH_SECONDS = 1.0  # how long a reset waits for the bytes before it to arrive
 
-LAST_MODIFIED = 1_700_000_000  # Unix time; long ago, so that it counts as a strong validator (RFC 9110 §8.8.2.2)
-GENERATION_SECONDS = 24 * 3600  # by which each generation is younger than the one before
-
-CONTENT_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".txt": "text/plain; charset=utf-8",
-    ".json": "application/json",
-    ".yaml": "application/yaml",
-    ".gz": "application/gzip",
-    ".xz": "application/x-xz",
-}
 NOT_FOUND = b"<!doctype html><title>404 Not Found</title><h1>Not Found</h1>\n"
-
-
-# Bodies ---------------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4)
-def _pattern_base(seed: int) -> bytes:
-    return random.Random(seed).randbytes(PATTERN_BLOCK_BYTES)
-
-
-@functools.lru_cache(maxsize=8)
-def _pattern_block(seed: int, index: int) -> bytes:
-    # One random block seen through a permutation of the byte values for each index: a wrong offset shows at once,
-    # whether within a block or by whole blocks, at a fifth of the price of fresh random bytes.
-    table = list(range(256))
-    random.Random(seed << 32 | index).shuffle(table)
-    return _pattern_base(seed).translate(bytes(table))
-
-
-def _pattern_pieces(seed: int, start: int, end: int) -> Iterator[bytes]:
-    while start < end:
-        index, skip = divmod(start, PATTERN_BLOCK_BYTES)
-        piece = _pattern_block(seed, index)[skip : skip + end - start]
-        start += len(piece)
-        yield piece
-
-
-def pattern_bytes(size: int, seed: int, start: int = 0, end: int | None = None) -> bytes:
-    """Bytes [start, end) of the pattern body of `size` bytes; `end` beyond the body is the body's end."""
-    return b"".join(_pattern_pieces(seed, start, size if end is None else min(end, size)))
-
-
-@functools.lru_cache(maxsize=16)
-def pattern_sha256(size: int, seed: int) -> str:
-    """SHA-256 (hex) of the whole pattern body, in flat memory."""
-    digest = hashlib.sha256()
-    for piece in _pattern_pieces(seed, 0, size):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A body that is made while it is sent, so that its size costs no memory."""
-
-    size: int
-    seed: int
-
-    @property
-    def etag(self) -> str:
-        return f'"pattern-{self.seed}-{self.size}"'
-
-    def read(self, start: int, end: int) -> bytes:
-        return pattern_bytes(self.size, self.seed, start, end)
-
-
-class _Bytes:
-    def __init__(self, body: bytes) -> None:
-        self.size = len(body)
-        self.etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
-        self._body = memoryview(body)
-
-    def read(self, start: int, end: int) -> bytes:
-        return bytes(self._body[start:end])
-
-
-Content = Pattern | _Bytes
-
-
-# Script ---------------------------------------------------------------------------------------------------------------
-
-
-class Fault(Enum):
-    """What can go wrong; `_Scripted.value` is the number in brackets."""
-
-    STALL = auto()  # (offset)
-    CLOSE = auto()  # (offset)
-    RESET = auto()  # (offset)
-    CORRUPT = auto()  # (offset)
-    SHORT = auto()  # (bytes)
-    CHUNKED = auto()
-    IGNORE_RANGES = auto()
-    REFUSE_HEAD = auto()  # (status)
-    STATUS = auto()  # (status)
-    RANGE_STATUS = auto()  # (status)
-    THROTTLE = auto()  # (bytes per second)
-    RANGE_OFF = auto()  # (bytes)
-    HOLD_HEADERS = auto()
-
-
-_TRIPS = (Fault.STALL, Fault.CLOSE, Fault.RESET)
-
-
-@dataclass(slots=True)
-class _Scripted:
-    fault: Fault
-    value: int = 0
-    left: int | None = None
-    """Responses it still applies to; None: all."""
-    released: bool = False
-    """A stall that was opened; it never holds anyone again."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-    @property
-    def is_live(self) -> bool:
-        return self.left != 0 and not self.released
-
-
-class Resource:
-    """One path: its content and its script. Every method returns the resource."""
-
-    def __init__(self, path: str, content: Content, changed: threading.Condition) -> None:
-        self.path = path
-        self._content = content
-        self._changed = changed
-        self._generation = 0
-        self._overrides: dict[str, str | None] = {}
-        self._script: list[_Scripted] = []
-
-    def headers(self, fields: Mapping[str, str | None] | None = None, /, **more: str | None) -> Self:
-        """Set a field of 200, 206 and 304 answers, or with None leave it out: headers(etag=None, cache_control="...").
-        It stays for later generations too. A response without Content-Length ends with its connection."""
-        with self._changed:
-            for name, value in {**(fields or {}), **more}.items():
-                self._overrides[name.lower().replace("_", "-")] = value
-        return self
-
-    def stall_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then wait for release(); once released it lets everyone pass."""
-        return self._add(Fault.STALL, offset, times)
-
-    def close_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then close the connection."""
-        return self._add(Fault.CLOSE, offset, times)
-
-    def reset_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send up to `offset`, then break the connection with RST."""
-        return self._add(Fault.RESET, offset, times)
-
-    def short(self, by: int, *, times: int | None = None) -> Self:
-        """Whole answers (200) promise `by` bytes more than there are, and close at the end of the body."""
-        return self._add(Fault.SHORT, by, times)
-
-    def chunked(self, *, times: int | None = None) -> Self:
-        """Send 200 and 206 in chunks, without Content-Length."""
-        return self._add(Fault.CHUNKED, 0, times)
-
-    def chunked_truncated_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send in chunks up to `offset`, then close without the last chunk."""
-        return self.chunked(times=times).close_at(offset, times=times)
-
-    def ignore_ranges(self, *, times: int | None = None) -> Self:
-        """Answer a Range with 200 and the whole body; take Accept-Ranges out by headers(accept_ranges=None)."""
-        return self._add(Fault.IGNORE_RANGES, 0, times)
-
-    def refuse_head(self, status: int = 405, *, times: int | None = None) -> Self:
-        """Answer HEAD with an error status."""
-        return self._add(Fault.REFUSE_HEAD, status, times)
-
-    def status(
-        self,
-        code: int,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        *,
-        times: int | None = None,
-        of_ranges: bool = False,
-    ) -> Self:
-        """Answer GET and HEAD with this status, fields and body; `of_ranges`: only where a Range is asked for."""
-        return self._add(Fault.RANGE_STATUS if of_ranges else Fault.STATUS, code, times, headers or {}, body)
-
-    def redirect(self, location: str, code: int = 302, *, times: int | None = None, of_ranges: bool = False) -> Self:
-        """Answer GET and HEAD with a redirect."""
-        return self.status(code, {"Location": location}, times=times, of_ranges=of_ranges)
-
-    def throttle(self, bytes_per_second: int, *, times: int | None = None) -> Self:
-        """Send each body at this rate."""
-        return self._add(Fault.THROTTLE, bytes_per_second, times)
-
-    def corrupt_at(self, offset: int, *, times: int | None = None) -> Self:
-        """Send the byte at `offset` with all its bits flipped."""
-        return self._add(Fault.CORRUPT, offset, times)
-
-    def content_range_off_by(self, count: int, *, times: int | None = None) -> Self:
-        """206 names a range moved by `count` bytes; the body is the one that was asked for."""
-        return self._add(Fault.RANGE_OFF, count, times)
-
-    def delay_headers_until_released(self, *, times: int | None = None) -> Self:
-        """Wait before the status line of GET and HEAD for release()."""
-        return self._add(Fault.HOLD_HEADERS, 0, times)
-
-    def generation(self, body: bytes | Pattern) -> Self:
-        """Put another body in place, with another ETag and Last-Modified; running responses end with the old one."""
-        with self._changed:
-            self._content = body if isinstance(body, Pattern) else _Bytes(body)
-            self._generation += 1
-        return self
-
-    def release(self) -> Self:
-        """Open every stall scripted so far, for the responses that wait there and for those to come."""
-        with self._changed:
-            for item in self._script:
-                item.released = item.released or item.fault in (Fault.STALL, Fault.HOLD_HEADERS)
-            self._changed.notify_all()
-        return self
-
-    def _add(
-        self,
-        fault: Fault,
-        value: int,
-        times: int | None,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-    ) -> Self:
-        with self._changed:
-            self._script.append(_Scripted(fault, value, times, headers=headers or {}, body=body))
-        return self
-
-    def _take(self, fault: Fault, *, start: int = 0, end: int | None = None, look: bool = False) -> _Scripted | None:
-        """The first fault of this kind whose number is in [start, end), used up by one unless we only `look`."""
-        with self._changed:
-            for item in self._script:
-                if item.fault is fault and item.is_live and (end is None or start <= item.value < end):
-                    if item.left is not None and not look:
-                        item.left -= 1
-                    return item
-        return None
-
-    def _next_trip(self, start: int, end: int) -> int:
-        """The first offset in [start, end) where a response stalls or breaks, or `end`."""
-        with self._changed:
-            offsets = [item.value for item in self._script if item.fault in _TRIPS and item.is_live]
-        return min((offset for offset in offsets if start <= offset < end), default=end)
-
-    def _trip(self, offset: int) -> _Scripted | None:
-        """What happens at `offset`, in the order of the script."""
-        with self._changed:
-            for item in self._script:
-                if item.fault in _TRIPS and item.is_live and item.value == offset:
-                    return self._take(item.fault, start=offset, end=offset + 1)
-        return None
-
-    def _corrupted(self, start: int, data: bytes) -> bytes:
-        """What is sent of `data`, the body's bytes from `start`."""
-        with self._changed:
-            for item in self._script:
-                at = item.value - start
-                if item.fault is Fault.CORRUPT and item.is_live and 0 <= at < len(data):
-                    data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
-                    item.left = None if item.left is None else item.left - 1
-        return data
-
-    def _shown(self) -> tuple[Content, dict[str, str]]:
-        """The content of now and its fields, without those of one message."""
-        with self._changed:
-            content, modified = self._content, LAST_MODIFIED + self._generation * GENERATION_SECONDS
-            fields: dict[str, str | None] = {
-                "date": email.utils.formatdate(usegmt=True),
-                "content-type": CONTENT_TYPES.get(PurePosixPath(self.path).suffix, "application/octet-stream"),
-                "content-length": str(content.size),
-                "last-modified": email.utils.formatdate(modified, usegmt=True),
-                "etag": content.etag,
-                "accept-ranges": "bytes",
-                **self._overrides,
-            }
-        return content, {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(slots=True)
 class Request:
-    """A request as it arrived, and what became of it; `Origin.log` hands out copies."""
+    """A request as it arrived, and what became of it. `Origin.log` returns copies."""
 
     method: str
     path: str
@@ -332,15 +73,15 @@ class Request:
     headers: dict[str, str]
     """Names lower-case; several lines joined by ", "."""
     connection: int
-    """Number of the connection it came on, from 1."""
+    """Number of its connection, from 1."""
     status: int = 0
-    """0 until the status line is sent."""
+    """0: the status line is not sent yet."""
     bytes_sent: int = 0
     """Body bytes the kernel has taken, without chunk framing."""
     completed: bool = False
-    """The answer was sent whole, as its head promised."""
+    """Whether the answer was sent whole, as its head promised."""
     ended: bool = False
-    """Nothing more will be sent."""
+    """Whether nothing more will be sent."""
 
     @property
     def range(self) -> str | None:
@@ -354,11 +95,8 @@ class Request:
         return f"{self.method} {self.path} range={self.range} -> {self.status}, {self.bytes_sent} bytes, {end}"
 
 
-# Server ---------------------------------------------------------------------------------------------------------------
-
-
 class Origin:
-    """The server. It listens as soon as it exists, on 127.0.0.1 and any port unless told; `with` stops it."""
+    """The server. It listens once constructed, on a free port of 127.0.0.1 by default; `with` stops it."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
         self._tls = tls
@@ -383,8 +121,8 @@ class Origin:
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}{path}"
 
     def body(self, path: str, body: bytes) -> Resource:
-        """Serve `body` at `path`, in place of what was there."""
-        return self._place(path, _Bytes(body))
+        """Serve `body` at `path`; replaces what was there."""
+        return self._place(path, Fixed(body))
 
     def pattern(self, path: str, size: int, seed: int = 0) -> Resource:
         """Serve pattern_bytes(size, seed) at `path`, without holding it in memory."""
@@ -411,7 +149,7 @@ class Origin:
             return len(self._log)
 
     def count(self, path: str, method: str | None = "GET") -> int:
-        """Requests for `path`, with any query unless it has one; None: by any method."""
+        """Requests for `path`; any query counts if `path` has none. None: by any method."""
         with self._changed:
             return sum(request.is_for(path) and method in (None, request.method) for request in self._log)
 
@@ -420,7 +158,7 @@ class Origin:
         with self._changed:
             return sum(request.bytes_sent for request in self._log if request.is_for(path))
 
-    # Waiting for it to happen. The predicate is called with the lock held, whenever something changes.
+    # Waiting. The predicate is called with the lock held, whenever something changes.
 
     def wait_for(self, predicate: Callable[[], object], timeout: float = 10, *, what: str = "a condition") -> None:
         """Wait until `predicate()` is true; AssertionError with the log after `timeout` seconds."""
@@ -440,7 +178,7 @@ class Origin:
         )
 
     def wait_stalled(self, path: str, timeout: float = 10, *, n: int = 1) -> None:
-        """Wait until `n` responses for `path` have sent all before their stall and wait for release()."""
+        """Wait until `n` responses for `path` have sent everything before their stall."""
         self.wait_for(
             lambda: sum(request.is_for(path) for request in self._stalls) >= n,
             timeout,
@@ -460,7 +198,7 @@ class Origin:
     # Going away and coming back.
 
     def cut(self) -> None:
-        """Break every connection now; new ones are welcome."""
+        """Break every connection; new ones are accepted."""
         with self._changed:
             connections = list(self._connections)
             for connection in connections:
@@ -496,7 +234,7 @@ class Origin:
         listener = socket.create_server((self.host, self.port), backlog=128)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
-        # accept() on a listener that another thread closes may sleep on; the end of a socket pair wakes it everywhere.
+        # Closing the listener in another thread does not wake accept() everywhere; closing a socket pair does.
         wake, woken = socket.socketpair()
         thread = threading.Thread(target=self._accept, args=(listener, woken), name="origin-accept", daemon=True)
         self._accepting = thread, wake
@@ -507,7 +245,7 @@ class Origin:
             ready.register(listener, selectors.EVENT_READ)
             ready.register(woken, selectors.EVENT_READ)
             while all(key.fileobj is listener for key, _ in ready.select()):
-                with contextlib.suppress(BlockingIOError, ConnectionError):  # it left before we came
+                with contextlib.suppress(BlockingIOError, ConnectionError):  # the client left before accept()
                     sock, _ = listener.accept()
                     sock.setblocking(True)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -515,11 +253,11 @@ class Origin:
                         self._accepted += 1
                         connection = _Connection(self, sock, self._accepted)
                         self._connections.add(connection)
-                        connection.thread.start()  # under the lock: cut() joins whom it finds
+                        connection.thread.start()  # under the lock: cut() joins every thread in the set
 
 
 class _Broken(Exception):
-    """The script, the client or stop() ends this connection."""
+    """This connection ends: by the script, by the client or by stop()."""
 
 
 class _Connection:
@@ -535,16 +273,16 @@ class _Connection:
         self.thread = threading.Thread(target=self._run, name=f"origin-{number}", daemon=True)
 
     def cut(self) -> None:
-        """Called by another thread, with the lock held: end whatever this connection waits for."""
+        """Wake the connection's thread and end it. Called by another thread, with the lock held."""
         self._is_cut = True
-        with contextlib.suppress(OSError):  # it has ended by itself
-            # The plain shutdown, past TLS: it wakes a blocked send or receive, and says no goodbye.
+        with contextlib.suppress(OSError):  # it has ended already
+            # The plain shutdown, not TLS's: it wakes a blocked send or receive, and sends no close_notify.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def _run(self) -> None:
         try:
             if self._origin._tls:
-                with self._changed:  # cut() must not meet the socket between its two lives
+                with self._changed:  # cut() must see the plain socket or the wrapped one
                     self._sock = sock = self._origin._tls.wrap_socket(
                         self._sock, server_side=True, do_handshake_on_connect=False
                     )
@@ -552,7 +290,7 @@ class _Connection:
             while (request := self._receive()) and self._serve(request):
                 pass
         except (_Broken, OSError):
-            pass  # told by the log: the request is not completed
+            pass  # the log has it: the request is not completed
         finally:
             with self._changed:
                 self._sock.close()
@@ -560,7 +298,7 @@ class _Connection:
                 self._changed.notify_all()
 
     def _receive(self) -> Request | None:
-        """The next request, in the log already; None when the client is done."""
+        """The next request, which is in the log by then; None: the client is done."""
         while b"\r\n\r\n" not in self._received:
             data = self._sock.recv(HEAD_LIMIT_BYTES)
             if not data or len(self._received) > HEAD_LIMIT_BYTES:
@@ -582,7 +320,7 @@ class _Connection:
         return request
 
     def _serve(self, request: Request) -> bool:
-        """Answer; True if the connection can take another request."""
+        """Answer. True: the connection can take another request."""
         try:
             return self._answer(request) and request.headers.get("connection", "").lower() != "close"
         finally:
@@ -594,41 +332,41 @@ class _Connection:
         resource = self._origin._find(request.path)
         if resource is None:
             return self._answer_small(request, 404, {"content-type": "text/html; charset=utf-8"}, NOT_FOUND)
-        if held := resource._take(Fault.HOLD_HEADERS):
+        if held := resource.take(Fault.HOLD_HEADERS):
             self._stall(request, held)
-        canned = resource._take(Fault.STATUS)
+        canned = resource.take(Fault.STATUS)
         if canned is None and "range" in request.headers:
-            canned = resource._take(Fault.RANGE_STATUS)
+            canned = resource.take(Fault.RANGE_STATUS)
         if canned:
             return self._answer_small(request, canned.value, canned.headers, canned.body)
         if request.method not in ("GET", "HEAD"):
             self._answer_small(request, 405, {"allow": "GET, HEAD"})
-            return False  # a body may follow, and nobody reads it
-        if request.method == "HEAD" and (refused := resource._take(Fault.REFUSE_HEAD)):
+            return False  # a body may follow that is not read
+        if request.method == "HEAD" and (refused := resource.take(Fault.REFUSE_HEAD)):
             return self._answer_small(request, refused.value, {"allow": "GET"})
 
-        content, fields = resource._shown()
+        content, fields = resource.shown()
         if _is_not_modified(request.headers, fields):
             for name in ("content-length", "content-type", "accept-ranges"):
                 fields.pop(name, None)
             self._send_head(request, 304, fields, is_all=True)
             return True
         wanted = _wanted_range(request.headers, fields, content.size) if request.method == "GET" else None
-        if wanted is not None and resource._take(Fault.IGNORE_RANGES):
+        if wanted is not None and resource.take(Fault.IGNORE_RANGES):
             wanted = None
         if wanted is not None and wanted[0] >= wanted[1]:
             return self._answer_small(request, 416, {"content-range": f"bytes */{content.size}"})
 
         status, (start, end) = (200, (0, content.size)) if wanted is None else (206, wanted)
-        is_head = request.method == "HEAD"  # shows what a GET would get, and uses nothing up
-        short = resource._take(Fault.SHORT, look=is_head) if status == 200 else None
+        is_head = request.method == "HEAD"  # shows what a GET would get, and uses up no fault
+        short = resource.take(Fault.SHORT, look=is_head) if status == 200 else None
         if wanted is not None:
-            moved = resource._take(Fault.RANGE_OFF)
+            moved = resource.take(Fault.RANGE_OFF)
             by = moved.value if moved else 0
             fields["content-range"] = f"bytes {start + by}-{end + by - 1}/{content.size}"
-        if "content-length" in fields and "content-length" not in resource._overrides:
+        if "content-length" in fields and not resource.is_overridden("content-length"):
             fields["content-length"] = str(end - start + (short.value if short else 0))
-        is_chunked = resource._take(Fault.CHUNKED, look=is_head) is not None
+        is_chunked = resource.take(Fault.CHUNKED, look=is_head) is not None
         if is_chunked:
             fields.pop("content-length", None)
             fields["transfer-encoding"] = "chunked"
@@ -669,15 +407,15 @@ class _Connection:
         is_chunked: bool,
         is_honest: bool,
     ) -> None:
-        throttle = resource._take(Fault.THROTTLE)
+        throttle = resource.take(Fault.THROTTLE)
         piece = max(1, min(PIECE_BYTES, throttle.value // 50)) if throttle else PIECE_BYTES
         position, began = start, time.monotonic()
         while position < end:
-            if trip := resource._trip(position):
+            if trip := resource.trip(position):
                 self._break(request, trip)
-                continue  # released; something else may be scripted here
-            stop = min(resource._next_trip(position, end), position + piece)
-            data = resource._corrupted(position, content.read(position, stop))
+                continue  # released; there may be another fault at this offset
+            stop = min(resource.next_trip(position, end), position + piece)
+            data = resource.corrupted(position, content.read(position, stop))
             if is_chunked:
                 self._send(request, b"%x\r\n" % len(data), is_body=False)
             self._send(request, data, is_end=is_honest and not is_chunked and stop == end)
@@ -690,13 +428,13 @@ class _Connection:
             self._send(request, b"0\r\n\r\n", is_body=False, is_end=True)
 
     def _send(self, request: Request, data: bytes, *, is_body: bool = True, is_end: bool = False) -> None:
-        """Send and count; with `is_end` the answer is completed by the last of these bytes."""
+        """Send and count. `is_end`: the last of these bytes completes the answer."""
         view = memoryview(data)
         self._sock.setblocking(False)
         try:
             while view:
-                # Sent and counted under one lock: who has received a byte finds it counted, and who has received
-                # the last one finds the request completed.
+                # Sent and counted under one lock: a client that has received a byte finds it counted, and after the
+                # last byte it finds the request completed.
                 with self._changed:
                     try:
                         sent = self._sock.send(view)
@@ -709,11 +447,11 @@ class _Connection:
                 if not sent:
                     room = select.poll()
                     room.register(self._sock, select.POLLOUT)
-                    room.poll()  # ended by cut() too
+                    room.poll()  # cut() ends this wait too
         finally:
             self._sock.setblocking(True)
 
-    def _break(self, request: Request, trip: _Scripted) -> None:
+    def _break(self, request: Request, trip: Scripted) -> None:
         match trip.fault:
             case Fault.STALL:
                 self._stall(request, trip)
@@ -724,7 +462,7 @@ class _Connection:
             case _:
                 raise _Broken
 
-    def _stall(self, request: Request, stall: _Scripted) -> None:
+    def _stall(self, request: Request, stall: Scripted) -> None:
         with self._changed:
             self._origin._stalls.append(request)
             self._changed.notify_all()
@@ -742,16 +480,16 @@ class _Connection:
                 raise _Broken
 
     def _is_client_gone(self) -> bool:
-        """Whether the client has closed; not seen over TLS, where its goodbye is a record to be read first."""
+        """Whether the client has closed. Not seen over TLS, where a close_notify comes first."""
         try:
             return socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
 
     def _flush(self) -> None:
-        """Wait until the client's kernel has what was sent: RST throws away the rest."""
+        """Wait until the client's kernel has what was sent: RST discards the rest."""
         deadline = time.monotonic() + FLUSH_SECONDS
-        with contextlib.suppress(OSError):  # macOS does not tell; there the bytes before RST may be fewer
+        with contextlib.suppress(OSError):  # macOS has no such call: fewer bytes may arrive before the RST
             while time.monotonic() < deadline:
                 (unsent,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))
                 if not unsent:
@@ -760,7 +498,7 @@ class _Connection:
 
 
 def _is_not_modified(asked: Mapping[str, str], fields: Mapping[str, str]) -> bool:
-    """RFC 9110 §13.2.2: If-None-Match by weak comparison; If-Modified-Since only without it."""
+    """RFC 9110 §13.2.2: If-None-Match by weak comparison, or else If-Modified-Since."""
     if "if-none-match" in asked:
         etags = [etag.strip().removeprefix("W/") for etag in asked["if-none-match"].split(",")]
         return "*" in etags or ("etag" in fields and fields["etag"].removeprefix("W/") in etags)
@@ -775,7 +513,7 @@ def _is_not_modified(asked: Mapping[str, str], fields: Mapping[str, str]) -> boo
 
 
 def _wanted_range(asked: Mapping[str, str], fields: Mapping[str, str], size: int) -> tuple[int, int] | None:
-    """The half-open range to send, empty if it cannot be had (416); None: the whole body (RFC 9110 §14.2, §13.1.5)."""
+    """The half-open range to send; empty: not satisfiable (416); None: the whole body (RFC 9110 §14.2, §13.1.5)."""
     unit, _, spec = asked.get("range", "").partition("=")
     first, dash, last = spec.strip().partition("-")
     if unit.strip().lower() != "bytes" or not dash or not (first + last).isdecimal() or (last and not last.isdecimal()):

@@ -1,4 +1,4 @@
-"""Who may ask, of a real server; what a request means is decided in rules/access.py and tested there."""
+"""Who may ask, with a real server. The decision is in rules/access.py, and tested in tests/rules."""
 
 import base64
 import signal

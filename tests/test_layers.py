@@ -1,4 +1,4 @@
-"""The seven laws of DESIGN's folders, as each folder's `__init__.py` says them, kept over the imports of every file."""
+"""Every file imports only what the law of its folder allows; each folder's `__init__.py` says the law."""
 
 import ast
 from pathlib import Path
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "web": PLAIN | FLAT - {"app", "__main__"} | {"fill", "store", "upstream"},
     "cli": PLAIN | FLAT - {"__main__"} | {"fill", "store", "upstream", "serving", "web"},
 }
-"""By folder: the rooms whose names it may use, beside its own. This is the whole table."""
+"""By folder: what it may import, beside its own files. This is the whole table."""
 FLAT_MAY_NOT_IMPORT = {"cli"}
 ACTING = {"asyncio", "os", "pathlib", "socket", "threading", "time", "random", "secrets", "subprocess", "httpx"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -45,7 +45,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 
 def rooms_of(path: Path) -> set[str]:
-    """The rooms that a file imports from, its own left out."""
+    """The folders and flat modules a file imports from, without its own."""
     depth = len(path.relative_to(PACKAGE).parts)
     return {name.split(".")[0] for level, name in imports(path) if level == depth} - {room(path)}
 

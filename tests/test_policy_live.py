@@ -21,21 +21,6 @@ def mirror(origin, *lines, urls=()):
     return text + "\n".join(lines)
 
 
-async def stored(proxy, path):
-    """Have `path` in the cache, at rest."""
-    answer = await proxy.get(path)
-    assert answer.status == 200
-    await at_rest(proxy)
-    return answer
-
-
-async def at_rest(proxy):
-    async def is_at_rest():
-        return not (await proxy.status())["fills"]
-
-    await until(is_at_rest)
-
-
 def told(answer):
     return answer.headers["cache-status"].removeprefix("fetchonce; ")
 
@@ -47,7 +32,7 @@ async def test_an_answer_that_was_old_when_it_came_is_that_much_older(origin, pr
     """RFC 9111 §4.2.3: apparent age."""
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
     origin.body("/old.img", BODY).headers(cache_control="max-age=600", date=date)
-    first = await stored(proxy, "/u/old.img")
+    first = await proxy.fetch("/u/old.img")
     assert int(first.headers["age"]) > 900_000_000
     assert told(await proxy.get("/u/old.img")) == "fwd=stale; fwd-status=304"
 
@@ -56,13 +41,13 @@ async def test_no_cache_goes_all_the_way_and_asks_even_for_what_never_changes(or
     """RFC 9111 §5.2.1.4: how diskimage-builder repairs its copy."""
     proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
     image = origin.body("/v1/noble.img", BODY)
-    await stored(proxy, "/m/v1/noble.img")
+    await proxy.fetch("/m/v1/noble.img")
     assert told(await proxy.get("/m/v1/noble.img")) == "hit"
     image.generation(OTHER)
     answer = await proxy.get("/m/v1/noble.img", {"Cache-Control": "no-cache"})
     assert (answer.body, told(answer)) == (OTHER, "fwd=request; fwd-status=200; stored")
     assert origin.log[-1].headers["cache-control"] == "no-cache"
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert (await proxy.get("/m/v1/noble.img")).body == OTHER
     assert origin.requests == 2
 
@@ -81,15 +66,15 @@ async def test_what_is_stored(origin, proxy, fields, is_stored):
     answer = await proxy.get("/u/a.img")
     assert told(answer) == ("fwd=uri-miss; stored" if is_stored else "fwd=uri-miss; stored=?0")
     assert ("x-user" in answer.headers) is ("private" not in fields.get("cache_control", ""))
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert (await proxy.get("/u/a.img", {"Cache-Control": "only-if-cached, max-stale"})).status in (200, 504)
-    assert len(list((proxy.cache_dir / "blobs").glob("*/*.json"))) == is_stored
+    assert len(proxy.entries()) == is_stored
 
 
 async def test_a_client_s_cookies_stay_here(origin, proxy):
     origin.body("/a.img", BODY).headers(cache_control="max-age=600")
     await proxy.get("/u/a.img", {"Cookie": "secret"})
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/a.img")) == "hit"
     (asked,) = origin.log
     assert "secret" not in str(asked.headers)
@@ -98,16 +83,16 @@ async def test_a_client_s_cookies_stay_here(origin, proxy):
 async def test_a_request_for_another_variant_is_asked_upstream_and_replaces_it(origin, proxy):
     """RFC 9111 §4.1; Vagrant asks one URL for the page and for the box's metadata."""
     box = origin.body("/ubuntu/jammy64", BODY).headers(cache_control="max-age=600", vary="Accept, Accept-Encoding")
-    await stored(proxy, "/u/ubuntu/jammy64")
+    await proxy.fetch("/u/ubuntu/jammy64")
     assert told(await proxy.get("/u/ubuntu/jammy64", {"Accept": "*/*", "Accept-Encoding": "gzip"})) == "hit"
     box.generation(OTHER)
     json_only = {"Accept": "application/json"}
     answer = await proxy.get("/u/ubuntu/jammy64", json_only)
     assert (answer.body, told(answer)) == (OTHER, "fwd=vary-miss; fwd-status=200; stored")
     assert origin.log[-1].headers["accept"] == "application/json"
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/ubuntu/jammy64", json_only)) == "hit"
-    # Upstream may say that what is stored is for this one too; from then on it is.
+    # By a 304 upstream says that the stored one fits this request too; then it is used.
     assert told(await proxy.get("/u/ubuntu/jammy64")) == "fwd=vary-miss; fwd-status=304"
     assert told(await proxy.get("/u/ubuntu/jammy64")) == "hit"
 
@@ -145,7 +130,7 @@ async def test_who_wants_another_variant_than_the_one_on_its_way_waits_for_a_fil
 async def test_a_304_about_another_generation_is_no_confirmation(origin, proxy):
     """RFC 9111 §4.3.4."""
     image = origin.body("/a.img", BODY).headers(cache_control="max-age=0")
-    await stored(proxy, "/u/a.img")
+    await proxy.fetch("/u/a.img")
     image.generation(OTHER).status(304, {"ETag": '"other"'}, times=1)
     answer = await proxy.get("/u/a.img")
     assert (answer.body, told(answer)) == (OTHER, "fwd=stale; fwd-status=200; stored")
@@ -156,7 +141,7 @@ async def test_a_304_about_another_generation_is_no_confirmation(origin, proxy):
 async def test_stale_while_revalidate_answers_at_once_and_asks_behind_the_answer(origin, proxy):
     """RFC 5861 §3."""
     image = origin.body("/a.img", BODY).headers(cache_control="max-age=0, stale-while-revalidate=600")
-    await stored(proxy, "/u/a.img")
+    await proxy.fetch("/u/a.img")
     image.generation(OTHER).delay_headers_until_released()
     for _ in range(3):
         answer = await proxy.get("/u/a.img")  # upstream says nothing yet
@@ -174,7 +159,7 @@ async def test_stale_while_revalidate_answers_at_once_and_asks_behind_the_answer
 
 async def test_max_stale_takes_what_is_stale_without_asking(origin, proxy):
     origin.body("/a.img", BODY).headers(cache_control="max-age=0")
-    await stored(proxy, "/u/a.img")
+    await proxy.fetch("/u/a.img")
     answer = await proxy.get("/u/a.img", {"Cache-Control": "max-stale=600"})
     assert (answer.body, origin.requests) == (BODY, 1)
     assert re.fullmatch(r"hit; ttl=-\d+", told(answer))
@@ -199,7 +184,7 @@ async def test_what_is_served_without_upstream(proxy_factory, path, cache_contro
     with Origin() as origin:
         proxy = proxy_factory(mirrors={}, config_text=mirror(origin, *lines))
         origin.body(path, BODY).headers(cache_control=cache_control)
-        await stored(proxy, "/m" + path)
+        await proxy.fetch("/m" + path)
     answer = await proxy.get("/m" + path, method=method)
     if "v1" in path:
         assert told(answer) == "hit"
@@ -217,7 +202,7 @@ async def test_what_is_served_without_upstream(proxy_factory, path, cache_contro
 async def test_offline_serves_what_is_stored_at_any_age_and_says_so(origin, proxy_factory, tmp_path):
     online = proxy_factory(cache_dir=tmp_path / "cache")
     origin.body("/a.img", BODY).headers(cache_control="max-age=0, must-revalidate")
-    await stored(online, "/u/a.img")
+    await online.fetch("/u/a.img")
     online.terminate()
     offline = proxy_factory("--offline", cache_dir=tmp_path / "cache")
     for method in ("GET", "HEAD"):
@@ -248,7 +233,7 @@ async def test_what_has_come_into_being_is_found_by_no_cache_and_then_by_everybo
     origin.body("/new.img", BODY).headers(cache_control="max-age=0")
     assert (await proxy.get("/u/new.img")).status == 404
     assert (await proxy.get("/u/new.img", {"Cache-Control": "no-cache"})).body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/new.img")) == "fwd=stale; fwd-status=304"
 
 
@@ -277,7 +262,7 @@ async def test_a_page_under_the_name_of_an_image_is_nobody_s_image(origin, proxy
         answer = await proxy.get("/u/noble.img", method=method)
         assert answer.status == 502
     assert "web page" in (await proxy.get("/u/noble.img")).json()["message"]
-    assert not list((proxy.cache_dir / "blobs").glob("*/*"))
+    assert proxy.files("blobs/*/*") == []
 
 
 async def test_where_one_mirror_has_a_page_the_next_one_is_asked(origin, proxy_factory):
@@ -291,7 +276,7 @@ async def test_where_one_mirror_has_a_page_the_next_one_is_asked(origin, proxy_f
 
 async def test_what_is_stored_is_served_where_a_page_has_taken_its_place(origin, proxy):
     origin.body("/noble.img", BODY).headers(cache_control="max-age=0")
-    await stored(proxy, "/u/noble.img")
+    await proxy.fetch("/u/noble.img")
     origin.body("/noble.img", PAGE).headers(content_type="text/html")
     answer = await proxy.get("/u/noble.img")
     assert (answer.status, answer.body) == (200, BODY)
@@ -308,12 +293,12 @@ async def test_a_new_image_has_its_checksum_files_asked_for_with_it(origin, prox
     image = origin.body("/latest/noble.img", BODY)
     sums = {name: origin.body(f"/latest/{name}", b"old\n") for name in ("SHA256SUMS", "SHA512SUMS")}
     for path in ("noble.img", *sums):
-        await stored(proxy, f"/m/latest/{path}")
+        await proxy.fetch(f"/m/latest/{path}")
     for resource, new in ((image, OTHER), *((each, b"new\n") for each in sums.values())):
         resource.generation(new)
     assert (await proxy.get("/m/latest/noble.img", {"Cache-Control": "no-cache"})).body == OTHER
     await origin.happens(lambda: all(origin.count(f"/latest/{name}") == 2 for name in sums))
-    await at_rest(proxy)
+    await proxy.wait_idle()
     for name in sums:
         answer = await proxy.get(f"/m/latest/{name}")
         assert (answer.body, told(answer)) == (b"new\n", "hit")
@@ -324,9 +309,9 @@ async def test_an_image_that_has_not_changed_leaves_its_checksum_files_alone(ori
     origin.body("/latest/SHA256SUMS", b"sums\n")
     origin.body("/latest/noble.img", BODY)
     for path in ("SHA256SUMS", "noble.img"):
-        await stored(proxy, f"/m/latest/{path}")
+        await proxy.fetch(f"/m/latest/{path}")
     assert told(await proxy.get("/m/latest/noble.img", {"Cache-Control": "no-cache"})) == "fwd=request; fwd-status=304"
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert origin.count("/latest/SHA256SUMS") == 1
 
 
@@ -335,24 +320,24 @@ async def test_a_new_checksum_file_makes_the_images_beside_it_stale(origin, prox
     sums = origin.body("/latest/SHA256SUMS", b"old\n")
     image = origin.body("/latest/noble.img", BODY)
     for path in ("SHA256SUMS", "noble.img"):
-        await stored(proxy, f"/m/latest/{path}")
+        await proxy.fetch(f"/m/latest/{path}")
     assert told(await proxy.get("/m/latest/noble.img")) == "hit"
     sums.generation(b"new\n")
     image.generation(OTHER)
     assert (await proxy.get("/m/latest/SHA256SUMS", {"Cache-Control": "no-cache"})).body == b"new\n"
-    await at_rest(proxy)
+    await proxy.wait_idle()
     answer = await proxy.get("/m/latest/noble.img")
     assert (answer.body, told(answer)) == (OTHER, "fwd=stale; fwd-status=200; stored")
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/m/latest/noble.img")) == "hit"
 
 
 async def test_what_never_changes_does_not_care_about_a_new_checksum_file(origin, proxy_factory):
     proxy = proxy_factory(mirrors={}, config_text=mirror(origin, *SUMS))
     origin.body("/v1/noble.img", BODY)
-    await stored(proxy, "/m/v1/noble.img")
+    await proxy.fetch("/m/v1/noble.img")
     origin.body("/v1/SHA256SUMS", b"new\n")
-    await stored(proxy, "/m/v1/SHA256SUMS")
+    await proxy.fetch("/m/v1/SHA256SUMS")
     assert told(await proxy.get("/m/v1/noble.img")) == "hit"
 
 

@@ -1,4 +1,4 @@
-"""The mirrors that come with fetchonce, against URLs that VM tools really ask for."""
+"""The shipped mirrors, tried with URLs that VM tools really request."""
 # ruff: noqa: E501 - a URL stays on one line, to be found by looking for it
 
 import re
@@ -53,7 +53,7 @@ VIRTIO = "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads"
 
 IMMUTABLE, MOVING, NEITHER = "immutable", "moving", "neither"
 
-# URL, mirror, what it is, the names of the checksum files beside it. {} stands for the file's own name.
+# URL, mirror, kind, names of the checksum files beside it ({}: the file's own name).
 URLS = [
     (f"{UBUNTU}/releases/noble/release-20250430/ubuntu-24.04-server-cloudimg-amd64.img", "ubuntu", IMMUTABLE, "SHA256SUMS"),
     (f"{UBUNTU}/releases/noble/release-20250430/SHA256SUMS", "ubuntu", IMMUTABLE, ""),
@@ -247,7 +247,7 @@ def test_table_is_well_formed(file: Path, table: dict[str, Any]) -> None:
     assert is_valid_name(table["name"])
     for url in table["upstreams"]:
         assert re.fullmatch(r"https?://[a-z0-9.-]+/([^?#\s]+/)?", url)
-        # Who asks for https must not silently get http when the first upstream fails.
+        # A request for https must not silently become http when the first upstream fails.
         assert url.startswith("https:") or table["upstreams"][0].startswith("http:")
     for name in table.get("checksums", ()):
         assert re.fullmatch(r"[A-Za-z0-9.{}-]+", name)

@@ -239,7 +239,7 @@ class Coordinator:
 
     def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:
         source = f"another process, from {url}" if is_followed else url
-        verifier = Verifier(self._target, growing, self._ask_checksums, self._context.threads)
+        verifier = Verifier(self._target, growing, self._ask_checksums, self._context)
         return Incoming(head, url, source, self._context.clock(), growing, verifier, is_followed)
 
     def _pass_on(self, whole: Whole, error: ProxyError) -> None:

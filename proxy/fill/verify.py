@@ -9,7 +9,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from logging import WARNING
 
 from ..errors import DigestMismatch, ProxyError
@@ -17,11 +16,10 @@ from ..log import events, log
 from ..rules.digests import Algorithm, Digest, Expected, is_worth_a_look
 from ..rules.entry import Entry
 from ..rules.mirrors import Target
+from .context import FillContext
 from .growing import Growing
 from .hashing import TrailingHash
 
-CHECKSUM_SECONDS = 5.0
-"""How long a whole body waits for a checksum file that is still on its way; then there is none."""
 RECHECK_SECONDS = 15.0
 """How long a body that does not match waits for the checksum file to be fetched anew."""
 
@@ -32,8 +30,8 @@ AskChecksums = Callable[[Target, bool], Awaitable[Expected | None]]
 class Verifier:
     """Of one growing body: `verify` or `confirm` when it is whole, `await close()` in any case."""
 
-    def __init__(self, target: Target, growing: Growing, ask_checksums: AskChecksums, threads: Executor) -> None:
-        self._target, self._growing, self._ask, self._threads = target, growing, ask_checksums, threads
+    def __init__(self, target: Target, growing: Growing, ask_checksums: AskChecksums, context: FillContext) -> None:
+        self._target, self._growing, self._ask, self._context = target, growing, ask_checksums, context
         self.digests: dict[str, str] = {}
         """Of the whole body, by algorithm, once it is verified."""
         self._expected = Expected(target.digest) if target.digest else None
@@ -108,7 +106,7 @@ class Verifier:
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
         if self._lookup:
             try:
-                async with asyncio.timeout(CHECKSUM_SECONDS):
+                async with asyncio.timeout(self._context.settings.checksum_timeout):
                     await self._lookup
             except TimeoutError:
                 log(events, WARNING, "fill.unverified", key=self._target.key[:12], reason="no checksum file in time")
@@ -130,7 +128,7 @@ class Verifier:
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:
-            self._hashes[algorithm] = TrailingHash(algorithm, self._growing.partial, self._threads)
+            self._hashes[algorithm] = TrailingHash(algorithm, self._growing.partial, self._context.threads)
         return self._hashes[algorithm]
 
 

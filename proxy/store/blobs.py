@@ -49,8 +49,8 @@ class Blobs:
 
     index: Index
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, busy_seconds: float) -> None:
+        self.root, self._busy_seconds = root, busy_seconds
         self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
         self.sidecars = Sidecars(self.directory)
         self._partial, self._locks, self._committed = root / "partial", root / "locks", root / "committed"
@@ -76,7 +76,7 @@ class Blobs:
                 self._open_index()
 
     def _open_index(self) -> None:
-        self.index = Index(self.index_dir)
+        self.index = Index(self.index_dir, self._busy_seconds)
         try:
             self._reconcile()
         except BaseException:

@@ -46,6 +46,9 @@ Busy: type[Exception] = diskcache.Timeout
 INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
 """What an Index raises: trouble with the database, a damaged row, Busy."""
 
+BUSY_SECONDS = 10.0
+"""How long a write waits for another process that keeps the index; then it raises Busy."""
+
 R = TypeVar("R")
 
 
@@ -73,7 +76,7 @@ class Brief(msgspec.Struct, frozen=True):
 class Index:
     """Raises StoreError where the database cannot be opened, and INDEX_ERRORS later."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         try:
             self._rows = diskcache.Cache(
                 str(directory),
@@ -84,7 +87,7 @@ class Index:
                 statistics=0,
                 # mmap makes SQLite's WAL-reset corruption (fixed in 3.51.3) worse.
                 sqlite_mmap_size=0,
-                timeout=10,
+                timeout=busy_seconds,
             )
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error

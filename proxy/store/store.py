@@ -23,7 +23,7 @@ from ..rules.eviction import Candidate
 from .blobs import Blobs, Record
 from .files import MAKE_ROOM, store_error
 from .hot import HotTable, OpenEntry, StoredBody
-from .index import INDEX_ERRORS, Busy, Usage
+from .index import BUSY_SECONDS, INDEX_ERRORS, Busy, Usage
 from .locks import Lock, is_locked, try_lock
 from .partial import Partial, PartialRecord
 from .partials import Partials, is_unfinished
@@ -50,9 +50,9 @@ class Survey:
 class Store:
     """Make it, `await start()`, and `await close()` at the end. Its methods raise StoreError."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         self.root, self.locks = root, root / "locks"
-        self.blobs = Blobs(root)
+        self.blobs = Blobs(root, busy_seconds)
         self.partials = Partials(root / "partial", self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()

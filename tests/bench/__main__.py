@@ -1,8 +1,8 @@
 """How long a big body takes the first time, with one connection and with several: `python -m tests.bench`.
 
-The scripted origin is the mirror, and gives each connection RATE; fetchonce runs with an empty cache each time. (Not
-nginx: of its limit_rate the first second of each request is free.) Settings take turns in each round, so that a busy
-machine is busy for all of them, and medians are compared, not seconds. The cache is in TMPDIR: on a slow disk, name one
+The mirror is the scripted origin, which limits each connection to RATE. (nginx does not limit the first second of a
+request.) fetchonce starts with an empty cache each time. The settings take turns in each round, so that other load on
+the machine slows all of them; medians are compared. The cache is in TMPDIR: if the disk is slow, set it to a directory
 in memory.
 """
 
@@ -22,19 +22,19 @@ SEED = 1
 
 
 async def seconds(directory: Path, url: str, size: int, connections: int, readers: int) -> float:
-    """From an empty cache until all readers have everything; without readers, until it is stored."""
+    """Seconds from an empty cache until all readers have everything, or without readers until it is stored."""
     proxy = Proxy(directory / "cache", mirrors={"u": url}, config_text=f"[fill]\nconnections = {connections}\n").start()
     try:
         began = time.monotonic()
         if readers:
-            # curl: reading in this process would cost more than the rest of it.
+            # curl, because reading in this process would cost more than the rest.
             curl = "curl", "-sS", "--noproxy", "*", "-o", "/dev/null", "-w", "%{size_download}", proxy.url("/u/big.img")
             clients = [await asyncio.create_subprocess_exec(*curl, stdout=subprocess.PIPE) for _ in range(readers)]
             got = {out for out, _ in await asyncio.gather(*(client.communicate() for client in clients))}
             assert got == {str(size).encode()}, got
         else:
             async with await proxy.stream("/u/big.img"):
-                pass  # the fill goes on without us
+                pass  # the fill goes on without a client
 
             async def is_stored() -> bool:
                 return any((directory / "cache" / "blobs").glob("*/*.json"))

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from tests.clients.tools import FORMS, asked, needs, run, sha256
+from tests.clients.tools import FORMS, needs, run, sha256
 from tests.harness import until
 
 pytestmark = [needs("apt-ftparchive"), needs("dpkg-deb"), needs("gpg")]
@@ -165,7 +165,7 @@ async def test_apt_sees_a_new_release_at_once_and_its_indexes_belong_to_it(origi
     requests = origin.requests
     await apt.update()  # nothing new: one question, and apt hears 304
     assert origin.requests == requests + 1
-    assert "status=304" in asked(proxy, "GET", "/InRelease")[-1]
+    assert "status=304" in proxy.accesses("GET", "/InRelease")[-1]
 
 
 async def test_apt_goes_on_with_its_half(origin, proxy, archive, make_apt):
@@ -182,7 +182,7 @@ async def test_apt_goes_on_with_its_half(origin, proxy, archive, make_apt):
         os.truncate(half, PAYLOAD_BYTES // 2)
         os.utime(half, (modified, modified))
         assert await apt.fetch("once") == expected
-        assert "status=206" in asked(proxy, "GET", path.removeprefix("/debian"))[-1]
+        assert "status=206" in proxy.accesses("GET", path.removeprefix("/debian"))[-1]
     assert origin.count(path) == 1
 
 

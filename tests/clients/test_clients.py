@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.clients.tools import SEED, SIZE, build_go, fills_over, needs, run, sha256
-from tests.harness import REPOSITORY, until
+from tests.clients.tools import SEED, SIZE, build_go, needs, run, sha256
+from tests.harness import REPOSITORY
 from tests.origin import pattern_sha256
 
 
@@ -37,7 +37,7 @@ async def test_curl_is_told_that_its_copy_is_the_newest(origin, proxy, tmp_path,
     stream = await proxy.stream(f"/u{path}")
     if filled:
         image.release()
-        await until(lambda: fills_over(proxy))
+        await proxy.wait_idle()
     saved = tmp_path / "etag"
     saved.write_text(stream.headers["etag"] + "\n")
 
@@ -100,10 +100,10 @@ async def test_aria2_with_eight_segments(origin, proxy, image, tmp_path, filled)
     url = proxy.url("/u/images/noble.img")
     if filled:
         await (await proxy.stream("/u/images/noble.img")).sha256()
-        await until(lambda: fills_over(proxy))
+        await proxy.wait_idle()
     await run("aria2c", "-q", "-x8", "-s8", "-k1M", "--file-allocation=none", "-d", tmp_path, "-o", "out.img", url)
     assert sha256(tmp_path / "out.img") == pattern_sha256(SIZE, SEED)
-    await until(lambda: fills_over(proxy))
+    await proxy.wait_idle()
     # Segments ahead of the fill came over connections of their own; what was on its way when one was closed came twice.
     assert origin.bytes_sent("/images/noble.img") < SIZE * 1.25
 
@@ -138,7 +138,7 @@ async def test_qemu_img_reads_over_http(origin, proxy, qcow2, tmp_path, filled):
     origin.body("/disk.qcow2", qcow2.read_bytes()).throttle(16 << 20).headers(cache_control="max-age=600")
     if filled:
         await proxy.get("/u/disk.qcow2")
-        await until(lambda: fills_over(proxy))
+        await proxy.wait_idle()
     url = proxy.url("/u/disk.qcow2")
     _, out = await run("qemu-img", "info", "--output=json", url)
     assert json.loads(out)["virtual-size"] == 128 << 20

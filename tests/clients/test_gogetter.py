@@ -5,8 +5,7 @@ import asyncio
 
 import pytest
 
-from tests.clients.tools import SEED, SIZE, asked, build_go, fills_over, run, sha256
-from tests.harness import until
+from tests.clients.tools import SEED, SIZE, build_go, run, sha256
 from tests.origin import pattern_bytes, pattern_sha256
 
 PATH = "/images/noble.img"
@@ -31,22 +30,22 @@ async def test_two_at_once_are_one_fetch_and_a_whole_file_is_not_asked_for(origi
     assert {sha256(file) for file in files} == {pattern_sha256(SIZE, SEED)}
     assert origin.count(PATH) == origin.count(f"{PATH}.sha256") == 1
     assert origin.bytes_sent(PATH) == SIZE
-    asks = len(asked(proxy, "GET", PATH))
+    asks = len(proxy.accesses("GET", PATH))
     origin.stop()
     await run(gogetter, proxy.url(f"/u{PATH}"), files[0])  # HEAD says that it has it all
-    assert len(asked(proxy, "GET", PATH)) == asks
+    assert len(proxy.accesses("GET", PATH)) == asks
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["nothing cached", "from disk"])
 async def test_it_goes_on_with_its_half(origin, proxy, url, tmp_path, gogetter, filled):
     if filled:
         await (await proxy.stream(f"/u{PATH}")).sha256()
-        await until(lambda: fills_over(proxy))
+        await proxy.wait_idle()
     file = tmp_path / "noble.img"
     file.write_bytes(pattern_bytes(SIZE, SEED, 0, SIZE // 2))
     await run(gogetter, url, file)
     assert sha256(file) == pattern_sha256(SIZE, SEED)
-    assert "status=206" in asked(proxy, "GET", PATH)[-1]
+    assert "status=206" in proxy.accesses("GET", PATH)[-1]
 
 
 async def test_it_keeps_what_came_from_a_broken_mirror_and_goes_on_with_that(origin, proxy, url, tmp_path, gogetter):

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from tests.clients.tools import SEED, SIZE, asked, fills_over, needs, run, sha256
-from tests.harness import until
+from tests.clients.tools import SEED, SIZE, needs, run, sha256
 from tests.origin import pattern_bytes, pattern_sha256
 
 PATH = "/images/noble.img"
@@ -17,14 +16,14 @@ PATH = "/images/noble.img"
 async def test_nbdkit_serves_the_image_as_a_disk(origin, proxy, image, tmp_path, filled):
     if filled:
         await (await proxy.stream(f"/u{PATH}")).sha256()
-        await until(lambda: fills_over(proxy))
+        await proxy.wait_idle()
     nbdkit = ("nbdkit", "-r", "-U", "-", "--filter=retry", "curl", f"url={proxy.url(f'/u{PATH}')}")
     await run(*nbdkit, "--run", f'nbdcopy --requests=4 "$uri" {tmp_path}/out.img')
     assert sha256(tmp_path / "out.img") == pattern_sha256(SIZE, SEED)
-    ranges = asked(proxy, "GET", PATH)[1 if filled else 0 :]
+    ranges = proxy.accesses("GET", PATH)[1 if filled else 0 :]
     assert len(ranges) > 100
     assert all("status=206" in line for line in ranges)
-    await until(lambda: fills_over(proxy))
+    await proxy.wait_idle()
     assert origin.bytes_sent(PATH) < SIZE * 1.25
 
 
@@ -42,10 +41,10 @@ async def test_zsync_fetches_only_what_has_changed(origin, proxy, image, tmp_pat
     origin.body(f"{PATH}.zsync", (tmp_path / "control").read_bytes())
     if filled:
         await (await proxy.stream(f"/u{PATH}")).sha256()
-        await until(lambda: fills_over(proxy))
+        await proxy.wait_idle()
     zsync = ("timeout", "60", "zsync", "-q", "-i", tmp_path / "old.img", "-o", tmp_path / "out.img")
     await run(*zsync, proxy.url(f"/u{PATH}.zsync"), cwd=tmp_path)
     assert sha256(tmp_path / "out.img") == pattern_sha256(SIZE, SEED)
-    assert "status=206" in asked(proxy, "GET", PATH)[-1]
-    await until(lambda: fills_over(proxy))
+    assert "status=206" in proxy.accesses("GET", PATH)[-1]
+    await proxy.wait_idle()
     assert origin.bytes_sent(PATH) < SIZE * 1.25

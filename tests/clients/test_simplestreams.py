@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.tools import FORMS, SEED, SIZE, asked, needs, run, sha256
+from tests.clients.tools import FORMS, SEED, SIZE, needs, run, sha256
 from tests.origin import pattern_bytes, pattern_sha256
 
 pytestmark = needs("gpg")
@@ -104,5 +104,5 @@ async def test_it_goes_on_with_its_half(origin, proxy, streams, mirror, tmp_path
     half.parent.mkdir(parents=True)
     half.write_bytes(pattern_bytes(SIZE, SEED, 0, SIZE // 2))
     assert await mirror("by URL", tmp_path) == {IMAGE: pattern_sha256(SIZE, SEED)}
-    (line,) = asked(proxy, "GET", IMAGE)
+    (line,) = proxy.accesses("GET", IMAGE)
     assert "status=206" in line

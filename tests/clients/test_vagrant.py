@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.clients.tools import asked, needs, run
+from tests.clients.tools import needs, run
 from tests.harness import until
 
 pytestmark = needs("vagrant")
@@ -77,7 +77,7 @@ async def test_vagrant_goes_on_with_its_half_of_a_box(origin, proxy, box, tmp_pa
     half.parent.mkdir()
     half.write_bytes(BOX[: len(BOX) // 2])
     await box_add(tmp_path, "--name", "acme/web", url)
-    (line,) = asked(proxy, "GET", PATH)
+    (line,) = proxy.accesses("GET", PATH)
     assert "status=206" in line
     assert origin.count(PATH) == 1
 

@@ -1,6 +1,7 @@
-"""Running other people's programs, and what every test of them needs."""
+"""Running other programs, and what the tests of them share."""
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.harness import REPOSITORY
 
 SIZE = 48 << 20
 SEED = 7
@@ -33,7 +36,7 @@ async def run(*command, check=True, cwd=None, env=None):
     try:
         out, err = await process.communicate()
     finally:
-        if process.returncode is None:  # the test's time is over
+        if process.returncode is None:  # the test has timed out
             process.kill()
             await process.wait()
     assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
@@ -48,25 +51,19 @@ def build_go(name, folder):
     version = tuple(map(int, subprocess.check_output([go, "env", "GOVERSION"], text=True).strip()[2:].split(".")[:2]))
     if version < (1, 25):
         pytest.skip(f"the modules need Go 1.25 or newer, here is {'.'.join(map(str, version))}")
-    program = folder / name
-    subprocess.run(
-        [go, "build", "-trimpath", "-o", program, "."],
-        cwd=Path(__file__).parent / name,
-        env={**os.environ, "CGO_ENABLED": "0"},
-        check=True,
-    )
+    program, cache = folder / name, REPOSITORY / ".cache" / "go-build"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would compile everything twice
+        subprocess.run(
+            [go, "build", "-trimpath", "-o", program, "."],
+            cwd=Path(__file__).parent / name,
+            env={**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(cache)},
+            check=True,
+        )
     return program
 
 
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def fills_over(proxy):
-    return not (await proxy.status())["fills"]
-
-
-def asked(proxy, method, path):
-    """The log's lines of requests by `method` for a path that ends so."""
-    return [line for line in proxy.log if f"method={method} " in line and f"{path} status=" in line]

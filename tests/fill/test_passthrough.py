@@ -1,15 +1,13 @@
-"""Bodies that are not kept: each client has a transfer of its own, and is promised as much of it as of any other."""
+"""Bodies that are not stored: each client has its own transfer, with the same guarantees."""
 
 import asyncio
 import hashlib
 import os
-import subprocess
-import sys
 
 import pytest
 
 from tests.fill.test_verify import mirror, sums
-from tests.harness import REPOSITORY, Truncated, until
+from tests.harness import until
 from tests.origin import Origin
 
 BODY = os.urandom(3_000_000)
@@ -19,16 +17,9 @@ OURS = "no-store"
 NO_ROOM = '[cache]\nmax_size = "1MB"\n'
 
 
-async def all_but(stream):
-    """What comes of a body that is broken off."""
-    with pytest.raises(Truncated) as broken:
-        await stream.rest()
-    return broken.value.partial
-
-
 @pytest.fixture
 def cramped(proxy_factory):
-    """fetchonce with room for nothing that matters."""
+    """fetchonce with too little room for any of the bodies."""
     return proxy_factory(config_text=NO_ROOM)
 
 
@@ -41,17 +32,13 @@ async def test_clients_at_once_get_an_answer_each(origin, proxy, cache_control):
     first = asyncio.create_task(proxy.get("/u/token"))
     await origin.requested(1)
     second = asyncio.create_task(proxy.get("/u/token"))
-    await until(lambda: readers(proxy, 2))
+    await proxy.wait_readers(2)
     token.release()
     answers = await first, await second
     assert [answer.body for answer in answers] == [BODY, BODY]
     assert {answer.headers["cache-status"] for answer in answers} == {"fetchonce; fwd=uri-miss; stored=?0"}
     assert origin.count("/token") == 2
-    assert not list((proxy.cache_dir / "blobs").glob("*/*"))
-
-
-async def readers(proxy, count):
-    return [fill for fill in (await proxy.status())["fills"] if fill["readers"] == count]
+    assert proxy.files("blobs/*/*") == []
 
 
 async def test_it_is_asked_for_with_the_client_s_own_credentials(origin, proxy):
@@ -59,7 +46,7 @@ async def test_it_is_asked_for_with_the_client_s_own_credentials(origin, proxy):
     for token in ("Bearer a", "Bearer b"):
         assert (await proxy.get("/u/secret", {"Authorization": token})).body == BODY
     assert [request.headers.get("authorization") for request in origin.log] == ["Bearer a", "Bearer b"]
-    assert not list((proxy.cache_dir / "blobs").glob("*/*"))
+    assert proxy.files("blobs/*/*") == []
 
 
 @pytest.mark.parametrize("allowed", ["public, max-age=600", "s-maxage=600", "max-age=600, must-revalidate"])
@@ -124,10 +111,10 @@ async def test_a_client_that_does_not_read_holds_upstream_up(origin, proxy):
 
         def is_at_rest():
             seen.append(origin.bytes_sent("/token"))
-            return seen.count(seen[-1]) > 20  # nothing tells that nothing happens
+            return seen.count(seen[-1]) > 20  # there is no event for what must not happen
 
         await until(is_at_rest)
-        assert seen[-1] < size  # what the sockets between us hold; whoever reads on without end soon has it all
+        assert seen[-1] < size  # what the socket buffers hold; a proxy that read on would soon have it all
         assert proxy.rss_bytes() - before < 20 << 20
 
 
@@ -151,19 +138,19 @@ async def test_another_generation_is_never_mixed_in(origin, proxy):
         assert await stream.read(1_000_000) == BODY[:1_000_000]
         token.generation(os.urandom(len(BODY))).headers(cache_control=OURS, etag='"b"')
         origin.cut()
-        assert await all_but(stream) == b""
+        assert await stream.broken() == b""
 
 
 async def test_without_a_validator_a_break_is_a_broken_connection(origin, proxy):
     origin.body("/token", BODY).headers(cache_control=OURS, etag=None, last_modified=None).close_at(1_000_000)
-    assert await all_but(await proxy.stream("/u/token")) == BODY[:1_000_000]
+    assert await (await proxy.stream("/u/token")).broken() == BODY[:1_000_000]
 
 
 async def test_a_checksum_file_that_may_not_be_kept_still_counts(origin, proxy_factory):
     proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
     origin.body("/noble.img", BODY)
     origin.body("/SHA256SUMS", sums(b"another")).headers(cache_control=OURS)
-    assert await all_but(await proxy.stream("/m/noble.img")) == BODY[:-1]
+    assert await (await proxy.stream("/m/noble.img")).broken() == BODY[:-1]
     origin.body("/SHA256SUMS", sums(BODY)).headers(cache_control=OURS)
     assert (await proxy.get("/m/noble.img")).body == BODY
 
@@ -184,17 +171,17 @@ async def test_no_room_and_the_right_digest(origin, cramped):
 
 async def test_no_room_and_the_wrong_digest(origin, cramped):
     origin.body("/large", BODY)
-    assert await all_but(await cramped.stream(f"/sha256:{WRONG}/u/large")) == BODY[:-1]
+    assert await (await cramped.stream(f"/sha256:{WRONG}/u/large")).broken() == BODY[:-1]
     assert "digest mismatch" in await cramped.wait_log("delivery.broken")
 
 
 async def both(origin, proxy, *paths):
-    """Two streams of one fill that has no room, the first path's client having begun it."""
+    """Two streams of one fill that has no room. The client of the first path has begun it."""
     large = origin.body("/large", BODY).delay_headers_until_released(times=1)
     first = asyncio.create_task(proxy.stream(paths[0]))
     await origin.requested(1)
     second = asyncio.create_task(proxy.stream(paths[1]))
-    await until(lambda: readers(proxy, 2))
+    await proxy.wait_readers(2)
     large.release()
     return await first, await second
 
@@ -202,12 +189,12 @@ async def both(origin, proxy, *paths):
 async def test_no_room_and_a_wrong_digest_of_one_who_did_not_begin_it(origin, cramped):
     first, second = await both(origin, cramped, "/u/large", f"/sha256:{WRONG}/u/large")
     assert await first.rest() == BODY
-    assert await all_but(second) == BODY[:-1]
+    assert await second.broken() == BODY[:-1]
 
 
 async def test_no_room_and_a_wrong_digest_is_nobody_else_s(origin, cramped):
     first, second = await both(origin, cramped, f"/sha256:{WRONG}/u/large", "/u/large")
-    assert await all_but(first) == BODY[:-1]
+    assert await first.broken() == BODY[:-1]
     assert await second.rest() == BODY
 
 
@@ -215,23 +202,20 @@ async def test_no_room_and_a_checksum_file(origin, proxy_factory):
     proxy = proxy_factory(mirrors={}, config_text=mirror(origin) + NO_ROOM)
     origin.body("/noble.img", BODY)
     origin.body("/SHA256SUMS", sums(b"another"))
-    assert await all_but(await proxy.stream("/m/noble.img")) == BODY[:-1]
-    origin.body("/SHA256SUMS", sums(BODY))  # the stored one is another now, so it is fetched anew before that counts
+    assert await (await proxy.stream("/m/noble.img")).broken() == BODY[:-1]
+    origin.body("/SHA256SUMS", sums(BODY))  # the stored file has changed, so it is fetched again before it counts
     assert (await proxy.get("/m/noble.img")).body == BODY
 
 
 async def test_the_last_byte_alone_cannot_be_verified(origin, cramped):
-    """A part is given, but for the last byte, as of every body whose digest is not settled."""
+    """A range is sent, but not the last byte, as of any body whose digest is not known yet."""
     origin.body("/large", BODY)
     path = f"/sha256:{SHA256}/u/large"
     assert (await cramped.get(path, {"Range": "bytes=1000-1999"})).body == BODY[1000:2000]
-    assert await all_but(await cramped.stream(path, {"Range": "bytes=2000000-"})) == BODY[2_000_000:-1]
+    assert await (await cramped.stream(path, {"Range": "bytes=2000000-"})).broken() == BODY[2_000_000:-1]
 
 
 async def test_prefetch_of_what_has_no_room_fails_and_says_why(origin, cramped):
     origin.body("/large", BODY)
-    command = [sys.executable, "-m", "proxy", "prefetch", "/u/large", "--config", str(cramped.config)]
-    command += ["--cache-dir", str(cramped.cache_dir)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    done = cramped.run("prefetch", "/u/large", code=1)
     assert "cache.max_size is 1.0 MB" in done.stderr

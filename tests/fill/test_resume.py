@@ -1,6 +1,6 @@
-"""A transfer that breaks, stalls or lies is taken up at the gap; no reader ever gets a wrong whole file.
+"""A transfer that breaks, stalls or lies is resumed at the gap; no reader ever gets a wrong file as whole.
 
-`./run test -s -k matrix tests/test_resume.py` runs every fault in every place, and prints how many readers got what.
+`./run test -s -k matrix tests/fill/test_resume.py` runs every fault in every place and prints what readers got.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from tests.harness import Truncated, until
+from tests.harness import Truncated
 from tests.origin import LAST_MODIFIED, Origin, Pattern, pattern_bytes, pattern_sha256
 
 BODY = os.urandom(600_000)
@@ -19,19 +19,8 @@ MIDDLE = 250_000
 
 
 @pytest.fixture
-def other():
-    """A second mirror of the same content."""
-    with Origin() as other:
-        yield other
-
-
-@pytest.fixture
 def pair(origin, other, proxy_factory):
     return proxy_factory(mirrors={"u": f"{origin.url()},{other.url()}"})
-
-
-async def fills_over(proxy):
-    return not (await proxy.status())["fills"]
 
 
 async def test_a_break_is_taken_up_at_the_byte_where_it_was(origin, proxy):
@@ -75,8 +64,8 @@ async def test_another_mirror_with_other_bytes_is_never_mixed_in(origin, other, 
     with pytest.raises(Truncated) as broken:
         await pair.get("/u/x.img")
     assert BODY.startswith(broken.value.partial)
-    await until(lambda: fills_over(pair))
-    assert not list((pair.cache_dir / "blobs").glob("*/*"))
+    await pair.wait_idle()
+    assert pair.files("blobs/*/*") == []
 
 
 async def test_without_a_validator_the_overlap_is_compared(origin, proxy):
@@ -104,7 +93,7 @@ async def test_ignored_ranges_are_gone_on_with_as_one_stream(origin, proxy):
 async def test_a_wrong_content_range_is_not_believed(origin, proxy):
     origin.body("/x.img", BODY).content_range_off_by(1000).close_at(MIDDLE, times=1)
     assert (await proxy.get("/u/x.img")).body == BODY
-    assert origin.log[-1].range is None  # then all of it was asked for, and compared
+    assert origin.log[-1].range is None  # then the whole was requested, and compared
 
 
 async def test_a_chunked_body_is_taken_up_too(origin, proxy):
@@ -125,7 +114,7 @@ async def test_a_length_that_was_a_lie_is_not_gone_on_with(origin, other, proxy_
     other.body("/x.img", BODY)
     with pytest.raises(Truncated):
         await proxy.get("/u/x.img")
-    await until(lambda: fills_over(proxy))
+    await proxy.wait_idle()
     assert (await proxy.get("/u/x.img")).body == BODY
 
 
@@ -203,7 +192,7 @@ NEW = os.urandom(len(BODY))
 
 
 def status(code, fields=None, *, times):
-    """Instead of a first answer, or where the rest is asked for after a break."""
+    """In place of the first answer, or of the answer to the request after a break."""
 
     def script(resource, at):
         if at:
@@ -233,22 +222,22 @@ FAULTS = {
 
 
 def may_be(fault, at, mirrors):
-    """How a reader's request may end: `right` or `broken`."""
+    """How a reader's request may end: `right`, `broken` or both."""
     match fault:
         case "short length":
-            return {"broken"}  # the length is in the reader's own head already, and nobody has so many bytes
+            return {"broken"}  # the reader's head has a length that no mirror has bytes for
         case "changed etag" | "corrupt bytes":
             return {"broken"}
         case "always close" | "redirect loop" if mirrors == 1:
             return {"broken"}
         case "503 twice" if mirrors == 1 and at:
-            return {"broken"}  # with the break before them more than the retries of the tests' configuration
+            return {"broken"}  # with the break before them, more than the retries in the tests' configuration
     return {"right"}
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """How many readers of each fault ended how; printed at the end."""
+    """How many readers ended in which way, by fault; printed at the end."""
     counts = Counter()
     yield counts
     print(f"\n{'fault':40}{'right':>8}{'broken':>8}{'wrong':>8}")
@@ -257,7 +246,7 @@ def outcomes():
 
 
 async def ending(stream_of, bodies, *, pause=None, is_corrupt=False):
-    """How it ended: `right`, `broken` or `wrong`. With `pause` the reader waits for that after its first byte."""
+    """How it ended: `right`, `broken` or `wrong`. The reader waits for `pause`, if given, after its first byte."""
     start = b""
     try:
         async with await stream_of() as stream:
@@ -269,7 +258,7 @@ async def ending(stream_of, bodies, *, pause=None, is_corrupt=False):
             body = start + await stream.rest()
     except Truncated as broken:
         got = start + broken.partial
-        # Corrupt bytes are sent as they come; that they are is known at the last one.
+        # Corrupt bytes are sent on as they come; they are recognised only at the last one.
         return "broken" if is_corrupt or any(body.startswith(got) for body in bodies) else "wrong"
     return "right" if body in bodies else "wrong"
 
@@ -280,7 +269,7 @@ PLACES = {"first": 0, "middle": MIDDLE, "last": len(BODY) - 1}
 @pytest.mark.parametrize("mirrors", [1, 2])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_matrix_no_reader_gets_a_wrong_whole_file(proxy_factory, outcomes, fault, mirrors):
-    """All places, and one reader as well as eight, side by side: they mostly wait."""
+    """All places, with one reader and with eight, side by side: they mostly wait."""
     async with asyncio.TaskGroup() as group:
         for place, at in PLACES.items():
             for readers in (1, 8):
@@ -314,7 +303,7 @@ async def one_cell(proxy_factory, outcomes, fault, at, mirrors, readers):
         ends.append(await slow)
         outcomes.update((fault, end) for end in ends)
         assert set(ends) <= may_be(fault, at, mirrors), asyncio.current_task().get_name()
-        # What is wrong does not stay: the next one gets the new body, or the right one where a mirror has it.
+        # A wrong body is not kept: the next reader gets the new body, or the right one if a mirror has it.
         if fault == "changed etag":
             assert await ending(stream, [NEW]) == "right"
         elif fault == "corrupt bytes":
@@ -324,7 +313,7 @@ async def one_cell(proxy_factory, outcomes, fault, at, mirrors, readers):
 BIG = 65 << 20
 BIG_SEED = 3
 BREAK = BIG * 5 // 8
-"""In the part of the second connection, and in none that is there before it."""
+"""In the part that the second connection fetches, and in no earlier one."""
 
 BIG_FAULTS = {
     **{fault: FAULTS[fault] for fault in ("close", "reset", "stall", "changed etag", "corrupt bytes")},

@@ -1,4 +1,4 @@
-"""Several processes on one cache directory: one upstream request, everybody served at once, a dead leader replaced."""
+"""Several processes on one cache directory: one upstream request, all readers served at once, dead leaders replaced."""
 
 import asyncio
 import contextlib
@@ -18,46 +18,35 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 @pytest.fixture
 def processes(proxy_factory, tmp_path):
-    return [proxy_factory(cache_dir=tmp_path / "cache") for _ in range(4)]
-
-
-async def told(proxy):
-    return list((proxy.cache_dir / "partial").glob("*.json"))
-
-
-def leaders(proxy):
-    """Sockets of processes that can be followed."""
-    return list((proxy.cache_dir / "partial").glob("*.sock"))
-
-
-async def stored(proxy):
-    return list((proxy.cache_dir / "blobs").glob("*/*.json"))
+    """Starts `count` processes on one cache directory."""
+    return lambda count: [proxy_factory(cache_dir=tmp_path / "cache") for _ in range(count)]
 
 
 @contextlib.asynccontextmanager
 async def half_way(origin, leader):
-    """The leader's stream of a body that has come half way, and of which other processes can know; it has read 1000."""
+    """The leader's stream of a body that is half there and that other processes can find. 1000 bytes of it are read."""
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await leader.stream("/u/x.img") as first:
         await first.read(1000)
-        await until(lambda: told(leader))
+        await leader.wait_begun()
         yield first
 
 
 async def test_sixty_four_readers_in_four_processes_are_one_fetch(origin, processes):
-    origin.pattern("/x.img", SIZE, SEED).throttle(64 << 20).headers(cache_control="max-age=600")
+    size, proxies = SIZE // 3, processes(4)
+    origin.pattern("/x.img", size, SEED).throttle(16 << 20).headers(cache_control="max-age=600")
 
     async def read(proxy):
         return (await (await proxy.stream("/u/x.img")).sha256())[0]
 
-    got = await asyncio.gather(*(read(processes[number % 4]) for number in range(64)))
-    assert set(got) == {pattern_sha256(SIZE, SEED)}
+    got = await asyncio.gather(*(read(proxies[number % 4]) for number in range(64)))
+    assert set(got) == {pattern_sha256(size, SEED)}
     assert origin.count("/x.img") == 1
-    assert origin.bytes_sent("/x.img") == SIZE
+    assert origin.bytes_sent("/x.img") == size
 
 
 async def test_a_follower_streams_what_the_leader_has(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     async with half_way(origin, leader) as first, await follower.stream("/u/x.img") as second:
         assert second.headers["etag"] == first.headers["etag"]
         assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)  # while the leader is half way
@@ -67,11 +56,11 @@ async def test_a_follower_streams_what_the_leader_has(origin, processes):
 
 
 async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(origin, processes):
-    leader, *followers = processes
+    leader, *followers = processes(4)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await leader.stream("/u/x.img") as first:
         await first.read(HALF)
-        await until(lambda: told(leader))
+        await leader.wait_begun()
         streams = [await follower.stream("/u/x.img") for follower in followers]
         for stream in streams:
             assert await stream.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
@@ -80,11 +69,11 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
             assert rest == pattern_bytes(SIZE, SEED, HALF)
     assert [request.range for request in origin.log] == [None, f"bytes={HALF}-"]
     assert sum("fill.taken_over" in line for follower in followers for line in follower.log) == 1
-    await until(lambda: stored(leader))
+    await until(leader.entries)
 
 
 async def test_a_follower_that_stops_leaves_the_leader_alone(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     async with half_way(origin, leader) as first:
         async with await follower.stream("/u/x.img") as second:
             await second.read(1000)
@@ -96,7 +85,7 @@ async def test_a_follower_that_stops_leaves_the_leader_alone(origin, processes):
 
 async def test_a_small_object_is_fetched_once_too(origin, processes):
     origin.pattern("/x.json", 10_000, SEED).delay_headers_until_released().headers(cache_control="max-age=600")
-    asked = [asyncio.create_task(proxy.get("/u/x.json")) for proxy in processes]
+    asked = [asyncio.create_task(proxy.get("/u/x.json")) for proxy in processes(4)]
     await origin.requested(1)
     origin.release()
     assert {answer.body for answer in await asyncio.gather(*asked)} == {pattern_bytes(10_000, SEED)}
@@ -111,7 +100,7 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
         other.pattern("/x.img", SIZE, SEED + 1)
         async with await leader.stream("/u/x.img") as stream:
             await stream.read(HALF)
-            await until(lambda: told(leader))
+            await leader.wait_begun()
             async with await follower.stream("/u/x.img") as second:
                 assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
                 first.generation(Pattern(SIZE, SEED + 1))
@@ -122,11 +111,11 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
 
 
 async def to_follow(leader, headers=None):
-    """The leader's own stream of an object whose origin stalls half way; others can follow it."""
+    """The leader's stream of an object that stalls half way; others can follow it."""
     stream = await leader.stream("/u/x.img", headers)
     await stream.read(HALF)
-    await until(lambda: told(leader))
-    await until(lambda: leaders(leader))
+    await leader.wait_begun()
+    await until(lambda: leader.files("partial/*.sock"))
     return stream
 
 
@@ -137,17 +126,17 @@ async def test_a_reader_far_ahead_in_another_process_gets_its_bytes_first(origin
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader):
         far = SIZE - 100_000
-        answer = await follower.get("/u/x.img", {"Range": f"bytes={far}-"})  # while the front stands still
+        answer = await follower.get("/u/x.img", {"Range": f"bytes={far}-"})  # while the front is stalled
         assert answer.body == pattern_bytes(SIZE, SEED, far)
         assert [request.range for request in origin.log] == [None, f"bytes={far}-"]
         origin.release()
 
 
 async def test_where_many_readers_of_a_follower_wait_all_are_served(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader):
-        places = range(HALF + (5 << 20), SIZE, 1 << 19)  # more than are told of at once; the front is not near
+        places = range(HALF + (5 << 20), SIZE, 1 << 19)  # more than one message tells; the front is not near
         answers = await asyncio.gather(
             *(follower.get("/u/x.img", {"Range": f"bytes={at}-{at + 999}"}) for at in places)
         )
@@ -156,10 +145,10 @@ async def test_where_many_readers_of_a_follower_wait_all_are_served(origin, proc
 
 
 async def test_a_follower_that_finds_no_socket_looks_by_itself(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await to_follow(leader) as first:
-        for path in leaders(leader):
+        for path in leader.files("partial/*.sock"):
             path.unlink()
         async with await follower.stream("/u/x.img") as second:
             assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
@@ -171,7 +160,7 @@ async def test_a_follower_that_finds_no_socket_looks_by_itself(origin, processes
 
 
 async def test_of_three_processes_the_last_one_alive_goes_on(origin, processes):
-    first, *others = processes[:3]
+    first, *others = processes(3)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=2)
     async with await to_follow(first):
         streams = {proxy: await proxy.stream("/u/x.img") for proxy in others}
@@ -189,7 +178,7 @@ async def test_of_three_processes_the_last_one_alive_goes_on(origin, processes):
 
 
 async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader) as first, await follower.stream("/u/x.img") as second:
         await second.read(HALF)
@@ -197,7 +186,7 @@ async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
         try:
             origin.release()
             assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
-            await until(lambda: not leaders(leader))
+            await until(lambda: not leader.files("partial/*.sock"))
         finally:
             follower.send_signal(signal.SIGCONT)
         assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
@@ -205,21 +194,21 @@ async def test_a_follower_that_stands_still_holds_nobody_up(origin, processes):
 
 
 async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes):
-    leader = processes[0]
+    (leader,) = processes(1)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await to_follow(leader):
         leader.kill()
-    assert leaders(leader)
+    assert leader.files("partial/*.sock")
     leader.start()
-    assert not leaders(leader)
-    assert await told(leader)  # and nothing else
+    assert not leader.files("partial/*.sock")
+    assert leader.files("partial/*.json")  # and nothing else
     assert (await leader.get("/u/x.img")).body == pattern_bytes(SIZE, SEED)
-    await until(lambda: stored(leader))
+    await until(leader.entries)
     assert not list((leader.cache_dir / "partial").iterdir())
 
 
 async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin, processes):
-    leader, follower = processes[:2]
+    leader, follower = processes(2)
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await to_follow(leader, NO_STORE) as first, await follower.stream("/u/x.img") as second:
         await second.read(HALF)
@@ -227,7 +216,7 @@ async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin,
         assert await second.rest() == pattern_bytes(SIZE, SEED, HALF)
         assert await first.rest() == pattern_bytes(SIZE, SEED, HALF)
     assert origin.count("/x.img") == 1
-    assert not await stored(leader)
+    assert not leader.entries()
 
 
 @pytest.mark.parametrize("published", ["right", "wrong"])
@@ -241,7 +230,7 @@ async def test_a_body_that_is_not_stored_is_verified_by_every_process(origin, pr
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await leader.stream("/m/x.img", NO_STORE) as first:
         await first.read(HALF)
-        await until(lambda: told(leader))
+        await leader.wait_begun()
         async with await follower.stream("/m/x.img") as second:
             await second.read(HALF)
             origin.release()
@@ -265,7 +254,8 @@ async def test_readers_at_many_places_in_two_processes_do_not_cost_a_request_for
         got = await (await proxy.stream("/u/big.img", part)).rest()
         return got == pattern_bytes(size, SEED, start, start + size // 8)
 
-    async with await processes[0].stream("/u/big.img"):
+    proxies = processes(3)
+    async with await proxies[0].stream("/u/big.img"):
         places = range(0, size, size // 8)
-        assert all(await asyncio.gather(*(read(proxy, start) for proxy in processes[:3] for start in places)))
+        assert all(await asyncio.gather(*(read(proxy, start) for proxy in proxies for start in places)))
     assert origin.count("/big.img") <= 8 + size // TURN_BYTES

@@ -54,22 +54,10 @@ async def own_statuses(proxy):
     return {pid: answer.json() for pid, answer in (await each_worker(proxy, "/-/status/own")).items()}
 
 
-async def stored(proxy):
-    return list((proxy.cache_dir / "blobs").glob("*/*.json"))
-
-
-async def is_refused(proxy):
-    try:
-        (await proxy.connect()).close()
-    except ConnectionError:
-        return True
-    return False
-
-
 async def test_connections_and_hits_go_to_every_worker(origin, proxy):
     origin.pattern("/x.img", 10_000, SEED).headers(**FRESH)
     await proxy.get("/u/x.img")
-    await until(lambda: stored(proxy))
+    await until(proxy.entries)
     answers = await asyncio.gather(*(proxy.get("/u/x.img") for _ in range(128)))
     assert {answer.body for answer in answers} == {pattern_bytes(10_000, SEED)}
     hits = {pid: status["totals"]["requests"].get("HIT", 0) for pid, status in (await own_statuses(proxy)).items()}
@@ -126,7 +114,7 @@ async def test_sigterm_drains_every_worker(origin, proxy):
     for stream in streams:
         await stream.read(1000)
     proxy.send_signal(signal.SIGTERM)
-    await until(lambda: is_refused(proxy))
+    await proxy.wait_refusing()
     origin.release()
     for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
         assert rest == pattern_bytes(SIZE, SEED, 1000)
@@ -139,7 +127,7 @@ async def test_the_first_ctrl_c_of_a_terminal_drains_and_the_second_ends_it(orig
     stream = await proxy.stream("/u/x.img")
     await stream.read(HALF)
     os.killpg(proxy.pid, signal.SIGINT)
-    await until(lambda: is_refused(proxy))
+    await proxy.wait_refusing()
     assert stream.connection.surplus() == b""
     await until(lambda: len(pids(proxy)) == 1)  # the others have nothing to wait for
     os.killpg(proxy.pid, signal.SIGINT)

@@ -26,29 +26,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from proxy.serving.connection import REFUSED
-from tests.harness import REPOSITORY, Client, until
+from tests.harness import REPOSITORY, Client, fetchonce, until
 from tests.origin import pattern_bytes
 
 SIZE = 16 << 20
 SEED = 11
 FRESH = {"cache_control": "max-age=600"}
 END_SECONDS = 30
-
-
-def fetchonce(*args, code=0, env=None):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FETCHONCE_")}
-    ran = subprocess.run(
-        [sys.executable, "-m", "proxy", *map(str, args)],
-        cwd=REPOSITORY,
-        env={**environment, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=END_SECONDS,
-    )
-    assert ran.returncode == code, ran.stderr
-    assert "Traceback" not in ran.stderr
-    return ran
 
 
 def init(directory, *args, code=0):
@@ -151,7 +135,7 @@ def serial_of(path):
 async def test_https_answers_as_http_does(origin, secure):
     origin.pattern("/noble.img", SIZE, SEED).headers(**FRESH)
     assert await secure.get("/u/noble.img") == pattern_bytes(SIZE, SEED)
-    await until(lambda: list((secure.proxy.cache_dir / "blobs").glob("*/*.json")))
+    await until(secure.proxy.entries)
     for options in (["-I"], ["-i", "-r", "1000-1999"], ["-i", "-r", "-77"], ["-i", "-r", "0-9,90-99"], ["-i"]):
         _, out, _ = await secure.curl("/u/noble.img", *options)
         _, plain, _ = await run("curl", "-sS", *options, secure.proxy.url("/u/noble.img"))

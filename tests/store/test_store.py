@@ -48,8 +48,8 @@ async def put(store, name, body, generation="g1", stored_at=1.0):
 @pytest.fixture
 def opened(tmp_path):
     @contextlib.asynccontextmanager
-    async def opened():
-        store = Store(tmp_path / "cache")
+    async def opened(**options):
+        store = Store(tmp_path / "cache", **options)
         await store.start()
         try:
             yield store
@@ -440,7 +440,7 @@ async def test_a_commit_without_space_for_its_records_undoes_itself(opened, tmp_
 
 
 async def test_an_index_that_another_process_keeps_locked_undoes_the_commit(opened, tmp_path):
-    async with opened() as store:
+    async with opened(busy_seconds=0.1) as store:
         partial = await store.create(key("x"), "g1")
         partial.write(0, memoryview(BODY))
         database = sqlite3.connect(tmp_path / "cache" / "index" / "cache.db", isolation_level=None)

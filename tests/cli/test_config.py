@@ -1,0 +1,146 @@
+"""`config check` and `config show`."""
+
+import os
+import tomllib
+
+import pytest
+from msgspec.structs import asdict, replace
+
+from proxy.config import File, MirrorSection, Section, load
+
+AWKWARD = r"""
+listen = ["127.0.0.1:0", "[::1]:0"]
+shipped_mirrors = false
+[fill]
+connect_timeout = "250ms"
+retries = 0
+[server]
+header_size = "64KB"
+idle_timeout = "14d"
+[access]
+allow_hosts = ["a.example", "*.b.example:8443"]
+[log]
+access = false
+[[mirror]]
+name = "a"
+upstreams = ["https://a.example/x", "http://127.0.0.1:9/"]
+immutable = ['/\d{8}/', "it's \"quoted\"\\.", "two\nlines\\."]
+moving = ["ü"]
+ttl = 1234567.25
+checksums = ["{file}.sha256"]
+ignore_query = true
+"""
+
+
+def test_config_check_counts_what_it_read(cli):
+    assert cli("config", "check").out == f"{cli.config}: ok, 2 mirrors from 1 file\n"
+    told = cli("config", "check", "--json").json()
+    assert told == {"file": str(cli.config), "sources": [str(cli.config)], "mirrors": 2}
+
+
+EVERY_KEY = r"""
+listen = ["unix:HERE/socket"]
+shipped_mirrors = false
+[cache]
+dir = "HERE/cache"
+max_size = "7GB"
+min_free = "1GiB"
+[fill]
+connections = 3
+connect_timeout = "11s"
+read_timeout = "1.5m"
+checksum_timeout = "2s"
+retries = 2
+on_abandon = "pause"
+[upstream]
+proxy = "http://proxy.example:3128"
+ca_bundle = "HERE/file"
+[access]
+allow_hosts = ["a.example"]
+clients = ["10.0.0.0/8"]
+token = "***"
+hosts = ["cache.example"]
+[server]
+workers = 2
+header_size = "16KiB"
+header_timeout = "5s"
+idle_timeout = "60s"
+connections = 100
+stop_timeout = "3s"
+tls_cert = "HERE/cert.pem"
+tls_key = "HERE/key.pem"
+[log]
+level = "warning"
+access = false
+[[mirror]]
+name = "m"
+upstreams = ["https://m.example/a/"]
+immutable = ['/\d{8}/']
+moving = ["/latest/"]
+ttl = "7m"
+negative_ttl = "3s"
+stale_if_error = "2d"
+checksums = ["SHA256SUMS"]
+verify = "warn"
+ignore_query = true
+headers = {X-Key = "***"}
+netrc = "HERE/file"
+"""
+"""What is secret is *** already, because it is shown as that. HERE is a directory that holds an empty `file`."""
+
+
+@pytest.mark.parametrize("text", ["", AWKWARD, EVERY_KEY], ids=["defaults", "awkward", "every key"])
+def test_config_show_loads_to_the_same_settings(cli, tmp_path, monkeypatch, text):
+    for name in [name for name in os.environ if name.startswith("FETCHONCE_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    cli.config.write_text(text.replace("HERE", str(tmp_path)))
+    shown = cli("config", "show", "--cache-dir", str(cli.cache_dir)).out
+    again = tmp_path / "elsewhere" / "fetchonce.toml"
+    again.parent.mkdir()
+    again.write_text(shown)
+    before, after = load(str(cli.config), {"cache": {"dir": str(cli.cache_dir)}}), load(str(again))
+    assert after.mirrors == before.mirrors
+    sections = zip(before.file.mirror, before.mirrors, strict=True)
+    # An upstream is shown as it is asked: "https://a.example/x" as "https://a.example/x/".
+    mirrors = tuple(replace(section, upstreams=mirror.upstreams) for section, mirror in sections)
+    assert after.file == replace(before.file, mirror=mirrors)
+
+
+def test_every_key_has_each_key_and_none_of_the_defaults(tmp_path):
+    """Or else the test above could not see that `config show` forgets one."""
+    (tmp_path / "file").touch()
+    path = tmp_path / "fetchonce.toml"
+    path.write_text(EVERY_KEY.replace("HERE", str(tmp_path)))
+    file = load(str(path)).file
+    for given, default in [
+        (file, File()),
+        *((getattr(file, name), each) for name, each in asdict(File()).items() if isinstance(each, Section)),
+        (file.mirror[0], MirrorSection(name="", upstreams=())),
+    ]:
+        defaults = asdict(default)
+        assert [name for name, value in asdict(given).items() if value == defaults[name]] == []
+
+
+def test_config_show_is_what_the_environment_and_the_options_made_of_it(cli, tmp_path):
+    elsewhere, env = tmp_path / "elsewhere", {"FETCHONCE_FILL_CONNECTIONS": "7"}
+    shown = cli("config", "show", "--cache-dir", str(elsewhere), env=env).out
+    assert shown.startswith(f"# from {cli.config}")
+    told = tomllib.loads(shown)
+    assert cli("config", "show", "--json", "--cache-dir", str(elsewhere), env=env).json() == told
+    assert (told["fill"]["connections"], told["cache"]["dir"]) == (7, str(elsewhere))
+    assert [mirror["name"] for mirror in told["mirror"]] == ["u", "https-one"]
+
+
+def test_config_show_does_not_show_what_is_secret(cli):
+    mirror = '[[mirror]]\nname = "v"\nupstreams = ["https://me:s3cret@a.example/"]\nheaders = {X-Key = "s3cret"}\n'
+    cli.config.write_text(f'[access]\ntoken = "s3cret"\n[upstream]\nproxy = "http://me:s3cret@b.example:1"\n{mirror}')
+    shown = cli("config", "show").out
+    assert "s3cret" not in shown
+    assert "bWU6" not in shown  # Basic
+    told = tomllib.loads(shown)
+    assert cli("config", "show", "--json").json() == told
+    assert (told["access"]["token"], told["upstream"]["proxy"]) == ("***", "http://***@b.example:1")
+    mirror = next(each for each in told["mirror"] if each["name"] == "v")
+    assert mirror["upstreams"] == ["https://a.example/"]
+    assert mirror["headers"] == {"X-Key": "***", "Authorization": "***"}

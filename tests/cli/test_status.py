@@ -1,0 +1,71 @@
+"""`status`."""
+
+import re
+import signal
+
+from tests.cli.commands import BODY, FRESH, served
+from tests.harness import until
+
+
+def test_status_without_a_server(cli):
+    assert cli("status", "--json").json() == {"fills": [], "totals": {}, "workers": []}
+
+
+async def test_status_tells_of_fills_and_totals(origin, cli, server):
+    assert "nothing is being fetched" in cli("status").out
+    origin.body("/noble.img", BODY).stall_at(400_000)
+    client = await server.stream("/u/noble.img")
+    await client.read(400_000)
+    shown = cli("status").out
+    assert re.search(rf"server on 127\.0\.0\.1:{server.client.port}, up \d+s\n", shown)
+    assert origin.url("/noble.img") in shown
+    assert re.search(r"streaming: 400\.0 kB of 1\.0 MB \(40%\), .*/s, .* left, 1 reader$", shown, re.MULTILINE)
+
+    told = cli("status", "--json").json()
+    (fill,), (worker,) = told["fills"], told["workers"]
+    assert (
+        fill.items()
+        >= {
+            "url": origin.url("/noble.img"),
+            "mirror": "u",
+            "state": "streaming",
+            "bytes": 400_000,
+            "length": len(BODY),
+            "readers": 1,
+            "source": origin.url("/noble.img"),
+        }.items()
+    )
+    assert fill["rate"] > 0
+    assert fill["eta"] > 0
+    assert (worker["pid"], worker["listen"]) == (server.pid, [f"127.0.0.1:{server.client.port}"])
+    assert told["totals"]["fetched_bytes"] == 400_000
+    origin.release()
+    await client.rest()
+
+
+async def test_status_is_of_all_servers_on_the_directory_and_of_no_dead_one(origin, cli, server, proxy_factory):
+    second = proxy_factory(cache_dir=cli.cache_dir)
+    origin.body("/noble.img", BODY).headers(cache_control=FRESH)
+    for number, each in enumerate((server, second), 1):
+        await each.get("/u/noble.img")
+        await until(lambda each=each, number=number: served(each, number * len(BODY)))
+    told = cli("status", "--json").json()
+    assert {worker["pid"] for worker in told["workers"]} == {server.pid, second.pid}
+    assert told["totals"]["sent_bytes"] == 2 * len(BODY)
+    assert cli("status").out.count("server on 127.0.0.1:") == 2
+    second.kill()
+    assert [worker["pid"] for worker in cli("status", "--json").json()["workers"]] == [server.pid]
+    server.kill()
+    assert "no server runs" in cli("status").out
+
+
+async def test_status_watch_goes_on_until_ctrl_c(origin, cli, server, terminal):
+    origin.body("/noble.img", BODY).stall_at(400_000)
+    watch = cli.start("status", "--watch", fds={"stdout": terminal.fd})
+    terminal.read_until("nothing is being fetched")
+    client = await server.stream("/u/noble.img")
+    terminal.read_until("400.0 kB of 1.0 MB (40%)")
+    origin.release()
+    await client.rest()
+    terminal.read_until("1.0 MB fetched, 1.0 MB served (1 MISS)")
+    cli.end(watch, signal.SIGINT)

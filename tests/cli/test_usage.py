@@ -1,0 +1,70 @@
+"""Help, and wrong usage."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.commands import COMMANDS
+from tests.harness import REPOSITORY
+
+
+def test_version(cli):
+    assert re.fullmatch(r"fetchonce, version \d+\.\d+\.\d+\n", cli("--version").out)
+
+
+def test_help_names_every_command_and_each_has_its_own(cli):
+    whole, *each = cli.together(*([*words.split(), "-h"] for words in ["", *COMMANDS]))
+    for words, said in zip(COMMANDS, each, strict=True):
+        assert re.search(rf"^  {words.split()[0]} ", whole.out, re.MULTILINE)
+        assert said.out.startswith(f"Usage: fetchonce {words}")
+        assert words == "config" or "--config FILE" in said.out
+
+
+HEAVY = {
+    *("httpx", "httpcore", "starlette", "uvicorn", "httptools", "truststore", "cryptography", "http_sf"),
+    *("rich.console", "rich.progress", "tomli_w"),
+}
+QUICK = [["--help"], ["ls"], ["ls", "--json"], ["show", "/u/a"], ["rm", "/u/a"], ["url", "/u/a"]]
+
+
+@pytest.mark.parametrize("args", QUICK, ids=" ".join)
+def test_what_needs_no_server_loads_none(cli, args):
+    ran = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, *args], cwd=REPOSITORY, env=cli.env(None), capture_output=True, text=True
+    )
+    assert ran.stdout + ran.stderr  # it did its work
+    modules = set(ran.stderr.rpartition("loaded: ")[2].split())
+    assert {"proxy.cli", "click"} <= modules
+    assert modules & HEAVY == set()
+
+
+LIST_MODULES = """
+import sys
+from proxy.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *sys.modules, file=sys.stderr)
+"""
+
+
+def test_wrong_usage_is_exit_2(cli):
+    wrong = {
+        "No such command 'sreve'": ["sreve"],
+        "No such option '--bogus'": ["--bogus"],
+        "Missing argument 'URL...'": ["rm"],
+        "0 is not in the range": ["prefetch", "-j", "0", "/u/a"],
+        "--watch is for people": ["status", "--watch", "--json"],
+        'expected a duration such as "30s"': ["prune", "--older-than", "soon"],
+        'expected a size such as "500MB"': ["prune", "--to-size", "small"],
+    }
+    for said, ran in zip(wrong, cli.together(*wrong.values(), code=2), strict=True):
+        assert said in ran.err
+        assert not ran.out
+
+
+def test_an_argument_that_is_no_text_is_an_error_like_any_other(cli):
+    for ran in cli.together(*([command, b"/u/\xff"] for command in ("rm", "prefetch")), code=1):
+        assert "must be percent-encoded" in ran.err

@@ -1,0 +1,60 @@
+"""Servers in this process, and files to send."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.site import (
+    BODY,
+    HUGE,
+    App,
+    Serve,
+    Site,
+)
+
+
+@pytest.fixture
+async def serve(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Serve]:
+    """Starts servers and stops them at the end; fails if a task is left or the loop has reported an error."""
+    sites: list[Site] = []
+    strange: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: strange.append(context))
+    caplog.set_level(logging.INFO)
+
+    async def make(apps: dict[str, App] | App, **options: Any) -> Site:
+        site = Site(apps if isinstance(apps, dict) else {"*": apps}, **options)
+        sites.append(site)
+        site.run = asyncio.create_task(site.server.run())
+        return site
+
+    yield make
+    for site in sites:
+        site.client.close()
+        site.server.stop()
+        await site.ended()
+        assert all(task.done() for task in site.tasks.values())
+    assert strange == []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a file with BODY."""
+    path = tmp_path / "body"
+    path.write_bytes(BODY)
+    with open(path, "rb") as opened:
+        yield opened.fileno()
+
+
+@pytest.fixture
+def huge(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a file with HUGE zeros."""
+    path = tmp_path / "huge"
+    path.touch()
+    os.truncate(path, HUGE)
+    with open(path, "rb") as opened:
+        yield opened.fileno()
