@@ -102,6 +102,7 @@ class MirrorSection(Section, frozen=True):
     checksums: tuple[str, ...] = ()
     verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
+    connections: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     netrc: bool | str = False
 
@@ -364,6 +365,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         checksums=section.checksums,
         verify=section.verify,
         ignore_query=section.ignore_query,
+        connections=section.connections,
         credentials=tuple(credentials) if any(credentials) else (),
     )
 

@@ -117,7 +117,12 @@ class UpstreamRange(UpstreamError):
 
 
 class UpstreamChanged(UpstreamError):
-    """Upstream has another generation now: the bytes that came of the old one cannot be completed."""
+    """Upstream has another generation now: the bytes that came of the old one cannot be completed there."""
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        """`is_final`: the very node that gave the old one says so; nobody else needs to be asked."""
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class UpstreamPage(UpstreamError):

@@ -12,7 +12,7 @@ from proxy.rules.mirrors import Mirror, MirrorTable, is_valid_name, parse_target
 
 FILES = sorted((Path(__file__).parent.parent / "config" / "mirrors").glob("*.toml"))
 TABLES = [(file, table) for file in FILES for table in tomllib.loads(file.read_text("utf-8"))["mirror"]]
-KEYS = {"name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query"}
+KEYS = {"name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "connections"}
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

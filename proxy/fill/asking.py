@@ -12,7 +12,7 @@ from ..rules.entry import Entry, Head, Headers, field
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
-from ..rules.splice import Held, Known, Splice, judge, rest_condition
+from ..rules.splice import Held, Known, Splice, judge, rest_fields, start_of_rest
 from ..rules.validators import condition, confirms
 from ..upstream.client import Upstream
 from ..upstream.exchange import Exchange
@@ -30,6 +30,7 @@ class Inquiry:
     """What is asked: the object, the bytes of `gap` of the known body, or (no gap) whether the object is still that."""
 
     url: str
+    """Of the mirror."""
     condition: Headers
     """The fields of the first question. Those of a client go with every further one."""
     stale: Entry | None
@@ -38,18 +39,43 @@ class Inquiry:
     known: Known | None = None
     takes_parts: bool = True
     """False: all of the body is asked for, to be compared."""
+    at: str | None = None
+    """Where the mirror has redirected to before, if that is asked right away."""
+
+    @property
+    def asked_url(self) -> str:
+        return self.at or self.url
+
+    @property
+    def asks_part(self) -> bool:
+        return self.takes_parts and self.known is not None and self.known.can_resume and self.gap is not None
 
     def headers(self) -> Headers:
         if self.known is None:
-            return self.condition
+            return self._first_headers()
         fields = vary.with_each(self.condition)
         if self.gap is None:
-            # Another mirror's validators need not be ours.
-            is_same = urlsplit(self.url).netloc == urlsplit(self.known.url).netloc
+            is_same = self.known.is_from(self.asked_url)
             return (*fields, *(condition(self.known.head.headers) if is_same else ()))
-        if not self.takes_parts or not self.known.can_resume:
-            return fields
-        return (*fields, *rest_condition(self.known.head, *self.gap))
+        return (*fields, *rest_fields(self.known, *self.gap, self.asked_url)) if self.asks_part else fields
+
+    def _first_headers(self) -> Headers:
+        """The condition; but a redirector is not asked about the tag of one of its nodes: another node has another."""
+        if self.stale and field(self.stale.head.headers, "last-modified") and not self._is_from_stale(self.asked_url):
+            return tuple(line for line in self.condition if line[0] != "if-none-match")
+        return self.condition
+
+    def _is_from_stale(self, url: str) -> bool:
+        return self.stale is None or not self.stale.head.node or Known(self.stale.head, "", Held.SAVED).is_from(url)
+
+    def confirms(self, exchange: Exchange) -> bool:
+        """Whether a 304 is about what is stored."""
+        if self.stale is None:
+            return False
+        stored = self.stale.head.headers
+        if not self._is_from_stale(exchange.final_url):
+            stored = tuple(line for line in stored if line[0] != "etag")
+        return confirms(stored, exchange.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +89,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The known body, from byte `start` on. `compare`: it may be another one, and starts at 0 to be compared."""
+    """The known body, from byte `start` on. `compare`: what of it is here already must be equal."""
 
     exchange: Exchange
     start: int
@@ -94,7 +120,7 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
     Raises UpstreamError for an answer that helps nobody, UpstreamRange if a range was not answered with that range,
     UpstreamChanged if clients have bytes of the known body, and the object is another one now.
     """
-    exchange = upstream.open(inquiry.url, headers=inquiry.headers())
+    exchange = upstream.open(inquiry.url, headers=inquiry.headers(), at=inquiry.at)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exchange)
         answer = _read(inquiry, exchange, clock())
@@ -131,28 +157,29 @@ def _read(inquiry: Inquiry, exchange: Exchange, now: float) -> Answer | None:
     if inquiry.known and inquiry.gap:
         return _rest(inquiry, inquiry.known, inquiry.gap[0], exchange, now)
     if exchange.status == 304 and (inquiry.known or inquiry.stale):
-        if inquiry.known is None and inquiry.stale and not confirms(inquiry.stale.head.headers, exchange.headers):
+        if inquiry.known is None and not inquiry.confirms(exchange):
             return None
-        return Unchanged(exchange.url, _head_of(inquiry, exchange, now, ""))
+        return Unchanged(inquiry.url, _head_of(inquiry, exchange, now, ""))
     if inquiry.known is None:
         return _whole(inquiry, exchange, now)
     if inquiry.known.held is Held.SAVED:
         return _another(inquiry, exchange, now)
-    raise _changed(exchange)
+    raise _changed(exchange, is_final=inquiry.known.is_from(exchange.final_url))
 
 
 def _rest(inquiry: Inquiry, known: Known, start: int, exchange: Exchange, now: float) -> Answer:
-    splice = judge(known, start, exchange) if exchange.status in (200, 206) else None
-    if splice is Splice.PART and inquiry.takes_parts:
-        return Rest(exchange, start, compare=False)
+    asked = start_of_rest(known, start, inquiry.asked_url) if inquiry.asks_part else 0
+    splice = judge(known, asked, exchange) if exchange.status in (200, 206) else None
+    if exchange.status == 206 and inquiry.asks_part and splice in (Splice.PART, Splice.COMPARE):
+        return Rest(exchange, asked, compare=splice is Splice.COMPARE)
     if known.held is Held.SAVED:
         return _another(inquiry, exchange, now)
     if splice is None:
         raise status_error(exchange)
-    if splice is Splice.COMPARE:
+    if exchange.status == 200 and splice is Splice.COMPARE:
         return Rest(exchange, 0, compare=True)
     if splice is Splice.OTHER:
-        raise _changed(exchange)
+        raise _changed(exchange, is_final=known.is_from(exchange.final_url))
     raise UpstreamRange(f"{exchange.url} does not go on at byte {start}, as it was asked to")
 
 
@@ -166,7 +193,7 @@ def _another(inquiry: Inquiry, exchange: Exchange, now: float) -> Another:
 def _whole(inquiry: Inquiry, exchange: Exchange, now: float) -> Whole:
     if exchange.status != 200:
         raise status_error(exchange)
-    return Whole(exchange, _head_of(inquiry, exchange, now, secrets.token_hex(8)), exchange.url)
+    return Whole(exchange, _head_of(inquiry, exchange, now, secrets.token_hex(8)), inquiry.url)
 
 
 def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) -> Head:
@@ -183,8 +210,9 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
     if field(headers, "date") is None:
         headers += (("date", http_date(now)),)
     age = initial_age(exchange.headers, now, exchange.delay)
-    return Head(headers, exchange.length, generation, age, vary.that_select(inquiry.condition))
+    nominated = vary.that_select(inquiry.condition)
+    return Head(headers, exchange.length, generation, age, nominated, exchange.node)
 
 
-def _changed(exchange: Exchange) -> UpstreamError:
-    return UpstreamChanged(f"{exchange.url} changed while it was fetched")
+def _changed(exchange: Exchange, *, is_final: bool) -> UpstreamError:
+    return UpstreamChanged(f"{exchange.url} changed while it was fetched", is_final=is_final)

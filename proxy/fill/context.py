@@ -1,8 +1,9 @@
 """What all fills of a process work with."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from ..config import FillSection
 from ..rules.health import Health
@@ -11,6 +12,31 @@ from ..store.janitor import Janitor
 from ..store.store import Store
 from ..upstream.client import Upstream
 
+THREADS = 128
+"""Transfers at once from one server of a mirror. Each blocks on its socket; more than this wait for a thread."""
+DISK_THREADS = 16
+
+
+class Threads:
+    """Threads for what blocks. Each upstream server has its own: those that hang keep nobody else waiting."""
+
+    def __init__(self) -> None:
+        self.disk: Executor = ThreadPoolExecutor(DISK_THREADS, "disk")
+        """For hashing and syncing."""
+        self._of_servers: dict[str, ThreadPoolExecutor] = {}
+
+    def of(self, url: str) -> Executor:
+        """For what is asked of the mirror at `url`. There are as many as servers are configured."""
+        server = urlsplit(url).netloc
+        if server not in self._of_servers:
+            self._of_servers[server] = ThreadPoolExecutor(THREADS, f"transfer {server}")
+        return self._of_servers[server]
+
+    def close(self) -> None:
+        """Drop what waits for a thread. A thread in a connect cannot be woken; it ends by its own timeout."""
+        for executor in (self.disk, *self._of_servers.values()):
+            executor.shutdown(wait=False, cancel_futures=True)
+
 
 @dataclass(frozen=True, slots=True)
 class FillContext:
@@ -18,8 +44,7 @@ class FillContext:
     janitor: Janitor
     upstream: Upstream
     settings: FillSection
-    threads: Executor
-    """Runs what blocks on upstream."""
+    threads: Threads
     stats: Stats
     health: Health
     clock: Callable[[], float]

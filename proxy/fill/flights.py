@@ -6,7 +6,6 @@ never to a request: a client that goes away cancels nothing.
 
 import asyncio
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from logging import ERROR
 
@@ -26,15 +25,13 @@ from ..store.store import Store
 from ..upstream.client import Upstream
 from .asking import Whole
 from .checksums import Checksums
-from .context import FillContext
+from .context import FillContext, Threads
 from .coordinator import Coordinator
 from .fill import Fill, Question
 from .origin import Origin
 from .passthrough import Passthrough
 from .states import Failed
 
-THREADS = 256
-"""Transfers at once. Each blocks on its socket; more fills than this wait for a thread."""
 STOP_SECONDS = 3.0
 """How long stopped fills may take to put away what they have."""
 DISTRUST_SECONDS = 600.0
@@ -46,7 +43,7 @@ class Flights:
     def __init__(
         self, store: Store, janitor: Janitor, settings: Settings, stats: Stats, clock: Callable[[], float]
     ) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, "transfer")
+        self._threads = Threads()
         self._via = pseudonym(store.root)
         upstream = Upstream(settings, self._via)
         self._context = FillContext(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
@@ -134,5 +131,4 @@ class Flights:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._context.upstream.close()
-        # A thread in a connect cannot be woken; it ends by its own timeout and touches nothing of ours.
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()

@@ -48,7 +48,8 @@ class Ingest:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._mode = Mode.ONE
-        self._ramp = Ramp(context.settings.connections if (growing.length or 0) >= BIG_BYTES else 1)
+        self._limit = target.mirror.connections or context.settings.connections
+        self._ramp = Ramp(self._limit if (growing.length or 0) >= BIG_BYTES else 1)
         self._running: dict[Segment, asyncio.Task[None]] = {}
         self._flowing: set[Segment] = set()
         """Those of which bytes have come."""
@@ -88,9 +89,11 @@ class Ingest:
             if first:
                 exchange = first.exchange
                 has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
-                self._mode = Mode.SEVERAL if has_ranges and self._known.can_resume else Mode.ONE
-                stop = growing.partial.extents.next_start(first.start + 1) or growing.length
-                self._start(Segment(first.start, stop), first)
+                takes_more = has_ranges and self._known.can_resume and self._origin.takes_more
+                self._mode = Mode.SEVERAL if takes_more else Mode.ONE
+                follows = None if first.compare and exchange.status == 200 else first.start + 1
+                stop = growing.partial.extents.next_start(follows) if follows else None
+                self._start(Segment(first.start, stop or growing.length), first)
             if self._known.can_resume and (growing.length or 0) >= RESUMABLE_BYTES:
                 self._checkpoint()
                 self._leader = await Leader.listen(growing)
@@ -149,7 +152,7 @@ class Ingest:
         for segment in running:
             segment.is_wanted = segment.is_wanted or any(map(segment.serves, growing.wanted))
         if self._mode is Mode.SEVERAL:
-            needed = plan(extents, growing.length, running, growing.wanted, self._context.settings.connections)
+            needed = plan(extents, growing.length, running, growing.wanted, self._limit)
             step = schedule(extents, growing.length, running, needed, self._ramp)
         else:
             step = schedule(extents, growing.length, running, plan(extents, growing.length, running, (), 1), Ramp(1))
@@ -178,8 +181,9 @@ class Ingest:
         """One segment, from the question to its last byte. Trouble is noted for `run`; the task ends well."""
         try:
             answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
-            if answer.compare:
-                segment.offset, segment.stop = answer.start, answer.exchange.length
+            segment.offset = answer.start
+            if answer.exchange.status == 200 and answer.compare:
+                segment.stop = segment.asked = answer.exchange.length
             await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
         except UpstreamError as error:
             self._mode = Mode.ONE
@@ -202,7 +206,7 @@ class Ingest:
         segment, growing = transfer.segment, self._growing
         begun = transfer.written
         tell = functools.partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
-        copying = self._loop.run_in_executor(self._context.threads, transfer.run, growing.partial, tell)
+        copying = self._loop.run_in_executor(self._origin.threads, transfer.run, growing.partial, tell)
         try:
             await asyncio.shield(copying)
         except asyncio.CancelledError:
@@ -262,7 +266,8 @@ class Ingest:
         if self._saving and not self._saving.done():
             return
         self._checkpointed = self._growing.received
-        self._saving = self._loop.run_in_executor(self._context.threads, self._growing.partial.save, self.record())
+        save = self._growing.partial.save
+        self._saving = self._loop.run_in_executor(self._context.threads.disk, save, self.record())
         self._saving.add_done_callback(self._saved_or_not)
 
     def _saved_or_not(self, saving: asyncio.Future[None]) -> None:

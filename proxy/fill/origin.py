@@ -8,6 +8,8 @@ store, would be another class with the same `open`.
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
 from logging import WARNING
 from typing import Any, TypeVar
 
@@ -53,6 +55,8 @@ class Origin:
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
         self._url = self.urls[0]
         """The mirror that a rest is asked of."""
+        self._resolved: dict[str, str] = {}
+        """Where each mirror has redirected to: parts and the rest are asked of the same node."""
         self._failures = 0
         """Tries since a byte last came: the running one is counted until then."""
         self._trouble: UpstreamError | None = None
@@ -92,13 +96,27 @@ class Origin:
 
         Raises UpstreamError if it is not given; what runs already goes on.
         """
-        answer = await self._ask(self._url, gap, known)
-        assert isinstance(answer, Rest)
-        if answer.compare:
-            answer.exchange.drop()
-            self._takes_parts = False
-            raise UpstreamRange(f"{self._url} gave the whole body instead of a part")
+        inquiry = Inquiry(self._url, self._condition, None, gap, known, at=self._resolved.get(self._url))
+        try:
+            answer: Answer = await self._in_thread(ask, inquiry)
+            assert isinstance(answer, Rest)
+            if answer.compare:
+                answer.exchange.drop()
+                raise UpstreamRange(f"another node of {self._url} answered, or without the part that was asked for")
+        except UpstreamError as error:
+            self._context.health.refused_more(self._url, self._now(), error.retry_after)
+            raise
         return answer
+
+    @property
+    def threads(self) -> Executor:
+        """For transfers from the mirror that has just answered."""
+        return self._context.threads.of(self._url)
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether the mirror that has just answered may be asked over more connections at once."""
+        return self._context.health.takes_more(self._url, self._now())
 
     def progressed(self) -> None:
         """Bytes have come."""
@@ -127,8 +145,7 @@ class Origin:
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2.0 ** (self._failures - 1)), error.retry_after or 0.0)
         if known and known.held is not Held.SAVED:
             is_changed = isinstance(error, UpstreamChanged)
-            # A mirror that has something else is passed over, but for the one that the body came from.
-            is_over = is_changed and (self._url == known.url or len(self.urls) == 1)
+            is_over = isinstance(error, UpstreamChanged) and error.is_final
             if is_over or self._failures > self._context.settings.retries or delay > REST_WAIT_MAX:
                 raise error
             if self._failures > 1 or is_changed:  # the mirror that broke is asked once more
@@ -145,15 +162,26 @@ class Origin:
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
         inquiry = Inquiry(url, self._condition, self._stale, gap, known, self._takes_parts)
         try:
-            return await self._in_thread(ask, inquiry)
+            if known and (at := self._resolved.pop(url, None)):
+                try:
+                    return await self._answer(replace(inquiry, at=at))
+                except UpstreamError:
+                    pass  # a signed URL expires, and a redirector knows other nodes
+            return await self._answer(inquiry)
         except UpstreamRange:
             self._takes_parts = False
             raise
 
+    async def _answer(self, inquiry: Inquiry) -> Answer:
+        answer: Answer = await self._in_thread(ask, inquiry)
+        if (exchange := exchange_of(answer)) and exchange.final_url != inquiry.url:
+            self._resolved[inquiry.url] = exchange.final_url
+        return answer
+
     async def _in_thread(self, asks: Callable[[Inquiry, Upstream, Callable[[], float]], T], inquiry: Inquiry) -> T:
         context = self._context
         asking = asyncio.get_running_loop().run_in_executor(
-            context.threads, asks, inquiry, context.upstream, context.clock
+            context.threads.of(inquiry.url), asks, inquiry, context.upstream, context.clock
         )
         try:
             return await asyncio.shield(asking)

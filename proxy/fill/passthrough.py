@@ -57,7 +57,7 @@ class Passthrough:
             exchange.abort()
             self._step.add_done_callback(functools.partial(_drop_after, exchange))
         elif exchange:
-            self._context.threads.submit(exchange.close)  # its connection may be of use to others
+            self._origin.threads.submit(exchange.close)  # its connection may be of use to others
 
     async def wait_length(self) -> int | None:
         """None where upstream does not say: ranges of such a body are not given."""
@@ -90,7 +90,7 @@ class Passthrough:
         while True:
             exchange = await self._exchange_at(offset, end)
             try:
-                self._step = loop.run_in_executor(self._context.threads, self._read, exchange, offset, end)
+                self._step = loop.run_in_executor(self._origin.threads, self._read, exchange, offset, end)
                 data = await asyncio.shield(self._step)
             except UpstreamError as error:
                 self.close()

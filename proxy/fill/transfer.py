@@ -20,7 +20,7 @@ class Transfer:
     """
 
     def __init__(self, segment: Segment, exchange: Exchange, *, compare: bool = False) -> None:
-        """`compare`: the answer is a whole body. What is on disk must equal it, and only what is not is written."""
+        """`compare`: what is on disk must equal what the answer brings, and only the rest of that is written."""
         self.segment, self._exchange, self._compare = segment, exchange, compare
         self.url = exchange.url
         self.written = segment.offset
@@ -41,7 +41,8 @@ class Transfer:
                 rest = len(buffer) if stop is None else stop - self.written
                 count = exchange.read_into(buffer[:rest])
                 if not count:
-                    if (known_end := max((end for _, end in known), default=0)) > self.written:
+                    known_end = max((end for _, end in known), default=0)
+                    if exchange.status == 200 and known_end > self.written:
                         raise UpstreamChanged(f"{exchange.url} has {self.written} bytes now, we have {known_end} of it")
                     return
                 put(partial, known, self.written, buffer[:count], exchange.url)

@@ -128,7 +128,7 @@ class Verifier:
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:
-            self._hashes[algorithm] = TrailingHash(algorithm, self._growing.partial, self._context.threads)
+            self._hashes[algorithm] = TrailingHash(algorithm, self._growing.partial, self._context.threads.disk)
         return self._hashes[algorithm]
 
 

@@ -44,6 +44,8 @@ class Head:
     """Its age in seconds when we received it (RFC 9111 §4.2.3)."""
     nominated: Headers = ()
     """The client's fields that we sent upstream, and that may have selected this answer (see vary.py)."""
+    node: str = ""
+    """The server that gave it, behind all redirects: scheme://host:port. Its entity tag is that server's."""
 
     @property
     def validator(self) -> Validator:
@@ -97,5 +99,5 @@ def refreshed(entry: Entry, head: Head, now: float) -> Entry:
     new = {name for name, _ in head.headers} - OF_THE_BYTES
     kept = tuple((name, value) for name, value in entry.head.headers if name not in new)
     added = tuple((name, value) for name, value in head.headers if name in new)
-    news = replace(entry.head, headers=kept + added, age=head.age, nominated=head.nominated)
+    news = replace(entry.head, headers=kept + added, age=head.age, nominated=head.nominated, node=head.node)
     return replace(entry, head=news, validated_at=now)

@@ -7,14 +7,27 @@ SHUN_SECONDS = 60.0
 """How long a failed server comes last. Short, because the others may be far away, and one request is enough to see."""
 
 
+CROWDED_SECONDS = 600.0
+"""How long a server that refused a second connection is left with one: a rate limit counts by minutes or hours."""
+
+
 class Health:
     """Remembers failures by server (scheme, host, port). `now` is any clock that only goes forward."""
 
     def __init__(self) -> None:
         self._failed: dict[str, float] = {}
+        self._crowded_until: dict[str, float] = {}
 
     def failed(self, url: str, now: float) -> None:
         self._failed[_server(url)] = now
+
+    def refused_more(self, url: str, now: float, seconds: float | None) -> None:
+        """One more connection was refused, or met another node: for `seconds` one at a time must do."""
+        self._crowded_until[_server(url)] = now + max(CROWDED_SECONDS, seconds or 0.0)
+
+    def takes_more(self, url: str, now: float) -> bool:
+        """Whether the server may be asked over several connections at once."""
+        return now >= self._crowded_until.get(_server(url), 0.0)
 
     def answered(self, url: str) -> None:
         self._failed.pop(_server(url), None)

@@ -17,9 +17,6 @@ BIG_BYTES = 64 * 1024**2
 """From here on a body is worth several connections."""
 SPLIT_BYTES = 8 * 1024**2
 """Less is not worth a connection of its own."""
-PIECE_SECONDS = 1.0
-"""How long a connection takes for one piece: a new one costs some round trips, and readers come from the front. With
-four connections of 40 MiB/s eight readers have 256 MiB after 2.2 s; after 2.0 s with 0.5, and 2.5 s with halves."""
 FAST_RATE = 100e6
 """Bytes a second from which another connection gains nothing, and a mirror need not bear it."""
 GAIN = 1.2
@@ -59,8 +56,6 @@ class Ramp:
 
     limit: int
     allowed: int = 1
-    piece: int = SPLIT_BYTES
-    """Bytes of one connection's share before it goes on elsewhere."""
     _rate: float = 0.0
 
     def judge(self, rate: float) -> None:
@@ -68,7 +63,6 @@ class Ramp:
         if rate >= FAST_RATE or rate < self._rate * GAIN:
             self.limit = self.allowed
         self._rate = rate
-        self.piece = max(SPLIT_BYTES, int(rate / self.allowed * PIECE_SECONDS))
         self.allowed = min(self.limit, 2 * self.allowed)
 
 
@@ -112,7 +106,8 @@ def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Ite
     Where there are more readers than connections, these go round. With nothing running the first gap is started.
     """
     wanted = [offset for offset in sorted(set(waiting)) if offset < length and extents.reach(offset) == offset]
-    idle = [segment for segment in running if segment.is_turn_over or not segment.is_wanted]
+    # The first connection asked for everything, and goes on unless it is the only one that there may be.
+    idle = [each for each in running[limit > 1 :] if each.is_turn_over or not each.is_wanted]
     idle.sort(key=lambda segment: (segment.is_wanted, segment.begun - segment.offset))
     is_short = False
     start: list[tuple[int, int]] = []
@@ -136,24 +131,24 @@ def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Ite
 def split(extents: Extents, length: int, running: Sequence[Segment], ramp: Ramp) -> tuple[int, int] | None:
     """(offset, stop) of one more segment of a body of `length` bytes; None if none is allowed or worth it.
 
-    It is the first piece that no segment covers. Where there is none it is a part of the segment that has most left,
-    which then ends before it. Pieces are in order, so that readers have nearly everything behind them when the last
-    one comes.
+    It is the first part that no segment covers. Where there is none it is the far half of the segment that has most
+    left. So the first connection, which asked for everything, is never cut for a piece: it goes on until it meets what
+    the others have brought, and to the end if they fail. Halves of what is left take few requests.
     """
     if not running or len(running) >= ramp.allowed:
         return None
     for start, end in extents.gaps(length):
         for segment in sorted(running, key=lambda each: each.offset):
             if start < segment.offset < end:
-                return _piece(start, segment.offset, ramp)
+                return start, segment.offset
             if segment.offset <= start < (segment.stop or length):
                 start = segment.stop or length
         if start < end:
-            return _piece(start, end, ramp)
+            return start, end
     longest = max(running, key=lambda segment: (segment.stop or segment.offset) - segment.offset)
     if longest.stop is None or longest.stop - longest.offset < 2 * SPLIT_BYTES:
         return None
-    return _piece(longest.offset + min(ramp.piece, (longest.stop - longest.offset) // 2), longest.stop, ramp)
+    return longest.offset + (longest.stop - longest.offset) // 2, longest.stop
 
 
 def end_of(offset: int, extents: Extents, running: Iterable[Segment]) -> int | None:
@@ -177,7 +172,3 @@ def _cut(view: Iterable[Segment], offset: int) -> None:
     for segment in view:
         if segment.offset < offset and (segment.stop is None or segment.stop > offset):
             segment.stop = offset
-
-
-def _piece(start: int, end: int, ramp: Ramp) -> tuple[int, int]:
-    return start, end if end - start < ramp.piece + SPLIT_BYTES else start + ramp.piece

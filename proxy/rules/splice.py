@@ -1,4 +1,8 @@
-"""Whether an answer goes on with a body of which some bytes are here already (RFC 9110 §13.1.5, §14.4, §15.3.7)."""
+"""Whether an answer goes on with a body of which some bytes are here already (RFC 9110 §13.1.5, §14.4, §15.3.7).
+
+An entity tag is its server's own: two nodes behind one redirector may tag the same bytes differently. So a tag is
+compared only with what the same node has said; between nodes the bytes themselves are compared, where they overlap.
+"""
 
 import enum
 from dataclasses import dataclass
@@ -7,6 +11,9 @@ from urllib.parse import urlsplit
 
 from .entry import Head, Headers, field
 from .validators import resume_validator
+
+OVERLAP_BYTES = 64 * 1024
+"""Asked for again of another node, to be compared with what is here."""
 
 
 class Held(enum.Enum):
@@ -30,14 +37,18 @@ class Known:
 
     @property
     def can_resume(self) -> bool:
-        """Whether upstream can be asked for a part of exactly this body."""
+        """Whether the node that gave it can be asked for a part of exactly this body."""
         return self.head.length is not None and resume_validator(self.head.headers) is not None
+
+    def is_from(self, url: str) -> bool:
+        """Whether the server of `url` gave it."""
+        return _server(url) == (self.head.node or _server(self.url))
 
 
 class Answer(Protocol):
     """The head of an upstream answer (upstream.exchange.Exchange)."""
 
-    url: str
+    final_url: str
     status: int
     headers: Headers
     length: int | None
@@ -47,57 +58,82 @@ class Splice(enum.Enum):
     PART = "part"
     """Exactly the bytes that were asked for, of exactly this body."""
     COMPARE = "compare"
-    """A whole body that may be this one: what is here must be compared with it."""
+    """The part, or a whole body, that may be of this one: where it overlaps with what is here it must be equal."""
     OTHER = "other"
     """Another body, for sure."""
     NONE = "none"
     """Neither: the range was not answered as it was asked for."""
 
 
-def judge(known: Known, offset: int, answer: Answer) -> Splice:
-    """What an answer with status 200 or 206 is, to a question for the bytes of `known` from `offset` on."""
+def rest_fields(known: Known, start: int, stop: int | None, url: str) -> Headers:
+    """Fields that ask the server of `url` for the known body from `start_of_rest` to `stop`; its end is left open."""
+    last = "" if stop in (None, known.head.length) else str(stop - 1)
+    condition = resume_validator(known.head.headers) if known.is_from(url) else _date(known.head)
+    asked = ("range", f"bytes={start_of_rest(known, start, url)}-{last}")
+    return (asked, ("if-range", condition)) if condition else (asked,)
+
+
+def start_of_rest(known: Known, start: int, url: str) -> int:
+    """From where on the server of `url` is asked: another node repeats a little of what is here."""
+    return start if known.is_from(url) or known.held is Held.PASSED else max(0, start - OVERLAP_BYTES)
+
+
+def judge(known: Known, start: int, answer: Answer) -> Splice:
+    """What an answer with status 200 or 206 is, to a question for the bytes of `known` from `start` on."""
+    is_same_node, head = known.is_from(answer.final_url), known.head
     if answer.status == 206:
-        return Splice.PART if _is_rest(known.head, offset, answer) else Splice.NONE
-    head = known.head
-    if _is_other(known, answer) or (head.length is not None and answer.length not in (None, head.length)):
+        if not _is_range(head, start, answer):
+            return Splice.NONE
+        if is_same_node:
+            return _is_same(head, answer)
+        has_same_date = field(answer.headers, "last-modified") == field(head.headers, "last-modified")
+        return Splice.COMPARE if has_same_date and known.held is not Held.PASSED else Splice.NONE
+    if head.length is not None and answer.length not in (None, head.length):
         return Splice.OTHER
-    if known.held is Held.PASSED and resume_validator(answer.headers) != resume_validator(head.headers):
+    if is_same_node and _is_other(head, answer):
+        return Splice.OTHER
+    if known.held is Held.PASSED and not (is_same_node and _is_same(head, answer) is Splice.PART):
         return Splice.OTHER  # there are no bytes to compare with
     return Splice.COMPARE
 
 
-def rest_condition(head: Head, start: int, stop: int | None) -> Headers:
-    """Fields that ask for the bytes from `start` to `stop` of exactly that body (RFC 9110 §13.1.5).
+def _is_same(head: Head, answer: Answer) -> Splice:
+    """PART if an answer of the node that gave `head` carries the validator that it gave then (RFC 9110 §15.3.7)."""
+    if _is_other(head, answer):
+        return Splice.OTHER
+    name = "etag" if field(head.headers, "etag") is not None else "last-modified"
+    return Splice.NONE if field(answer.headers, name) is None else Splice.PART
 
-    Up to its end the range is left open.
-    """
-    last = "" if stop in (None, head.length) else str(stop - 1)
-    return ("range", f"bytes={start}-{last}"), ("if-range", resume_validator(head.headers) or "")
 
-
-def _is_other(known: Known, answer: Answer) -> bool:
-    """Whether the validators of an answer say for sure that it is another body: of one kind, and different.
-
-    Only between answers of one server: another mirror may have another tag for the same bytes.
-    """
-    if urlsplit(answer.url).netloc != urlsplit(known.url).netloc:
-        return False
+def _is_other(head: Head, answer: Answer) -> bool:
+    """Whether the validators of an answer of the same node say for sure that it is another body."""
     for name in ("etag", "last-modified"):
-        now, before = field(answer.headers, name), field(known.head.headers, name)
+        now, before = field(answer.headers, name), field(head.headers, name)
         if now is not None and before is not None:
             return now.removeprefix("W/") != before.removeprefix("W/")
     return False
 
 
-def _is_rest(head: Head, offset: int, answer: Answer) -> bool:
-    """Whether a 206 has the same validators, the same length, and exactly the range that was asked for."""
-    wanted = f"bytes {offset}-"
+def _is_range(head: Head, start: int, answer: Answer) -> bool:
+    """Whether a 206 has the same length, and exactly the range that was asked for."""
+    wanted = f"bytes {start}-"
     given = field(answer.headers, "content-range") or ""
     span, _, total = given.removeprefix(wanted).partition("/")
     return (
-        all(field(answer.headers, name) in (None, field(head.headers, name)) for name in ("etag", "last-modified"))
-        and given.startswith(wanted)
+        given.startswith(wanted)
         and total == str(head.length)
         and span.isdecimal()
-        and (answer.length is None or answer.length == int(span) + 1 - offset)
+        and (answer.length is None or answer.length == int(span) + 1 - start)
     )
+
+
+def _date(head: Head) -> str | None:
+    """A strong Last-Modified, which several nodes may share."""
+    return resume_validator(tuple(line for line in head.headers if line[0] != "etag"))
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = parts.hostname or ""
+    return f"{parts.scheme}://[{host}]:{port}" if ":" in host else f"{parts.scheme}://{host}:{port}"

@@ -81,17 +81,22 @@ class Upstream:
         self._read_timeout = float(fill.read_timeout)
         self._via = f"1.1 {via}"
 
-    def open(self, url: str, *, method: str = "GET", headers: Headers = ()) -> Exchange:
+    def open(
+        self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None
+    ) -> Exchange:
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
 
         The credentials of the mirror whose URL it is replace such fields in `headers`. Neither go any further once a
-        redirect leads to another scheme, host or port, not even back.
+        redirect leads to another scheme, host or port, not even back. `at`: where the redirects of `url` have led
+        before, to be asked right away.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
-        here, came_by = url, field(headers, "via")
+        here, came_by = at or url, field(headers, "via")
         headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
+        if node(here) != node(url):
+            fields = _without(headers, SECRET)
         for _ in range(MAX_REDIRECTS + 1):
             exchange = self._send(method, here, fields, url)
             location = next((value for name, value in exchange.headers if name == "location"), "")

@@ -83,6 +83,7 @@ stale_if_error = "2d"
 checksums = ["SHA256SUMS"]
 verify = "warn"
 ignore_query = true
+connections = 3
 headers = {X-Key = "***"}
 netrc = "HERE/file"
 """

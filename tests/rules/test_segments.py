@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.rules.extents import Extents
-from proxy.rules.segments import FAST_RATE, NEAR_BYTES, SPLIT_BYTES, TURN_BYTES, Plan, Ramp, Segment, plan, split
+from proxy.rules.segments import (
+    FAST_RATE,
+    NEAR_BYTES,
+    SPLIT_BYTES,
+    TURN_BYTES,
+    Plan,
+    Ramp,
+    Segment,
+    plan,
+    schedule,
+    split,
+)
 
 MB = 1024**2
 SIZE = 100 * MB
@@ -53,9 +64,9 @@ def test_connections_go_round_where_readers_are_more():
     extents, running = Extents.from_pairs([(0, 9 * MB), (50 * MB, 59 * MB)]), []
     for begun in (0, 50 * MB):
         running.append(Segment(begun + 9 * MB, SIZE, begun=begun, is_wanted=True))
-    running[0].begun -= MB
+    running[1].begun -= MB
     waiting = [segment.offset for segment in running] + [30 * MB]
-    assert plan(extents, SIZE, running, waiting, 2) == Plan(start=((30 * MB, 50 * MB),), cancel=(running[0],))
+    assert plan(extents, SIZE, running, waiting, 2) == Plan(start=((30 * MB, 50 * MB),), cancel=(running[1],))
 
 
 def test_a_reader_of_what_is_there_starts_nothing():
@@ -116,46 +127,50 @@ def test_a_fast_mirror_keeps_its_one_connection():
     assert ramp.allowed == 1
 
 
-def ramp(allowed, piece=10 * MB):
-    return Ramp(limit=8, allowed=allowed, piece=piece)
+def ramp(allowed):
+    return Ramp(limit=8, allowed=allowed)
 
 
-def test_the_first_piece_that_nobody_is_at_comes_next():
+def test_the_first_part_that_nobody_is_at_comes_next():
     extents = Extents.from_pairs([(0, 5 * MB)])
     running = [Segment(5 * MB, 15 * MB), Segment(60 * MB, 70 * MB)]
-    assert split(extents, SIZE, running, ramp(4)) == (15 * MB, 25 * MB)
+    assert split(extents, SIZE, running, ramp(4)) == (15 * MB, 60 * MB)
     assert split(extents, SIZE, running, ramp(2)) is None
     assert split(extents, SIZE, [], ramp(4)) is None
-    running.append(Segment(15 * MB, 45 * MB))
-    assert split(extents, SIZE, running, ramp(4)) == (45 * MB, 60 * MB)  # what is left of it would be too little
-    running.append(Segment(45 * MB, 60 * MB))
-    assert split(extents, SIZE, running, ramp(8)) == (70 * MB, 80 * MB)
+    running.append(Segment(15 * MB, 60 * MB))
+    assert split(extents, SIZE, running, ramp(8)) == (70 * MB, SIZE)
 
 
-def test_where_somebody_is_at_everything_the_longest_ends_after_its_piece():
-    main = Segment(5 * MB, SIZE)
-    extents = Extents.from_pairs([(0, 5 * MB)])
-    assert split(extents, SIZE, [main], ramp(2)) == (15 * MB, 25 * MB)
-    assert split(extents, SIZE, [main], ramp(2, 80 * MB)) == (52 * MB + MB // 2, SIZE)  # or is halved
+def test_where_somebody_is_at_everything_the_longest_gives_its_far_half():
+    main = Segment(10 * MB, SIZE)
+    extents = Extents.from_pairs([(0, 10 * MB)])
+    assert split(extents, SIZE, [main], ramp(2)) == (55 * MB, SIZE)
     extents = Extents.from_pairs([(0, SIZE - 2 * SPLIT_BYTES + 1)])
     assert split(extents, SIZE, [Segment(SIZE - 2 * SPLIT_BYTES + 1, SIZE)], ramp(4)) is None
     assert split(Extents(), SIZE, [Segment(0, None)], ramp(4)) is None
 
 
-def test_a_piece_is_what_a_connection_brings_in_a_second():
-    ramp = Ramp(limit=8)
-    ramp.judge(20e6)
-    assert ramp.piece == 20_000_000
-    ramp.judge(30e6)  # of two
-    assert ramp.piece == 15_000_000
-    ramp.judge(1e6)
-    assert ramp.piece == SPLIT_BYTES
+def test_a_segment_goes_on_where_the_one_it_was_trimmed_for_has_failed():
+    main = Segment(10 * MB, 55 * MB, asked=SIZE)
+    extents = Extents.from_pairs([(0, 10 * MB)])
+    side = Segment(55 * MB, SIZE)
+    assert schedule(extents, SIZE, [main, side], Plan(), ramp(1)).trim == ()
+    assert schedule(extents, SIZE, [main], Plan(), ramp(1)).trim == ((main, SIZE),)
+    extents.add(55 * MB, 60 * MB)  # what came of it stays, and the rest is asked for once the first is at its end
+    assert schedule(extents, SIZE, [main], Plan(), ramp(1)).trim == ()
 
 
-@given(states(), st.integers(1, 60))
-def test_pieces_are_of_what_is_missing_and_nobody_is_at(state, megabytes):
+def test_one_schedule_starts_as_many_as_are_allowed_and_trims_what_they_take_from():
+    main = Segment(0, SIZE)
+    step = schedule(Extents(), SIZE, [main], Plan(), ramp(4))
+    assert step.start == ((50 * MB, SIZE), (25 * MB, 50 * MB), (75 * MB, SIZE))
+    assert step.trim == ((main, 25 * MB),)
+
+
+@given(states())
+def test_parts_are_of_what_is_missing_and_nobody_is_at(state):
     extents, running, _, limit = state
-    part = split(extents, SIZE, running, ramp(limit + 1, megabytes * MB))
+    part = split(extents, SIZE, running, ramp(limit + 1))
     if part is None:
         return
     start, stop = part
