@@ -187,7 +187,7 @@ def test_but_no_request_is_repeated_that_may_have_been_answered(make_upstream, f
             ask(upstream, server.url())
         with pytest.raises(UpstreamError, match="cannot be fetched") as told:
             upstream.open(server.url())
-        assert told.value.may_pass
+        assert told.value.is_transient
         assert {number for number, _ in server.requests} == {0}
 
 

@@ -101,7 +101,7 @@ def test_a_connection_that_is_cut_before_the_head_may_be_asked_again(make_upstre
         pytest.raises(UpstreamError, match="cannot be fetched") as told,
     ):
         make_upstream(server.url(), upstream=upstream).open(server.url())
-    assert told.value.may_pass
+    assert told.value.is_transient
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "302 Found"])
