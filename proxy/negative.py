@@ -55,7 +55,9 @@ class NegativeCache:
         answer = self._answers.get(target.key)
         if answer is None:
             return
-        resident = max(0.0, self._clock() - answer.received_at)
+        resident = self._clock() - answer.received_at
+        if resident < 0:  # the clock was set back: nobody knows the age
+            return
         age, left = answer.age + resident, answer.lifetime - resident
         if policy.satisfies(policy.request_directives(headers), age, left):
             cache_status = CacheStatus(hit=True, ttl=int(left), detail="negative")

@@ -58,3 +58,11 @@ async def test_names_asked_at_random_make_it_forget():
     for number in range(MAX_ANSWERS + 1):
         cache.note(target(str(number)), UpstreamStatus("x", 404))
     assert (is_known(cache, "0"), is_known(cache, "1"), is_known(cache, str(MAX_ANSWERS))) == (False, True, True)
+
+
+async def test_what_was_answered_in_the_future_is_not_known():
+    clock = Clock()
+    cache = NegativeCache(clock)
+    cache.note(target(), UpstreamStatus("not there", 404))
+    clock.now -= 1
+    assert not is_known(cache)

@@ -131,10 +131,15 @@ def satisfies(directives: Directives, age: float, left: float, allowed: float = 
 
 
 def freshness_left(target: Target, entry: Entry, now: float, changed_at: float = 0.0) -> float:
-    """Seconds until the entry must be revalidated; negative if that is overdue; infinite if never."""
+    """Seconds until the entry must be revalidated; negative if that is overdue; infinite if never.
+
+    What was confirmed in the future is stale: a clock was wrong, then or now, and nobody knows the age.
+    """
     mirror = target.mirror
     if mirror.is_immutable(target.path):
         return NEVER
+    if entry.validated_at > now:
+        return now - entry.validated_at
     if mirror.is_moving(target.path):
         # Counted from our own question: asking again does not make the answer of a cache on the way younger.
         left = mirror.ttl - max(0.0, now - entry.validated_at)

@@ -203,6 +203,15 @@ def test_vary(vary, first, second, is_same):
         assert not may_serve_stale(headers, target(), stored, 503, now=STORED + 1)
 
 
+@pytest.mark.parametrize("mirror", [{}, MOVING])
+def test_what_was_stored_in_the_future_is_stale(mirror):
+    """A clock that is set back must not make an answer fresh for as long as it was ahead."""
+    stored = entry("max-age=999999999", etag='"e"')
+    decision = decide((), target(**mirror), stored, now=STORED - 1)
+    assert decision == Ask(asks(if_none_match='"e"'), "stale")
+    assert may_serve_stale((), target(**mirror), stored, None, now=STORED - 1)
+
+
 def test_decide_what_is_not_stored():
     assert decide((), target(), None, now=0) == Ask()
     assert decide(asks(cache_control="only-if-cached"), target(), None, now=0) == Refuse()
