@@ -25,7 +25,7 @@ from .rules import policy, vary
 from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
-from .rules.freshness import current_age
+from .rules.freshness import current_age, is_storable
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
@@ -266,7 +266,12 @@ def _forwarded(forward: Forward) -> CacheStatus:
 def _is_for(request: Request, question: Question, fill: Fill) -> bool:
     """Whether what a fill brings, which others may have begun, is for this request too (RFC 9111 §4.1).
 
-    It is if its question was the one that we would ask.
+    It is if its question was the one that we would ask. What is not for everybody is for no other.
     """
-    head = fill.head
-    return head is None or head.nominated == vary.that_select(question.fields) or vary.is_for(request.headers, head)
+    head, asked = fill.head, vary.that_select(question.fields)
+    if head is None or head.nominated == asked:
+        return True
+    if not is_storable(head, head.nominated):
+        return False
+    is_same = is_storable(head, asked) and head.nominated == vary.without_login(asked)
+    return is_same or vary.is_for(request.headers, head)

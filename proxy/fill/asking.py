@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
+from ..rules.chain import combined
 from ..rules.entry import Entry, Head, Headers, field
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
@@ -42,7 +43,7 @@ class Inquiry:
     def headers(self) -> Headers:
         if self.known is None:
             return self.condition
-        fields = vary.with_each(self.condition)
+        fields = vary.that_select(self.condition)
         if self.gap is None:
             # Another mirror's validators need not be ours.
             is_same = urlsplit(self.url).netloc == urlsplit(self.known.url).netloc
@@ -101,7 +102,7 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
         if answer and exchange_of(answer):
             stack.pop_all()
     # A 304 about something that we do not have: the object itself is asked for.
-    return answer or ask(replace(inquiry, condition=vary.with_each(inquiry.condition), stale=None), upstream, clock)
+    return answer or ask(replace(inquiry, condition=vary.that_select(inquiry.condition), stale=None), upstream, clock)
 
 
 def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:
@@ -174,7 +175,8 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
 
     Raises UpstreamPage if it is a web page under the name of an image.
     """
-    headers = stored_headers(exchange.headers)
+    chain = combined([each.headers for each in exchange.redirects], exchange.headers, inquiry.condition)
+    headers = stored_headers(chain)
     if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
         raise UpstreamPage(
             f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there a "

@@ -295,7 +295,10 @@ class Fill:
             case Unchanged(url, head):
                 assert self.question.stale
                 entry = refreshed(self.question.stale, head, self._context.clock())
-                self._to(Confirmed(await self._context.store.refresh(entry)))
+                # What a 304 says to credentials alone, of an answer that is for everybody, is not said to the others.
+                if not vary.login(self.question.fields) or is_storable(entry.head, self.question.fields):
+                    entry = await self._context.store.refresh(replace(entry, head=_kept(entry.head)))
+                self._to(Confirmed(entry))
                 log(events, INFO, "fill.unchanged", key=self.target.key[:12], url=url)
 
     async def _load_saved(self) -> tuple[Known, Partial] | None:
@@ -308,7 +311,10 @@ class Fill:
         if saved:
             record, partial = saved
             known = Known(record.head, record.source, Held.READ if followed else Held.SAVED)
-            if known.can_resume and (not followed or record.head.generation == followed.head.generation):
+            is_wanted = vary.is_for(self.question.fields, record.head)
+            if followed:
+                is_wanted = record.head.generation == followed.head.generation
+            if known.can_resume and is_wanted:
                 if followed:
                     have = partial.extents.total
                     log(events, INFO, "fill.taken_over", key=self.target.key[:12], have=have)
@@ -346,22 +352,23 @@ class Fill:
 
     async def _begin(self, whole: Whole) -> None:
         """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
+        head = _kept(whole.head)
         try:
             if not is_storable(whole.head, self.question.fields):
                 why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
                 self._pass_on(whole, UpstreamError(why))
                 return
-            partial = await self._context.janitor.create(self.target.key, self.target.url, whole.head)
+            partial = await self._context.janitor.create(self.target.key, self.target.url, head)
         except OutOfSpace as error:
             self._pass_on(whole, error)
             return
         except BaseException:
             whole.exchange.drop()
             raise
-        growing = Growing(partial, whole.head.length)
-        incoming = self._received(whole.head, whole.url, growing)
+        growing = Growing(partial, head.length)
+        incoming = self._received(head, whole.url, growing)
         incoming = replace(incoming, source=whole.exchange.final_url)
-        known = Known(whole.head, whole.url, Held.READ)
+        known = Known(head, whole.url, Held.READ)
         await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
 
     async def _stream(self, known: Known, incoming: Incoming, rest: Rest | None) -> None:
@@ -422,7 +429,7 @@ class Fill:
         log(events, level, "fill.not_kept", key=self.target.key[:12], reason=error)
 
     def _pass(self, known: Known) -> Passthrough:
-        origin = Origin(self.target, vary.with_each(self.question.fields), self._context)
+        origin = Origin(self.target, vary.that_select(self.question.fields), self._context)
         return Passthrough(self.target, origin, known, self._context, self._ask_checksums)
 
     def _fail(self, error: ProxyError) -> None:
@@ -481,6 +488,11 @@ class Fill:
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _kept(head: Head) -> Head:
+    """The head as it is stored."""
+    return replace(head, nominated=vary.without_login(head.nominated))
 
 
 def _is_cancelled() -> bool:

@@ -99,8 +99,11 @@ def decide(
         return Refuse()
     if entry is None:
         return Ask(vary.passed_on(headers, None))
-    why = "vary-miss" if not is_selected else "request" if left > 0 else "stale"
-    return Ask(_question(headers, entry), why)
+    if not is_selected:
+        # An entity-tag names one variant; a date may be older than all of them (§4.3.1).
+        question = tuple(line for line in _question(headers, entry) if line[0] != "if-modified-since")
+        return Ask(question, "vary-miss")
+    return Ask(_question(headers, entry), "request" if left > 0 else "stale")
 
 
 def _question(headers: Headers, entry: Entry) -> Headers:

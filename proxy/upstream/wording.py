@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..errors import UpstreamError, UpstreamStatus, UpstreamTimeout
+from ..rules.chain import combined
 from ..rules.entry import field
 from ..rules.headers import delta_seconds, parse_http_date
 from .egress import Refused
@@ -41,7 +42,7 @@ def status_error(exchange: "Exchange") -> UpstreamStatus:
     error = UpstreamStatus(
         f"{exchange.url} answered {exchange.status}{': ' + hint if hint else ''}", exchange.status, retry_after=given
     )
-    error.fields = exchange.headers
+    error.fields = combined([each.headers for each in exchange.redirects], exchange.headers, ())
     seconds, at = delta_seconds(given), parse_http_date(given)
     since = parse_http_date(field(exchange.headers, "date"))
     error.retry_after = float(seconds) if seconds is not None else max(0.0, at - since) if at and since else None

@@ -1,0 +1,111 @@
+"""Who gets what: redirect chains, logins, HEAD. What somebody was told is told to nobody for whom it was not meant."""
+
+import asyncio
+import os
+
+import pytest
+
+from tests.test_policy_live import at_rest, told
+
+BODY = os.urandom(50_000)
+OTHER = os.urandom(50_000)
+ALICE, BOB = {"Authorization": "Basic YWxpY2U6eA=="}, {"Authorization": "Basic Ym9iOng="}
+CHALLENGE = 'Basic realm="corp"'
+
+
+def leads(origin, path, target, *, times=None, **fields):
+    """`path` redirects to `target`, with further fields."""
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    return origin.body(path, b"").status(302, {"Location": target, **named}, times=times)
+
+
+# -- a chain counts as a whole -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["private", "no-store", "no-store, must-understand"])
+async def test_what_a_redirect_forbids_to_keep_is_not_kept(origin, proxy, said):
+    leads(origin, "/x.img", "/middle", cache_control=said)
+    leads(origin, "/middle", "/there")
+    origin.body("/there", BODY).headers(cache_control="public, max-age=1000")
+    answer = await proxy.get("/u/x.img")
+    assert answer.body == BODY
+    await at_rest(proxy)
+    answer = await proxy.get("/u/x.img")
+    assert (answer.body, "hit" in told(answer)) == (BODY, "must-understand" in said)
+    # Another cache may stand between us and the client.
+    assert ("private" in answer.headers["cache-control"]) == ("must-understand" not in said)
+
+
+async def test_a_login_that_opens_a_redirect_opens_it_to_nobody_else(origin, proxy):
+    image = origin.body("/x.img", b"")
+    origin.body("/signed", BODY).headers(cache_control="public, max-age=1000")
+    image.status(302, {"Location": "/signed"}, times=1)
+    assert (await proxy.get("/u/x.img", ALICE)).body == BODY
+    await at_rest(proxy)
+    image.status(401, {"WWW-Authenticate": CHALLENGE}, times=1)
+    assert (await proxy.get("/u/x.img")).status == 401
+    image.status(302, {"Location": "/signed", "Cache-Control": "public"}, times=1)
+    assert (await proxy.get("/u/x.img", ALICE)).body == BODY
+    await at_rest(proxy)
+    assert told(await proxy.get("/u/x.img")) == "hit"  # every answer has said that it is for everybody
+
+
+async def test_a_redirect_selects_by_the_fields_that_it_names(origin, proxy):
+    box = leads(origin, "/x", "/box", vary="Accept", times=1)
+    box.status(302, {"Location": "/json", "Vary": "Accept"}, times=1)
+    origin.body("/box", BODY).headers(cache_control="max-age=1000")
+    origin.body("/json", OTHER).headers(cache_control="max-age=1000")
+    answer = await proxy.get("/u/x")
+    assert (answer.body, answer.headers["vary"]) == (BODY, "accept")
+    await at_rest(proxy)
+    answer = await proxy.get("/u/x", {"Accept": "application/json"})
+    assert (answer.body, told(answer)) == (OTHER, "fwd=vary-miss; fwd-status=200; stored")
+    await at_rest(proxy)
+    assert told(await proxy.get("/u/x", {"Accept": "application/json"})) == "hit"
+
+
+async def test_an_answer_that_a_login_selects_is_for_that_login(origin, proxy):
+    image = origin.body("/x.img", BODY).headers(cache_control="public, max-age=1000", vary="Authorization")
+    assert (await proxy.get("/u/x.img", ALICE)).body == BODY
+    await at_rest(proxy)
+    for somebody, body in ((BOB, OTHER), ({}, BODY), (ALICE, OTHER)):
+        image.generation(body)
+        assert (await proxy.get("/u/x.img", somebody)).body == body
+        await at_rest(proxy)
+    hit = await proxy.get("/u/x.img")
+    assert (hit.body, told(hit)) == (BODY, "hit")  # it was fetched without a login, for those without one
+
+
+async def test_also_while_it_comes(origin, proxy):
+    """Who asks while another's answer is on its way does not get that one."""
+    image = origin.body("/x.img", BODY).headers(cache_control="public", vary="Authorization").stall_at(100)
+    async with await proxy.stream("/u/x.img") as first:
+        assert await first.read(100) == BODY[:100]
+        asking = asyncio.create_task(proxy.get("/u/x.img", ALICE))
+        await origin.stalled("/x.img")
+        image.generation(OTHER)
+        origin.release()
+        assert await first.rest() == BODY[100:]
+        assert (await asking).body == OTHER
+    assert [request.headers.get("authorization") for request in origin.log] == [None, ALICE["Authorization"]]
+
+
+async def test_a_confirmation_for_a_login_makes_nothing_fresh_for_the_others(origin, proxy):
+    image = origin.body("/x.img", BODY).headers(cache_control="max-age=0")
+    await proxy.get("/u/x.img")
+    await at_rest(proxy)
+    image.headers(cache_control="max-age=1000")
+    assert told(await proxy.get("/u/x.img", ALICE)) == "fwd=stale; fwd-status=304"
+    image.status(401, {"WWW-Authenticate": CHALLENGE})
+    assert (await proxy.get("/u/x.img")).status == 401
+
+
+async def test_no_login_is_written_to_disk(origin, proxy):
+    origin.body("/x.img", BODY).headers(cache_control="public, max-age=1000")
+    await proxy.get("/u/x.img", ALICE)
+    await at_rest(proxy)
+    assert told(await proxy.get("/u/x.img")) == "hit"
+    secret = ALICE["Authorization"].removeprefix("Basic ").encode()
+    files = [path for path in proxy.cache_dir.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if secret in path.read_bytes()]
