@@ -109,3 +109,16 @@ async def test_no_login_is_written_to_disk(origin, proxy):
     files = [path for path in proxy.cache_dir.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if secret in path.read_bytes()]
+
+
+# -- what goes upstream ------------------------------------------------------------------------------------------------
+
+
+async def test_upstream_does_not_learn_that_a_client_takes_metalinks(origin, proxy):
+    origin.body("/x.iso", BODY).headers(vary="Accept", cache_control="max-age=1000")
+    aria2 = {"Accept": "*/*,application/metalink4+xml, Application/Metalink+XML;q=0.5"}
+    assert (await proxy.get("/u/x.iso", aria2)).body == BODY
+    await at_rest(proxy)
+    assert told(await proxy.get("/u/x.iso", aria2)) == told(await proxy.get("/u/x.iso")) == "hit"
+    await proxy.get("/u/x.iso", {"Accept": "application/metalink4+xml", "Cache-Control": "no-cache"})
+    assert [request.headers["accept"] for request in origin.log] == ["*/*", "*/*"]
