@@ -101,6 +101,7 @@ class MirrorSection(Section, frozen=True):
     checksums: tuple[str, ...] = ()
     verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
+    forward_authorization: bool = True
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     netrc: bool | str = False
 
@@ -363,6 +364,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         checksums=section.checksums,
         verify=section.verify,
         ignore_query=section.ignore_query,
+        forward_authorization=section.forward_authorization,
         credentials=tuple(credentials) if any(credentials) else (),
     )
 

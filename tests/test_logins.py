@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from proxy.config import load
+from tests.harness import until
 from tests.test_policy_live import at_rest, told
 
 BODY = os.urandom(50_000)
@@ -109,6 +111,81 @@ async def test_no_login_is_written_to_disk(origin, proxy):
     files = [path for path in proxy.cache_dir.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if secret in path.read_bytes()]
+
+
+# -- who has a login ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "name"), [(401, "WWW-Authenticate"), (407, "Proxy-Authenticate")])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_client_learns_which_login_is_wanted(origin, proxy, status, name, method):
+    leads(origin, "/x.img", "/there")
+    origin.body("/there", BODY).status(status, {name: f'Negotiate, {CHALLENGE}, Digest realm="a", nonce="b"'})
+    answer = await proxy.get("/u/x.img", method=method)
+    told_of = answer.headers[name.lower()]
+    assert (answer.status, told_of) == (status, f'Negotiate, {CHALLENGE}, Digest realm="a", nonce="b"')
+    origin.body("/x.img", BODY).status(403, {name: CHALLENGE})
+    assert name.lower() not in (await proxy.get("/u/x.img")).headers
+
+
+@pytest.mark.parametrize("status", [404, 410, 401])
+async def test_what_is_hidden_from_one_may_be_there_for_another(origin, proxy, status):
+    image = origin.body("/x.img", BODY).headers(cache_control="private")
+    image.status(status, times=1)
+    assert (await proxy.get("/u/x.img")).status == status
+    assert (await proxy.get("/u/x.img", ALICE)).body == BODY
+    assert (await proxy.get("/u/x.img", BOB)).body == BODY
+    image.status(status, times=1)
+    assert (await proxy.get("/u/x.img", BOB)).status == status
+    assert (await proxy.get("/u/x.img", BOB)).body == BODY
+    assert origin.count("/x.img") == 5
+    if status != 401:
+        assert (await proxy.get("/u/x.img")).status == status  # that is known for a while
+        assert origin.count("/x.img") == 5
+
+
+@pytest.mark.parametrize("refused", [{"status": 404}, {"status": 401}, {"page": True}])
+@pytest.mark.parametrize(("first", "second"), [({}, ALICE), (ALICE, {}), (ALICE, BOB)])
+async def test_also_while_both_wait(origin, proxy, refused, first, second):
+    image = origin.body("/x.img", BODY).delay_headers_until_released(times=1)
+    if "page" in refused:
+        image.status(200, {"Content-Type": "text/html"}, b"<p>Log in", times=1)
+    else:
+        image.status(refused["status"], times=1)
+    asking = [asyncio.create_task(proxy.get("/u/x.img", first))]
+    await origin.requested(1)
+    asking.append(asyncio.create_task(proxy.get("/u/x.img", second)))
+    await until(lambda: _readers(proxy, 2))
+    origin.release()
+    answers = [await each for each in asking]
+    assert [answer.status for answer in answers] == [refused.get("status", 502), 200]
+    assert origin.count("/x.img") == 2
+
+
+async def _readers(proxy, count):
+    return [fill for fill in (await proxy.status())["fills"] if fill["readers"] == count]
+
+
+async def test_a_mirror_may_be_told_no_login(origin, proxy_factory):
+    """Some tools send a token to every URL on 127.0.0.1."""
+    text = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\n'
+    proxy = proxy_factory(mirrors={}, config_text=text + "forward_authorization = false\n")
+    origin.body("/x.img", BODY)
+    assert (await proxy.get("/m/x.img", ALICE)).body == BODY
+    await at_rest(proxy)
+    assert told(await proxy.get("/m/x.img", BOB)) == "hit"
+    assert "authorization" not in origin.log[0].headers
+    proxy = proxy_factory(mirrors={}, config_text=text)
+    assert (await proxy.get("/m/x.img", ALICE)).body == BODY
+    assert origin.log[1].headers["authorization"] == ALICE["Authorization"]
+
+
+def test_the_mirrors_that_come_with_us_are_told_none(tmp_path):
+    config = tmp_path / "fetchonce.toml"
+    config.write_text('[[mirror]]\nname = "m"\nupstreams = ["https://example.org/"]\n')
+    settings = load(str(config), {"mirror": [{"name": "c", "upstreams": ["https://example.net/"]}]})
+    assert {mirror.name for mirror in settings.mirrors if mirror.forward_authorization} == {"m", "c"}
+    assert len(settings.mirrors) > 20
 
 
 # -- what goes upstream ------------------------------------------------------------------------------------------------

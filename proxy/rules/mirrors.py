@@ -59,6 +59,8 @@ class Mirror:
     verify: str = "strict"
     """What to do if the digest in a checksum file does not match: strict (nothing is stored), warn, or off."""
     ignore_query: bool = False
+    forward_authorization: bool = True
+    """Whether a client's credentials go to it."""
     credentials: tuple[Headers, ...] = field(default=(), repr=False)
     """The fields to send to each of `upstreams` and to nobody else; () if there are none."""
     any_scheme: bool = False
