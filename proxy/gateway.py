@@ -100,11 +100,11 @@ class Gateway:
                     await self._join(target, Question(refresh, entry))
                 return self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
             case Refuse():
-                self.negative.check(target, request.headers)
+                self.negative.check(target, request.headers, request.method)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask() as ask:
-                self.negative.check(target, request.headers)
+                self.negative.check(target, request.headers, request.method)
                 keep = "no-store" not in policy.request_directives(request.headers)
                 question = Question(ask.condition, stored, keep)
                 async with contextlib.AsyncExitStack() as own:
@@ -259,7 +259,7 @@ class Gateway:
         try:
             return await self.flights.ask_head(target, fields)
         except UpstreamStatus as error:
-            self.negative.note(target, fields, error)
+            self.negative.note(target, fields, error, "HEAD")
             raise
 
 

@@ -33,31 +33,35 @@ class NegativeAnswer:
 class NegativeCache:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._answers: TLRUCache[str, NegativeAnswer] = TLRUCache(
+        self._answers: TLRUCache[tuple[str, str], NegativeAnswer] = TLRUCache(
             MAX_ANSWERS, lambda _, answer, now: now + answer.lifetime, clock
         )
 
-    def note(self, target: Target, headers: Headers, error: UpstreamStatus) -> None:
+    def note(self, target: Target, headers: Headers, error: UpstreamStatus, method: str = "GET") -> None:
         """Remember upstream's answer to a request with `headers`, if it may be remembered."""
         if vary.login(headers) is not None:
             return
         now = self._clock()
         head = Head(error.fields, None, "", initial_age(error.fields, now, 0.0))
         lifetime = policy.negative_lifetime(target.mirror, error.upstream_status, head)
-        self.forget(target, headers)
+        self._answers.pop((method, target.key), None)
         if lifetime > 0:
-            self._answers[target.key] = NegativeAnswer(
+            self._answers[method, target.key] = NegativeAnswer(
                 error.upstream_status, error.message, now, head.age, lifetime
             )
 
     def forget(self, target: Target, headers: Headers) -> None:
-        """Upstream has answered otherwise to a request with `headers`."""
+        """Upstream has given the object for a request with `headers`."""
         if vary.login(headers) is None:
-            self._answers.pop(target.key, None)
+            self._answers.pop(("GET", target.key), None)
+            self._answers.pop(("HEAD", target.key), None)
 
-    def check(self, target: Target, headers: Headers) -> None:
-        """Raises UpstreamStatus if upstream has just said that there is no such object, and need not be asked again."""
-        answer = self._answers.get(target.key)
+    def check(self, target: Target, headers: Headers, method: str = "GET") -> None:
+        """Raises UpstreamStatus if upstream has just said that there is no such object, and need not be asked again.
+
+        What it said to GET holds for HEAD, but not the other way round: some servers know HEAD badly.
+        """
+        answer = self._answers.get(("GET", target.key)) or self._answers.get((method, target.key))
         if answer is None or vary.login(headers) is not None:
             return
         resident = self._clock() - answer.received_at

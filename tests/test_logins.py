@@ -188,6 +188,37 @@ def test_the_mirrors_that_come_with_us_are_told_none(tmp_path):
     assert len(settings.mirrors) > 20
 
 
+# -- HEAD is not GET ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 500, 501])
+async def test_what_head_says_is_not_held_against_get(origin, proxy, status):
+    origin.body("/x.img", BODY).refuse_head(status)
+    told_head = await proxy.get("/u/x.img", method="HEAD")
+    assert told_head.status == (status if status in (404, 410) else 502 if status == 500 else 200)
+    answer = await proxy.get("/u/x.img")
+    assert (answer.status, answer.body) == (200, BODY)
+    await at_rest(proxy)
+    assert (await proxy.get("/u/x.img", method="HEAD")).headers["content-length"] == str(len(BODY))
+    assert origin.count("/x.img") == 1
+
+
+async def test_concurrent_heads_of_one_url_are_one_question(origin, proxy):
+    origin.body("/x.img", BODY).delay_headers_until_released()
+    waiting = [await proxy.connect() for _ in range(20)]
+    for connection in waiting:
+        await connection.send(b"HEAD /u/x.img HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with_login = [asyncio.create_task(proxy.get("/u/x.img", ALICE, method="HEAD")) for _ in range(3)]
+    await origin.requested(2)
+    waiting.pop(0).close()  # who has asked first leaves
+    origin.release()
+    assert {(await connection.answer("HEAD")).status for connection in waiting} == {200}
+    assert {(await each).status for each in with_login} == {200}
+    for connection in waiting:
+        connection.close()
+    assert origin.count("/x.img", "HEAD") == 2  # one of them for those with a login
+
+
 # -- what goes upstream ------------------------------------------------------------------------------------------------
 
 

@@ -20,9 +20,9 @@ def target(name="a.img"):
     return MIRRORS.resolve(f"/u/{name}".encode())
 
 
-def is_known(cache, name="a.img", *headers):
+def is_known(cache, name="a.img", *headers, method="GET"):
     try:
-        cache.check(target(name), headers)
+        cache.check(target(name), headers, method)
     except UpstreamStatus:
         return True
     return False
@@ -76,3 +76,13 @@ async def test_credentials_are_told_nothing_and_tell_nothing():
     assert is_known(cache)
     cache.note(target("b"), (login,), UpstreamStatus("not there", 404))
     assert not is_known(cache, "b")
+
+
+async def test_what_head_was_told_is_not_held_against_get():
+    cache, gone = NegativeCache(Clock()), UpstreamStatus("not there", 404)
+    cache.note(target(), (), gone, "HEAD")
+    assert (is_known(cache), is_known(cache, method="HEAD")) == (False, True)
+    cache.forget(target(), ())
+    assert not is_known(cache, method="HEAD")
+    cache.note(target(), (), gone)
+    assert (is_known(cache), is_known(cache, method="HEAD")) == (True, True)
