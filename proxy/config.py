@@ -103,6 +103,7 @@ class MirrorSection(Section, frozen=True):
     verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
     connections: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
+    forward_authorization: bool = True
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     netrc: bool | str = False
 
@@ -366,6 +367,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         verify=section.verify,
         ignore_query=section.ignore_query,
         connections=section.connections,
+        forward_authorization=section.forward_authorization,
         credentials=tuple(credentials) if any(credentials) else (),
     )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Delivery, HeadBody, Request, Watch, while_connected
-from .errors import NotInCache, OutOfSpace, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
+from .errors import NotInCache, OutOfSpace, RequestError, Unconfirmed, UpstreamError, UpstreamPage, UpstreamStatus
 from .fill.fill import Fill, Question
 from .fill.flights import Flights
 from .fill.reader import FillBody
@@ -25,7 +25,7 @@ from .rules import policy, vary
 from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
-from .rules.freshness import current_age
+from .rules.freshness import current_age, is_storable
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
@@ -79,6 +79,8 @@ class Gateway:
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
         """A GET or HEAD, ready to be sent within the context. Raises ProxyError; app.py turns it into a response."""
         target = self.mirrors.resolve(request.target)
+        if not target.mirror.forward_authorization:
+            request = replace(request, headers=vary.without_login(request.headers))
         async with contextlib.AsyncExitStack() as stack:
             while (delivery := await self._answer(request, target, stack)) is None:
                 pass  # what others asked for is another variant. It is stored now, or not, and this request is as new
@@ -98,11 +100,11 @@ class Gateway:
                     await self._join(target, Question(refresh, entry))
                 return self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
             case Refuse():
-                self.negative.check(target, request.headers)
+                self.negative.check(target, request.headers, request.method)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask() as ask:
-                self.negative.check(target, request.headers)
+                self.negative.check(target, request.headers, request.method)
                 keep = "no-store" not in policy.request_directives(request.headers)
                 question = Question(ask.condition, stored, keep)
                 async with contextlib.AsyncExitStack() as own:
@@ -178,11 +180,14 @@ class Gateway:
         try:
             await watch.wait(fill.wait_head())
         except UpstreamError as error:
+            if _is_refusal(error) and vary.login(fill.question.fields) != vary.login(question.fields):
+                await watch.wait(fill.wait_over())
+                return None
             return self._after_failure(forward, error, stack)
         if not _is_for(request, question, fill):
             await watch.wait(fill.wait_over())
             return None
-        self.negative.forget(target)
+        self.negative.forget(target, request.headers)
         if isinstance(fill.state, Confirmed):
             return self._confirmed(forward, fill.state.entry, stack)
         if isinstance(fill.state, Passed):
@@ -205,7 +210,7 @@ class Gateway:
         if entry and policy.may_serve_stale(request.headers, target, entry, status, now=now, is_head=is_head):
             return self._stored(request, target, entry, cache_status, stack)
         if isinstance(error, UpstreamStatus):
-            self.negative.note(target, error)
+            self.negative.note(target, request.headers, error)
         elif entry and vary.is_for(request.headers, entry.head):  # RFC 9111 §5.2.2.2
             error = Unconfirmed(
                 f"{error.message}. what is stored of it may not be used without asking: its Cache-Control, or "
@@ -254,7 +259,7 @@ class Gateway:
         try:
             return await self.flights.ask_head(target, fields)
         except UpstreamStatus as error:
-            self.negative.note(target, error)
+            self.negative.note(target, fields, error, "HEAD")
             raise
 
 
@@ -263,10 +268,20 @@ def _forwarded(forward: Forward) -> CacheStatus:
     return CacheStatus(fwd=forward.ask.why, fwd_status=200 if forward.entry else None)
 
 
+def _is_refusal(error: UpstreamError) -> bool:
+    """Whether upstream has answered, and somebody with other credentials may get another answer."""
+    return isinstance(error, UpstreamPage) or (isinstance(error, UpstreamStatus) and error.upstream_status < 500)
+
+
 def _is_for(request: Request, question: Question, fill: Fill) -> bool:
     """Whether what a fill brings, which others may have begun, is for this request too (RFC 9111 §4.1).
 
-    It is if its question was the one that we would ask.
+    It is if its question was the one that we would ask. What is not for everybody is for no other.
     """
-    head = fill.head
-    return head is None or head.nominated == vary.that_select(question.fields) or vary.is_for(request.headers, head)
+    head, asked = fill.head, vary.that_select(question.fields)
+    if head is None or head.nominated == asked:
+        return True
+    if not is_storable(head, head.nominated):
+        return False
+    is_same = is_storable(head, asked) and head.nominated == vary.without_login(asked)
+    return is_same or vary.is_for(request.headers, head)

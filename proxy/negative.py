@@ -1,6 +1,7 @@
 """The negative cache: upstream's 404 and 410, for a mirror's `negative_ttl`.
 
-It is in memory and bounded: a client that asks for random names makes it forget, not grow.
+It is in memory and bounded: a client that asks for random names makes it forget, not grow. It is for clients without
+credentials alone: upstream may hide from them what it gives to others, and the other way round.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from cachetools import TLRUCache
 
 from .errors import UpstreamStatus
-from .rules import policy
+from .rules import policy, vary
 from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers
 from .rules.freshness import initial_age
@@ -32,30 +33,40 @@ class NegativeAnswer:
 class NegativeCache:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._answers: TLRUCache[str, NegativeAnswer] = TLRUCache(
+        self._answers: TLRUCache[tuple[str, str], NegativeAnswer] = TLRUCache(
             MAX_ANSWERS, lambda _, answer, now: now + answer.lifetime, clock
         )
 
-    def note(self, target: Target, error: UpstreamStatus) -> None:
-        """Remember upstream's answer, if it may be remembered."""
+    def note(self, target: Target, headers: Headers, error: UpstreamStatus, method: str = "GET") -> None:
+        """Remember upstream's answer to a request with `headers`, if it may be remembered."""
+        if vary.login(headers) is not None:
+            return
         now = self._clock()
         head = Head(error.fields, None, "", initial_age(error.fields, now, 0.0))
         lifetime = policy.negative_lifetime(target.mirror, error.upstream_status, head)
-        self.forget(target)
+        self._answers.pop((method, target.key), None)
         if lifetime > 0:
-            self._answers[target.key] = NegativeAnswer(
+            self._answers[method, target.key] = NegativeAnswer(
                 error.upstream_status, error.message, now, head.age, lifetime
             )
 
-    def forget(self, target: Target) -> None:
-        self._answers.pop(target.key, None)
+    def forget(self, target: Target, headers: Headers) -> None:
+        """Upstream has given the object for a request with `headers`."""
+        if vary.login(headers) is None:
+            self._answers.pop(("GET", target.key), None)
+            self._answers.pop(("HEAD", target.key), None)
 
-    def check(self, target: Target, headers: Headers) -> None:
-        """Raises UpstreamStatus if upstream has just said that there is no such object, and need not be asked again."""
-        answer = self._answers.get(target.key)
-        if answer is None:
+    def check(self, target: Target, headers: Headers, method: str = "GET") -> None:
+        """Raises UpstreamStatus if upstream has just said that there is no such object, and need not be asked again.
+
+        What it said to GET holds for HEAD, but not the other way round: some servers know HEAD badly.
+        """
+        answer = self._answers.get(("GET", target.key)) or self._answers.get((method, target.key))
+        if answer is None or vary.login(headers) is not None:
             return
-        resident = max(0.0, self._clock() - answer.received_at)
+        resident = self._clock() - answer.received_at
+        if resident < 0:  # the clock was set back: nobody knows the age
+            return
         age, left = answer.age + resident, answer.lifetime - resident
         if policy.satisfies(policy.request_directives(headers), age, left):
             cache_status = CacheStatus(hit=True, ttl=int(left), detail="negative")

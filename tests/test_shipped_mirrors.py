@@ -12,7 +12,9 @@ from proxy.rules.mirrors import Mirror, MirrorTable, is_valid_name, parse_target
 
 FILES = sorted((Path(__file__).parent.parent / "config" / "mirrors").glob("*.toml"))
 TABLES = [(file, table) for file in FILES for table in tomllib.loads(file.read_text("utf-8"))["mirror"]]
-KEYS = {"name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "connections"}
+KEYS = {
+    "name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "connections", "forward_authorization",
+}  # fmt: skip
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -27,6 +29,7 @@ def mirror_of(table: dict[str, Any]) -> Mirror:
         ttl=float(ttl[1]) * SECONDS[ttl[2]],
         checksums=tuple(table.get("checksums", ())),
         ignore_query=table.get("ignore_query", False),
+        forward_authorization=table.get("forward_authorization", True),
     )
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
+from ..rules.chain import combined
 from ..rules.entry import Entry, Head, Headers, field
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
@@ -53,7 +54,7 @@ class Inquiry:
     def headers(self) -> Headers:
         if self.known is None:
             return self._first_headers()
-        fields = vary.with_each(self.condition)
+        fields = vary.that_select(self.condition)
         if self.gap is None:
             is_same = self.known.is_from(self.asked_url)
             return (*fields, *(condition(self.known.head.headers) if is_same else ()))
@@ -127,7 +128,7 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
         if answer and exchange_of(answer):
             stack.pop_all()
     # A 304 about something that we do not have: the object itself is asked for.
-    return answer or ask(replace(inquiry, condition=vary.with_each(inquiry.condition), stale=None), upstream, clock)
+    return answer or ask(replace(inquiry, condition=vary.that_select(inquiry.condition), stale=None), upstream, clock)
 
 
 def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:
@@ -201,7 +202,8 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
 
     Raises UpstreamPage if it is a web page under the name of an image.
     """
-    headers = stored_headers(exchange.headers)
+    chain = combined([each.headers for each in exchange.redirects], exchange.headers, inquiry.condition)
+    headers = stored_headers(chain)
     if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
         raise UpstreamPage(
             f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there a "

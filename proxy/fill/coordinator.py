@@ -11,6 +11,7 @@ from logging import INFO, WARNING
 
 from ..errors import DigestMismatch, OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
 from ..log import events, log
+from ..rules import vary
 from ..rules.entry import Entry, Head, refreshed
 from ..rules.freshness import is_storable
 from ..rules.splice import Held, Known
@@ -124,7 +125,10 @@ class Coordinator:
             case Unchanged(url, head):
                 assert self._question.stale
                 entry = refreshed(self._question.stale, head, self._context.clock())
-                self._fill.to(Confirmed(await self._context.store.refresh(entry)))
+                # What a 304 says to credentials alone, of an answer that is for everybody, is not said to the others.
+                if not vary.login(self._question.fields) or is_storable(entry.head, self._question.fields):
+                    entry = await self._context.store.refresh(replace(entry, head=_kept(entry.head)))
+                self._fill.to(Confirmed(entry))
                 log(events, INFO, "fill.unchanged", key=self._target.key[:12], url=url)
 
     async def _load_saved(self) -> tuple[Known, Partial] | None:
@@ -137,7 +141,10 @@ class Coordinator:
         if saved:
             record, partial = saved
             known = Known(record.head, record.source, Held.READ if followed else Held.SAVED)
-            if known.can_resume and (not followed or record.head.generation == followed.head.generation):
+            is_wanted = vary.is_for(self._question.fields, record.head)
+            if followed:
+                is_wanted = record.head.generation == followed.head.generation
+            if known.can_resume and is_wanted:
                 if followed:
                     have = partial.extents.total
                     log(events, INFO, "fill.taken_over", key=self._target.key[:12], have=have)
@@ -175,22 +182,23 @@ class Coordinator:
 
     async def _begin(self, whole: Whole) -> None:
         """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
+        head = _kept(whole.head)
         try:
             if not is_storable(whole.head, self._question.fields):
                 why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
                 self._pass_on(whole, UpstreamError(why))
                 return
-            partial = await self._context.janitor.create(self._target.key, self._target.url, whole.head)
+            partial = await self._context.janitor.create(self._target.key, self._target.url, head)
         except OutOfSpace as error:
             self._pass_on(whole, error)
             return
         except BaseException:
             whole.exchange.drop()
             raise
-        growing = Growing(partial, whole.head.length)
-        incoming = self._received(whole.head, whole.url, growing)
+        growing = Growing(partial, head.length)
+        incoming = self._received(head, whole.url, growing)
         incoming = replace(incoming, source=whole.exchange.final_url)
-        known = Known(whole.head, whole.url, Held.READ)
+        known = Known(head, whole.url, Held.READ)
         await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
 
     async def _stream(self, known: Known, incoming: Incoming, rest: Rest | None) -> None:
@@ -276,3 +284,8 @@ class Coordinator:
             await store.discard(growing.partial, at_once=is_short)
         except StoreError as trouble:
             log(events, WARNING, "fill.not_saved", key=self._target.key[:12], error=trouble)
+
+
+def _kept(head: Head) -> Head:
+    """The head as it is stored."""
+    return replace(head, nominated=vary.without_login(head.nominated))

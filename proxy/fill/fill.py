@@ -199,7 +199,7 @@ class Fill:
 
     def pass_through(self, known: Known) -> Passthrough:
         """A way to the known body past the disk. Close it."""
-        origin = Origin(self.target, vary.with_each(self.question.fields), self._context)
+        origin = Origin(self.target, vary.that_select(self.question.fields), self._context)
         return Passthrough(self.target, origin, known, self._context, self._ask_checksums)
 
     async def stoppable(self, work: Coroutine[Any, Any, T]) -> T:

@@ -5,6 +5,7 @@ never to a request: a client that goes away cancels nothing.
 """
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from logging import ERROR
@@ -49,6 +50,8 @@ class Flights:
         self._context = FillContext(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._heads: dict[tuple[str, Headers], asyncio.Task[Head | None]] = {}
+        """Questions by HEAD that are on their way, by key and fields."""
         self._distrusted: TTLCache[str, frozenset[str]] = TTLCache(MAX_DISTRUSTED, DISTRUST_SECONDS, clock)
         """URLs to pass over, by key."""
         self._is_closing = False
@@ -92,8 +95,22 @@ class Flights:
         return fill, True
 
     async def ask_head(self, target: Target, fields: Headers) -> Head | None:
-        """What upstream answers to HEAD; None if only GET can tell. Raises UpstreamError."""
-        return await Origin(target, fields, self._context).head()
+        """What upstream answers to HEAD; None if only GET can tell. Raises UpstreamError.
+
+        All who ask the same at once share one question. Who leaves cancels nothing for the others.
+        """
+        question = target.key, fields
+        asking = self._heads.get(question)
+        if asking is None:
+            asking = self._heads[question] = asyncio.create_task(Origin(target, fields, self._context).head())
+            asking.add_done_callback(functools.partial(self._answered, question))
+        await asyncio.wait([asking])
+        return asking.result()
+
+    def _answered(self, question: tuple[str, Headers], asking: asyncio.Task[Head | None]) -> None:
+        del self._heads[question]
+        if not asking.cancelled():
+            asking.exception()  # everybody may have left
 
     async def open_passthrough(self, target: Target, fields: Headers) -> Passthrough:
         """The body of `target` for one client alone, who closes it. Raises UpstreamError."""

@@ -95,9 +95,14 @@ OF_THE_BYTES = frozenset({"content-encoding", "content-type"})
 
 
 def refreshed(entry: Entry, head: Head, now: float) -> Entry:
-    """The entry after upstream confirmed it: the fields of `head` replace its own, the body stays (RFC 9111 §3.2)."""
-    new = {name for name, _ in head.headers} - OF_THE_BYTES
+    """The entry after upstream confirmed it: the fields of `head` replace its own, the body stays (RFC 9111 §3.2).
+
+    Vary is added to: a redirect's says nothing about the answer behind it, and a 304 may come without one.
+    """
+    new = {name for name, _ in head.headers} - OF_THE_BYTES - {"vary"}
+    if head.node != entry.head.node:
+        new -= {"etag"}  # another node's tag for the same bytes
     kept = tuple((name, value) for name, value in entry.head.headers if name not in new)
-    added = tuple((name, value) for name, value in head.headers if name in new)
-    news = replace(entry.head, headers=kept + added, age=head.age, nominated=head.nominated, node=head.node)
+    added = tuple(line for line in head.headers if line[0] in new or (line[0] == "vary" and line not in kept))
+    news = replace(entry.head, headers=kept + added, age=head.age, nominated=head.nominated)
     return replace(entry, head=news, validated_at=now)

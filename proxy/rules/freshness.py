@@ -3,6 +3,7 @@
 This is only what upstream says; policy.py adds the mirror's rules and the client's directives.
 """
 
+from . import vary
 from .entry import Entry, Head, Headers, field
 from .headers import (
     Directives,
@@ -70,8 +71,19 @@ def is_storable(head: Head, asked: Headers = ()) -> bool:
         return False
     if _is_set(directives, "private") or "*" in (field(head.headers, "vary") or ""):
         return False
-    # §3.5: an answer to a request with credentials is not shared, unless it says that it may be.
-    return field(asked, "authorization") is None or not {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives)
+    if vary.login(asked) is None:
+        return True
+    # §3.5: an answer to a request with credentials is shared only if it says so, and if they do not select it.
+    is_shared = not {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives)
+    return is_shared and "authorization" not in vary.nominated(head)
+
+
+def restrictions(head: Head) -> set[str]:
+    """The directives of the answer that keep it, or something made of it, from being stored or used."""
+    directives = response_directives(head.headers)
+    ignored = {"no-store"} if "must-understand" in directives else set()
+    names = ("no-store", "private", "no-cache", "must-revalidate", "proxy-revalidate")
+    return {name for name in names if _is_set(directives, name)} - ignored
 
 
 def forbids_stale(head: Head) -> bool:

@@ -65,6 +65,12 @@ def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
     )
 
 
+def challenges(status: int, raw: Iterable[tuple[str, str]]) -> Headers:
+    """The fields of a 401 or 407 from which a client learns which login is wanted (RFC 9110 §11.6.1, §11.7.1)."""
+    name = {401: "www-authenticate", 407: "proxy-authenticate"}.get(status)
+    return tuple(line for line in raw if line[0] == name and _VALUE.fullmatch(line[1]))
+
+
 # HTTP dates (RFC 9110 §5.6.7)
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -61,6 +61,8 @@ class Mirror:
     ignore_query: bool = False
     connections: int = 0
     """Connections for one object; 0: as [fill] says."""
+    forward_authorization: bool = True
+    """Whether a client's credentials go to it."""
     credentials: tuple[Headers, ...] = field(default=(), repr=False)
     """The fields to send to each of `upstreams` and to nobody else; () if there are none."""
     any_scheme: bool = False

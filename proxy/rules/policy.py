@@ -99,8 +99,11 @@ def decide(
         return Refuse()
     if entry is None:
         return Ask(vary.passed_on(headers, None))
-    why = "vary-miss" if not is_selected else "request" if left > 0 else "stale"
-    return Ask(_question(headers, entry), why)
+    if not is_selected:
+        # An entity-tag names one variant; a date may be older than all of them (§4.3.1).
+        question = tuple(line for line in _question(headers, entry) if line[0] != "if-modified-since")
+        return Ask(question, "vary-miss")
+    return Ask(_question(headers, entry), "request" if left > 0 else "stale")
 
 
 def _question(headers: Headers, entry: Entry) -> Headers:
@@ -131,10 +134,15 @@ def satisfies(directives: Directives, age: float, left: float, allowed: float = 
 
 
 def freshness_left(target: Target, entry: Entry, now: float, changed_at: float = 0.0) -> float:
-    """Seconds until the entry must be revalidated; negative if that is overdue; infinite if never."""
+    """Seconds until the entry must be revalidated; negative if that is overdue; infinite if never.
+
+    What was confirmed in the future is stale: a clock was wrong, then or now, and nobody knows the age.
+    """
     mirror = target.mirror
     if mirror.is_immutable(target.path):
         return NEVER
+    if entry.validated_at > now:
+        return now - entry.validated_at
     if mirror.is_moving(target.path):
         # Counted from our own question: asking again does not make the answer of a cache on the way younger.
         left = mirror.ttl - max(0.0, now - entry.validated_at)

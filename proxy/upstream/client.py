@@ -19,7 +19,7 @@ from ..errors import ConfigError, UpstreamError
 from ..rules.entry import Headers, field
 from ..version import VERSION
 from .egress import Egress, Refused
-from .exchange import Exchange
+from .exchange import Exchange, Redirect
 from .location import VerbatimUrl, endpoint, node, redirected, shown
 from .wire import Stale, Wire, Wires
 from .wording import refused, translated
@@ -95,14 +95,16 @@ class Upstream:
         headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
+        redirects = (Redirect(url, ()),) if at else ()
         if node(here) != node(url):
             fields = _without(headers, SECRET)
         for _ in range(MAX_REDIRECTS + 1):
-            exchange = self._send(method, here, fields, url)
+            exchange = self._send(method, here, fields, redirects)
             location = next((value for name, value in exchange.headers if name == "location"), "")
             if exchange.status not in REDIRECTS or not location:
                 return exchange
             with exchange:
+                redirects += (Redirect(here, exchange.headers),)
                 here = redirected(here, location, url)
                 if node(here) != exchange.node:
                     fields = _without(headers, SECRET)
@@ -110,8 +112,9 @@ class Upstream:
             f"{url} redirects more than {MAX_REDIRECTS} times, last to {shown(here)}. nothing was fetched"
         )
 
-    def _send(self, method: str, here: str, fields: Headers, url: str) -> Exchange:
-        """The answer of `here`, on the way that began at `url`. Raises UpstreamError."""
+    def _send(self, method: str, here: str, fields: Headers, redirects: tuple[Redirect, ...]) -> Exchange:
+        """The answer of `here`, where `redirects` have led. Raises UpstreamError."""
+        url = redirects[0].url if redirects else here
         request = self._client.build_request(
             method,
             here,
@@ -130,7 +133,7 @@ class Upstream:
         # httpx reads a Location too, before we do, and raises InvalidURL for some; UnicodeError is IDNA's.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise translated(error, here, url) from error
-        exchange = Exchange(response, url, here, self._read_timeout, time.monotonic() - asked_at)
+        exchange = Exchange(response, here, redirects, self._read_timeout, time.monotonic() - asked_at)
         if exchange.has_body and "transfer-encoding" in response.headers and "content-length" in response.headers:
             # RFC 9112 §6.1, §6.3: one of the two is wrong, and nobody can say which.
             response.close()

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -26,12 +27,30 @@ DRAIN_BYTES = 64 * 1024
 DRAIN_SECONDS = 0.02  # what has not come by then is not waited for; a connection over TLS costs more
 
 
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """An answer that led on."""
+
+    url: str
+    """Where it came from."""
+    headers: Headers
+
+
 class Exchange:
     """One answer: its head, then its body once. A context manager; used by one thread, except for `abort`."""
 
-    def __init__(self, response: httpx.Response, url: str, final_url: str, read_timeout: float, delay: float) -> None:
-        self.url = url
+    def __init__(
+        self,
+        response: httpx.Response,
+        final_url: str,
+        redirects: tuple[Redirect, ...],
+        read_timeout: float,
+        delay: float,
+    ) -> None:
+        self.url = redirects[0].url if redirects else final_url
         self.final_url = final_url
+        self.redirects = redirects
+        """The answers that led here, the first one first."""
         self.delay = delay
         """Seconds from the request to this head."""
         self.status = response.status_code

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..errors import UpstreamError, UpstreamStatus, UpstreamTimeout
+from ..rules.chain import combined
 from ..rules.entry import field
-from ..rules.headers import delta_seconds, parse_http_date
+from ..rules.headers import challenges, delta_seconds, parse_http_date
 from .egress import Refused
 from .location import shown
 
@@ -29,8 +30,10 @@ def first_error(errors: list[UpstreamError]) -> UpstreamError:
 def status_error(exchange: "Exchange") -> UpstreamStatus:
     """The error for an answer that is no success."""
     hint = {
-        401: "it wants a login; `headers` or `netrc` of its [[mirror]] can hold one",
+        401: "it wants a login; `headers` or `netrc` of its [[mirror]] can hold one, and a client's own goes to it if "
+        "forward_authorization is true there",
         403: "it refuses access",
+        407: "a proxy on the way wants a login",
         404: "it has no such file; is the URL right, or was the image removed?",
         410: "the file was removed",
         429: "it limits requests; wait a while",
@@ -41,7 +44,8 @@ def status_error(exchange: "Exchange") -> UpstreamStatus:
     error = UpstreamStatus(
         f"{exchange.url} answered {exchange.status}{': ' + hint if hint else ''}", exchange.status, retry_after=given
     )
-    error.fields = exchange.headers
+    error.fields = combined([each.headers for each in exchange.redirects], exchange.headers, ())
+    error.headers += challenges(exchange.status, exchange.headers)
     seconds, at = delta_seconds(given), parse_http_date(given)
     since = parse_http_date(field(exchange.headers, "date"))
     error.retry_after = float(seconds) if seconds is not None else max(0.0, at - since) if at and since else None

@@ -111,7 +111,12 @@ def test_we_decide_as_hishel_does(age, cache_control, expires, last_modified, va
     asked = second | ({"cache-control": request} if request else {})
     expected = theirs(first, fields, asked)
     event(kind_of(expected))
-    assert ours(first, fields, asked, now) == expected
+    decision = ours(first, fields, asked, now)
+    if first != second and "x-kind" in (vary or "").lower() and decision[0] == "ask" == expected[0]:
+        # hishel asks with another variant's date too. An origin that looks at that alone would confirm the wrong one.
+        assert decision == (*expected[:2], None)
+    else:
+        assert decision == expected
 
 
 def differs(name, we, they, since, /, *cache_control, first=None, second=None, **fields):
