@@ -103,6 +103,8 @@ class Gateway:
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask() as ask:
                 self.negative.check(target, request.headers)
+                if delivery := self._failed_lately(request, target, entry, stack):
+                    return delivery
                 keep = "no-store" not in policy.request_directives(request.headers)
                 question = Question(ask.condition, stored, keep)
                 async with contextlib.AsyncExitStack() as own:
@@ -176,22 +178,25 @@ class Gateway:
         fill, is_first = await self._join(target, question)
         stack.enter_context(fill.attach())
         try:
-            await watch.wait(fill.wait_head())
+            async with asyncio.timeout(self._patience(forward, fill)):
+                await watch.wait(fill.wait_head())
         except UpstreamError as error:
             return self._after_failure(forward, error, stack)
+        except TimeoutError:
+            assert forward.entry
+            self._keep_asking(fill)
+            return self._stored(request, target, forward.entry, CacheStatus(fwd=forward.ask.why, detail="slow"), stack)
         if not _is_for(request, question, fill):
             await watch.wait(fill.wait_over())
             return None
         self.negative.forget(target)
+        self.flights.failures.forget(target.key)
         if isinstance(fill.state, Confirmed):
             return self._confirmed(forward, fill.state.entry, stack)
         if isinstance(fill.state, Passed):
             return await self._passed(forward, fill, is_first, stack)
         assert fill.incoming
         body = FillBody(fill, fill.incoming, None if target.digest == fill.target.digest else target.digest)
-        if fill.is_whole and fill.is_wanted and not is_first:
-            self.store.touch(target.key, self.clock())
-            return Delivery(request, target, body, CacheStatus(hit=True), fill.age, watch)
         stored = fill.is_wanted if is_first else None
         cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
         return Delivery(request, target, body, cache_status, fill.age, watch)

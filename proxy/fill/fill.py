@@ -114,6 +114,17 @@ class Fill:
         return self.incoming is not None and self.incoming.growing.is_whole
 
     @property
+    def arrived(self) -> Entry | None:
+        """What is about to be stored, for policy: the body is whole, and its digest not settled. None until then."""
+        if not isinstance(self.state, Streaming) or not self.is_whole or not self.is_wanted:
+            return None
+        incoming, target = self.state.incoming, self.target
+        if incoming.is_hidden:
+            return None
+        head, at = replace(incoming.head, length=incoming.growing.length), incoming.answered_at
+        return Entry(target.key, target.url, target.mirror.name, head, sha256="", stored_at=at, validated_at=at)
+
+    @property
     def fetched(self) -> int:
         """Bytes this fill got from upstream; less than it has where an earlier one had begun."""
         return self._ingest.fetched if self._ingest else 0
