@@ -58,6 +58,7 @@ class FillSection(Section, frozen=True):
     connections: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     connect_timeout: Duration = Duration(10)
     read_timeout: Duration = Duration(30)
+    stale_after: Duration = Duration(5)
     retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 8
     on_abandon: Literal["finish", "pause"] = "finish"
 

@@ -185,7 +185,7 @@ class Fill:
             yield
         finally:
             self.readers -= 1
-            if not self.readers and self._context.settings.on_abandon == "pause":
+            if not self.readers and self._context.settings.on_abandon == "pause" and not self.is_whole:
                 self.stop()
             self._close_unused()
 

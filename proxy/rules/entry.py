@@ -91,7 +91,7 @@ class Entry:
 OF_THE_BYTES = frozenset(
     {"content-digest", "content-encoding", "content-md5", "content-type", "digest", "repr-digest"}
 )
-"""They describe the stored bytes, so a 304 cannot change them. Its own Content-Digest is that of no bytes (RFC 9530)."""
+"""They describe the stored bytes, so a 304 cannot change them: its own Content-Digest is of no bytes (RFC 9530 §2)."""
 
 
 def refreshed(entry: Entry, head: Head, now: float) -> Entry:
