@@ -127,6 +127,8 @@ class Verifier:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for task in tasks:
+            task.cancelled() or task.exception()  # `verify` has raised it, or the fill failed before
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:
