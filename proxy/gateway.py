@@ -216,7 +216,7 @@ class Gateway:
         if isinstance(fill.state, Passed):
             return await self._passed(forward, fill, is_first, stack)
         assert fill.incoming
-        body = FillBody(fill, fill.incoming, None if target.digest == fill.target.digest else target.digest)
+        body = FillBody(fill, fill.incoming, target.digest)
         stored = fill.is_wanted if is_first else None
         cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
         return Delivery(request, target, body, cache_status, fill.age, watch)

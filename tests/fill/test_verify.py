@@ -203,9 +203,9 @@ async def test_a_moving_image_and_its_checksum_file_change_together(origin, prox
     image.generation(OTHER)
     listed.generation(sums(OTHER))
     assert (await proxy.get("/m/current/noble.img")).body == OTHER
-    assert (await stored(proxy))["digest"] == hashlib.sha256(OTHER).hexdigest()
+    assert (await stored(proxy))["sha256"] == hashlib.sha256(OTHER).hexdigest()
     assert "fill.mismatch" not in "\n".join(proxy.log)
-    assert (await stored(proxy, "SHA256SUMS"))["digest"] == hashlib.sha256(sums(OTHER)).hexdigest()
+    assert (await stored(proxy, "SHA256SUMS"))["sha256"] == hashlib.sha256(sums(OTHER)).hexdigest()
 
 
 async def test_warn_stores_and_says_so(origin, proxy_factory):
@@ -311,7 +311,7 @@ async def test_prefetch_goes_from_the_corrupt_mirror_to_the_good_one_by_itself(o
         good.body("/noble.img", BODY)
         ran = await asyncio.to_thread(cli, proxy, "prefetch", origin.url("/noble.img"))
         assert ran.returncode == 0, ran.stderr
-        assert (await stored(proxy))["digest"] == SHA256
+        assert (await stored(proxy))["sha256"] == SHA256
 
 
 async def test_each_mirror_is_tried_once_before_giving_up(origin, proxy_factory):
@@ -403,10 +403,10 @@ async def test_what_is_stored_with_another_digest_is_fetched_again_and_stays_whe
     await proxy.get("/u/noble.img")
     await stored(proxy)
     await all_but_the_last_byte(await proxy.stream(f"/sha256:{SHA256}/u/noble.img"))
-    assert (await stored(proxy))["digest"] == hashlib.sha256(OTHER).hexdigest()
+    assert (await stored(proxy))["sha256"] == hashlib.sha256(OTHER).hexdigest()
     image.generation(BODY)
     assert (await proxy.get(f"/sha256:{SHA256}/u/noble.img")).body == BODY
-    assert (await stored(proxy))["digest"] == SHA256
+    assert (await stored(proxy))["sha256"] == SHA256
     assert (await proxy.get("/u/noble.img")).body == BODY
 
 
@@ -420,6 +420,41 @@ async def test_a_wrong_digest_hurts_only_the_one_who_names_it(origin, proxy):
     assert await all_but_the_last_byte(wrong) == BODY[:-1]
     assert (await stored(proxy))["sha512"] == SHA512
     assert origin.requests == 1
+
+
+@pytest.mark.parametrize("listed", [None, BODY, OTHER], ids=["unlisted", "right", "wrong"])
+async def test_who_begins_with_a_wrong_digest_hurts_no_one_else(origin, proxy_factory, listed):
+    proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
+    origin.body("/noble.img", BODY).stall_at(500_000)
+    if listed:
+        origin.body("/SHA256SUMS", sums(listed))
+    wrong = await proxy.stream(f"/sha256:{WRONG}/m/noble.img")
+    right = await proxy.stream(f"/sha512:{SHA512}/m/noble.img")
+    plain = await proxy.stream("/m/noble.img")
+    origin.release()
+    assert await all_but_the_last_byte(wrong) == BODY[:-1]
+    if listed is OTHER:  # for those without a word in it the checksum file decides
+        assert await all_but_the_last_byte(plain) == await all_but_the_last_byte(right) == BODY[:-1]
+    else:
+        assert await plain.rest() == await right.rest() == BODY
+    assert await stored(proxy) is None
+    assert origin.count("/noble.img") == 1
+
+
+async def test_who_follows_another_process_with_a_wrong_digest_hurts_no_one_else(origin, proxy, proxy_factory):
+    other = proxy_factory(cache_dir=proxy.cache_dir)
+    origin.body("/noble.img", BIG).stall_at(900_000).headers(cache_control=FRESH)
+    first = await proxy.stream("/u/noble.img")
+    await first.read(900_000)
+    await until(lambda: told(proxy))
+    wrong = await other.stream(f"/sha512:{WRONG * 2}/u/noble.img")
+    await wrong.read(900_000)
+    plain = await other.stream("/u/noble.img")
+    origin.release()
+    assert await first.rest() == BIG[900_000:]
+    assert await all_but_the_last_byte(wrong) == BIG[900_000:-1]
+    assert await plain.rest() == BIG
+    assert origin.count("/noble.img") == 1
 
 
 async def test_offline_the_digest_form_gives_what_has_it_and_nothing_else(origin, proxy, proxy_factory):
