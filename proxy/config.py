@@ -59,6 +59,7 @@ class FillSection(Section, frozen=True):
     connect_timeout: Duration = Duration(10)
     read_timeout: Duration = Duration(30)
     checksum_timeout: Duration = Duration(5)
+    stale_after: Duration = Duration(5)
     retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 8
     on_abandon: Literal["finish", "pause"] = "finish"
 

@@ -14,13 +14,14 @@ from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiab
 from .rules import ranges, validators
 from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers, field
+from .rules.headers import OF_THE_CONTENT
 from .rules.mirrors import Target
 from .rules.pieces import Piece, Slice
 
 T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-ABOUT_THE_BODY = frozenset({"content-encoding", "content-language", "content-length", "content-type"})
+ABOUT_THE_BODY = OF_THE_CONTENT | {"content-encoding", "content-language", "content-length", "content-type"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Delivery:
             raise error.with_cache_status(self.cache_status, self._age())
         elif len(chosen) == 1:
             content_range = "content-range", ranges.content_range(chosen[0], length)
-            await self._start(send, 206, self._fields(chosen[0].length, content_range))
+            await self._start(send, 206, self._part_fields(chosen[0].length, content_range))
             await self._bytes(send, chosen[0].start, chosen[0].end)
             await send({"type": "http.response.body"})
         else:
@@ -186,7 +187,7 @@ class Delivery:
         kind = field(self.body.head.headers, "content-type")
         # The boundary must not occur in the body. Nobody who writes bodies knows the generation.
         parts = ranges.multipart(chosen, length, kind, f"fetchonce-{self.body.head.generation}")
-        fields = [line for line in self._fields(parts.length) if line[0] != "content-type"]
+        fields = [line for line in self._part_fields(parts.length) if line[0] != "content-type"]
         await self._start(send, 206, [*fields, ("content-type", parts.content_type)])
         for preamble, part in parts.parts:
             await send({"type": "http.response.body", "body": preamble, "more_body": True})
@@ -237,6 +238,9 @@ class Delivery:
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
         return [*fields, self._age(), ("cache-status", self.cache_status.header()), *more]
+
+    def _part_fields(self, length: int, *more: tuple[str, str]) -> list[tuple[str, str]]:
+        return [line for line in self._fields(length, *more) if line[0] not in OF_THE_CONTENT]
 
     def _age(self) -> tuple[str, str]:
         return "age", str(int(self.age))

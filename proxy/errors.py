@@ -16,6 +16,7 @@ ProxyError                    500
 │   ├── UpstreamTimeout       504
 │   ├── Unconfirmed           504   a stored answer must be confirmed first, and upstream cannot be asked
 │   ├── DigestMismatch        502   the body is whole, but it is not the expected one
+│   ├── UnreadableChecksums   502   the checksum file of the body cannot be read
 │   ├── UpstreamPage          502   a web page where a file should be
 │   ├── UpstreamRange         502   raised and handled within a fill, as is the next
 │   ├── UpstreamChanged       502
@@ -145,6 +146,10 @@ class DigestMismatch(UpstreamError):
     def __init__(self, message: str, next_url: str | None = None) -> None:
         super().__init__(message)
         self.next_url = next_url
+
+
+class UnreadableChecksums(UpstreamError):
+    cache_status = CacheStatus(fwd="uri-miss", detail="checksums-unreadable")
 
 
 class UpstreamStatus(UpstreamError):

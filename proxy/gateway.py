@@ -9,12 +9,23 @@ deliver    delivery        body → status, headers, ranges, bytes
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Delivery, HeadBody, Request, Watch, while_connected
-from .errors import NotInCache, OutOfSpace, RequestError, Unconfirmed, UpstreamError, UpstreamPage, UpstreamStatus
+from .errors import (
+    NotInCache,
+    OutOfSpace,
+    ProxyError,
+    RequestError,
+    Unconfirmed,
+    UpstreamError,
+    UpstreamPage,
+    UpstreamStatus,
+)
+from .fill.failures import status_of
 from .fill.fill import Fill, Question
 from .fill.flights import Flights
 from .fill.reader import FillBody
@@ -91,12 +102,14 @@ class Gateway:
         if target.digest and (found := await self.store.find(target.digest, target.key)):
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
             return self._stored(request, target, found, CacheStatus(hit=True), stack)
+        if not target.digest and (fill := self.flights.get(target.key)) and (arrived := fill.arrived):
+            return await self._arrived(request, target, fill, arrived, stack)
         stored = await self.store.lookup(target.key)
         # With a digest that is not in the store, what is stored of the URL answers nothing.
         entry = None if target.digest else stored
         match await self._decide(request.headers, target, entry):
             case Serve(entry, ttl, refresh):
-                if refresh is not None:
+                if refresh is not None and not self.flights.failures.last(target.key):
                     await self._join(target, Question(refresh, entry))
                 return self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
             case Refuse():
@@ -105,6 +118,8 @@ class Gateway:
                 raise NotInCache(f"{target.url} is not in the cache, and {why}")
             case Ask() as ask:
                 self.negative.check(target, request.headers, request.method)
+                if delivery := self._failed_lately(request, target, entry, stack):
+                    return delivery
                 keep = "no-store" not in policy.request_directives(request.headers)
                 question = Question(ask.condition, stored, keep)
                 async with contextlib.AsyncExitStack() as own:
@@ -112,6 +127,23 @@ class Gateway:
                     delivery = await self._forward(Forward(request, target, ask, entry, watch), question, own)
                     stack.push_async_exit(own.pop_all())
                     return delivery
+
+    async def _arrived(
+        self, request: Request, target: Target, fill: Fill, entry: Entry, stack: contextlib.AsyncExitStack
+    ) -> Delivery | None:
+        """As `_answer`, with what is whole and is being stored: it is served where it might be once it is stored."""
+        async with contextlib.AsyncExitStack() as own:
+            own.enter_context(fill.attach())
+            watch = await own.enter_async_context(while_connected(request.gone))
+            match await self._decide(request.headers, target, entry):
+                case Serve(_, ttl):
+                    assert fill.incoming
+                    self.store.touch(target.key, self.clock())
+                    body, age = FillBody(fill, fill.incoming, None), fill.age
+                    stack.push_async_exit(own.pop_all())
+                    return Delivery(request, target, body, CacheStatus(hit=True, ttl=ttl), age, watch)
+            await watch.wait(fill.wait_over())
+            return None
 
     @contextlib.asynccontextmanager
     async def fetch(self, url: str, digest: Digest | None = None) -> AsyncIterator[Fill | Entry]:
@@ -157,9 +189,7 @@ class Gateway:
         """As Flights.join; and a moving object that turns out to be another one has its checksum files renewed."""
         fill, is_first = await self.flights.join(target, question)
         if is_first and question.stale and target.mirror.is_moving(target.path):
-            task = asyncio.create_task(self.flights.checksums.renew(target, fill))
-            self._behind.add(task)
-            task.add_done_callback(self._behind.discard)
+            self._go_on_behind(self.flights.checksums.renew(target, fill))
         return fill, is_first
 
     def _wanted(self, url: str, digest: Digest | None) -> Target:
@@ -178,25 +208,29 @@ class Gateway:
         fill, is_first = await self._join(target, question)
         stack.enter_context(fill.attach())
         try:
-            await watch.wait(fill.wait_head())
+            async with asyncio.timeout(self._patience(forward, fill)):
+                await watch.wait(fill.wait_head())
         except UpstreamError as error:
             if _is_refusal(error) and vary.login(fill.question.fields) != vary.login(question.fields):
                 await watch.wait(fill.wait_over())
                 return None
             return self._after_failure(forward, error, stack)
+        except TimeoutError:
+            assert forward.entry
+            if fill.readers == 1:
+                self._keep_asking(fill)
+            return self._stored(request, target, forward.entry, CacheStatus(fwd=forward.ask.why, detail="slow"), stack)
         if not _is_for(request, question, fill):
             await watch.wait(fill.wait_over())
             return None
         self.negative.forget(target, request.headers)
+        self.flights.failures.forget(target.key)
         if isinstance(fill.state, Confirmed):
             return self._confirmed(forward, fill.state.entry, stack)
         if isinstance(fill.state, Passed):
             return await self._passed(forward, fill, is_first, stack)
         assert fill.incoming
-        body = FillBody(fill, fill.incoming, None if target.digest == fill.target.digest else target.digest)
-        if fill.is_whole and fill.is_wanted and not is_first:
-            self.store.touch(target.key, self.clock())
-            return Delivery(request, target, body, CacheStatus(hit=True), fill.age, watch)
+        body = FillBody(fill, fill.incoming, target.digest)
         stored = fill.is_wanted if is_first else None
         cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
         return Delivery(request, target, body, cache_status, fill.age, watch)
@@ -204,10 +238,8 @@ class Gateway:
     def _after_failure(self, forward: Forward, error: UpstreamError, stack: contextlib.AsyncExitStack) -> Delivery:
         """What is stored, if it may be served although upstream failed. Raises the error if not."""
         request, target, entry = forward.request, forward.target, forward.entry
-        status = error.upstream_status if isinstance(error, UpstreamStatus) else None
         cache_status = replace(error.cache_status, fwd=forward.ask.why)
-        is_head, now = request.method == "HEAD", self.clock()
-        if entry and policy.may_serve_stale(request.headers, target, entry, status, now=now, is_head=is_head):
+        if entry and self._may_serve_stale(request, target, entry, status_of(error)):
             return self._stored(request, target, entry, cache_status, stack)
         if isinstance(error, UpstreamStatus):
             self.negative.note(target, request.headers, error)
@@ -217,6 +249,52 @@ class Gateway:
                 "stale_if_error, forbids it. serve --offline gives it nevertheless"
             )
         raise error.with_cache_status(cache_status) from None
+
+    def _failed_lately(
+        self, request: Request, target: Target, entry: Entry | None, stack: contextlib.AsyncExitStack
+    ) -> Delivery | None:
+        """What is stored, where the last question about it has failed, and it is too soon for another."""
+        failure = self.flights.failures.last(target.key)
+        if not failure or not entry or policy.insists(request.headers):
+            return None
+        if not self._may_serve_stale(request, target, entry, status_of(failure.error)):
+            return None
+        left = policy.freshness_left(target, entry, self.clock())
+        ttl = None if left > 0 else math.floor(left)
+        cache_status = CacheStatus(hit=True, ttl=ttl, detail=failure.error.cache_status.detail)
+        return self._stored(request, target, entry, cache_status, stack)
+
+    def _patience(self, forward: Forward, fill: Fill) -> float | None:
+        """How many seconds to wait for upstream's word; None: as long as it takes."""
+        request, target, entry = forward.request, forward.target, forward.entry
+        if entry is None or not self._may_serve_stale(request, target, entry, None):
+            return None
+        return policy.patience(
+            request.headers,
+            self.settings.file.fill.stale_after,
+            running=self.clock() - fill.started_at,
+            has_failed=self.flights.failures.last(target.key) is not None,
+        )
+
+    def _keep_asking(self, fill: Fill) -> None:
+        """Have upstream's answer waited for, now that no client does: `on_abandon` is about bodies."""
+        attached = contextlib.ExitStack()
+        attached.enter_context(fill.attach())
+
+        async def wait() -> None:
+            with attached, contextlib.suppress(ProxyError):
+                await fill.wait_head()
+
+        self._go_on_behind(wait())
+
+    def _go_on_behind(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+
+    def _may_serve_stale(self, request: Request, target: Target, entry: Entry, status: int | None) -> bool:
+        is_head = request.method == "HEAD"
+        return policy.may_serve_stale(request.headers, target, entry, status, now=self.clock(), is_head=is_head)
 
     def _confirmed(self, forward: Forward, entry: Entry, stack: contextlib.AsyncExitStack) -> Delivery:
         """What upstream, or another process, says is still the object."""

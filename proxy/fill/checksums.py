@@ -6,16 +6,16 @@ They are objects like any other: fetched by fills of their own, stored, and shar
 import contextlib
 from collections.abc import Callable
 from contextlib import aclosing, closing
-from logging import DEBUG
+from logging import DEBUG, WARNING
 from typing import Protocol
 
 from cachetools import TTLCache
 
-from ..errors import ProxyError, UpstreamError
+from ..errors import ProxyError, UnreadableChecksums, UpstreamError
 from ..log import events, log
 from ..rules import digests, policy
-from ..rules.digests import Expected
-from ..rules.entry import Entry, Headers
+from ..rules.digests import Expected, Unreadable
+from ..rules.entry import Entry, Head, Headers, field
 from ..rules.mirrors import Target
 from ..rules.policy import Ask
 from ..rules.validators import condition
@@ -47,11 +47,17 @@ class Checksums:
     async def expected(self, target: Target, anew: bool) -> Expected | None:
         """The digest of `target` by the first of its checksum files that names it; None if none does or can be had.
 
-        `anew`: upstream is asked even for a file that is still fresh here.
+        `anew`: upstream is asked even for a file that is still fresh here. Raises UnreadableChecksums where there is
+        one that cannot be read, unless the mirror's `verify` lets a body pass without.
         """
+        unreadable = None
         for template, sibling in zip(target.mirror.checksums, target.checksums, strict=False):
             try:
                 text, fetched_at = await self._read(sibling, anew)
+            except Unreadable as error:
+                unreadable = unreadable or f"{sibling.url}, its checksum file, cannot be read: {error}"
+                log(events, WARNING, "checksums.unreadable", key=target.key[:12], file=sibling.url, error=error)
+                continue
             except ProxyError as error:
                 log(events, DEBUG, "checksums.none", key=target.key[:12], file=sibling.url, error=error)
                 continue
@@ -59,6 +65,11 @@ class Checksums:
             if found:
                 return Expected(found, sibling.name, fetched_at)
             log(events, DEBUG, "checksums.silent", key=target.key[:12], file=sibling.url)
+        if unreadable and target.mirror.verify == "strict":
+            raise UnreadableChecksums(
+                f"{target.url} cannot be verified: {unreadable}. the body is not given whole. "
+                f'ask the people behind the mirror; verify = "warn" for mirror {target.mirror.name} does without'
+            )
         return None
 
     async def changed_at(self, target: Target) -> float:
@@ -91,7 +102,7 @@ class Checksums:
                     await self._flights.join(sibling, Question(condition(entry.head.headers) + ANEW, entry))
 
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
-        """The text, and the Unix time at which upstream last vouched for it."""
+        """The text, and the Unix time at which upstream last vouched for it. Raises ProxyError, Unreadable."""
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):
@@ -110,28 +121,32 @@ class Checksums:
             if (fill.length or 0) > digests.MAX_TEXT_BYTES:
                 if fill.readers == 1:
                     fill.stop()
-                raise _too_long(target.url)
+                raise TOO_LONG
             await fill.wait_over()
             match fill.state:
                 case Passed():
                     passthrough = fill.take_passthrough() if is_first else None
                     passthrough = passthrough or await self._flights.open_passthrough(target, ())
-                    return await _all(passthrough), fill.answered_at
+                    return _text(await _all(passthrough), passthrough.head), fill.answered_at
                 case Failed(error):
                     raise error
             if fill.entry:
                 return self._stored(fill.entry), fill.entry.validated_at
             assert fill.incoming  # fetched, but not to be stored
-            return fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1), fill.answered_at
+            text = fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1)
+            return _text(text, fill.incoming.head), fill.answered_at
 
     def _stored(self, entry: Entry) -> bytes:
         if entry.size > digests.MAX_TEXT_BYTES:
-            raise _too_long(entry.url)
-        return self._store.read(entry)
+            raise TOO_LONG
+        return _text(self._store.read(entry), entry.head)
 
 
-def _too_long(url: str) -> UpstreamError:
-    return UpstreamError(f"{url} is too long for a checksum file")
+TOO_LONG = Unreadable(f"it is longer than {digests.MAX_TEXT_BYTES} bytes")
+
+
+def _text(body: bytes, head: Head) -> bytes:
+    return digests.decoded(body, field(head.headers, "content-encoding"))
 
 
 async def _all(passthrough: Passthrough) -> bytes:

@@ -7,7 +7,7 @@ Coordinator (coordinator.py). Nothing here knows HTTP to the client.
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import OutOfSpace, ProxyError, UpstreamError
@@ -94,6 +94,17 @@ class Fill:
         return self.incoming is not None and self.incoming.growing.is_whole
 
     @property
+    def arrived(self) -> Entry | None:
+        """What is about to be stored, for policy: the body is whole, and its digest not settled. None until then."""
+        if not isinstance(self.state, Streaming) or not self.is_whole or not self.is_wanted:
+            return None
+        incoming, target = self.state.incoming, self.target
+        if incoming.is_hidden:
+            return None
+        head, at = replace(incoming.head, length=incoming.growing.length), incoming.answered_at
+        return Entry(target.key, target.url, target.mirror.name, head, sha256="", stored_at=at, validated_at=at)
+
+    @property
     def fetched(self) -> int:
         """Bytes this fill got from upstream; less than it has where an earlier one had begun."""
         return self.incoming.ingest.fetched if self.incoming and self.incoming.ingest else 0
@@ -154,7 +165,7 @@ class Fill:
             yield
         finally:
             self.readers -= 1
-            if not self.readers and self._context.settings.on_abandon == "pause":
+            if not self.readers and self._context.settings.on_abandon == "pause" and not self.is_whole:
                 self.stop()
             self._close_unused()
 

@@ -28,6 +28,7 @@ from .asking import Whole
 from .checksums import Checksums
 from .context import FillContext, Threads
 from .coordinator import Coordinator
+from .failures import Failures
 from .fill import Fill, Question
 from .origin import Origin
 from .passthrough import Passthrough
@@ -56,6 +57,7 @@ class Flights:
         """URLs to pass over, by key."""
         self._is_closing = False
         self.checksums = Checksums(store, self, clock)
+        self.failures = Failures(clock)
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
@@ -125,6 +127,12 @@ class Flights:
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
         self.checksums.landed(key)
+        match fill.state:
+            case Failed(trouble, None):
+                if fill.question.stale and not fill.is_stopped and isinstance(trouble, UpstreamError):
+                    self.failures.note(key, trouble)
+            case _:
+                self.failures.forget(key)
         match fill.state:
             case Failed(DigestMismatch(next_url=str()), incoming) if incoming:
                 self._distrusted[key] = self._distrusted.get(key, frozenset()) | {incoming.url}

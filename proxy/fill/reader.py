@@ -14,8 +14,8 @@ from .verify import mismatch
 class FillBody:
     """For a client that is attached to the fill.
 
-    `digest`: the client says which digest it must have, and others began the fill. If the client is wrong the others
-    must not suffer: it alone waits with the last byte for the digest.
+    `digest`: the client says which digest it must have. If it is wrong nobody else must suffer, whoever began the fill:
+    it alone waits with the last byte for the digest.
     """
 
     def __init__(self, fill: Fill, incoming: Incoming, digest: Digest | None) -> None:
@@ -40,8 +40,9 @@ class FillBody:
             try:
                 stop = await self._wait_readable(start)
             except OutOfSpace:
-                # With a digest of its own there is no other way: nobody would look at the digest.
-                passthrough = None if self._digest else self._fill.bypass()
+                # With another digest than the fill's there is no other way: nobody would look at it.
+                is_looked_at = self._digest in (None, self._fill.target.digest)
+                passthrough = self._fill.bypass() if is_looked_at else None
                 if passthrough is None:
                     raise
                 with closing(passthrough):

@@ -6,6 +6,7 @@ its way when the body is. The last byte is withheld until that is settled; of th
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -81,27 +82,56 @@ class Verifier:
 
         It came from the URL `source`, and could be had from `others`. Raises DigestMismatch, StoreError.
         """
-        verified = await self._judge(length, source, others)
-        # All hashes before the last byte: what a reader asks of them is there once it has that.
+        try:
+            verified = await self._judge(length, source, others)
+        except DigestMismatch:
+            if self._target.digest and length:  # of an empty body the head says all, and it has no last byte
+                await self._give_to_others(length, source)
+            raise
+        await self._give(length)
+        return verified
+
+    async def _give(self, length: int) -> None:
+        """Let the last byte go."""
+        # All hashes before it: what a reader asks of them is there once it has that.
         digests: dict[str, str] = {}
         while missing := self._hashes.keys() - digests.keys():
             for algorithm in missing:
                 digests[algorithm] = await self._hash(algorithm).finish(length)
         self.digests = digests
         self._growing.release()
-        return verified
+
+    async def _give_to_others(self, length: int, source: str) -> None:
+        """The client that began this named a wrong digest: for the others the checksum files alone decide."""
+        plain = dataclasses.replace(self._target, digest=None)
+        with contextlib.suppress(ProxyError):
+            if is_to_be_verified(plain, length):
+                expected = None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._context.settings.checksum_timeout):
+                        expected = await ask_for(plain, self._ask)
+                if expected:
+                    await judge(plain, expected, functools.partial(self._digest, length=length), self._ask, source)
+            await self._give(length)
 
     async def confirm(self, entry: Entry, source: str) -> None:
         """Another process has verified the body and stored it as `entry`; only what our client asked for is left.
 
         Raises DigestMismatch, StoreError.
         """
-        if self._expected and not entry.has(self._expected.digest):
-            got = await self._digest(self._expected.digest.algorithm, entry.size)
-            if got != self._expected.digest:
-                raise mismatch(self._expected, got, source)
-        self.digests = {"sha256": entry.sha256} | ({"sha512": entry.sha512} if entry.sha512 else {})
-        self._growing.release()
+        digests = {"sha256": entry.sha256} | ({"sha512": entry.sha512} if entry.sha512 else {})
+        wrong = None
+        if self._expected:
+            digest = self._expected.digest
+            if digest.algorithm not in digests:
+                digests[digest.algorithm] = (await self._digest(digest.algorithm, entry.size)).hex
+            if (got := Digest(digest.algorithm, digests[digest.algorithm])) != digest:
+                wrong = mismatch(self._expected, got, source)
+        if not wrong or entry.size:
+            self.digests = digests
+            self._growing.release()
+        if wrong:
+            raise wrong
 
     async def _judge(self, length: int, source: str, others: Sequence[str]) -> str | None:
         if self._lookup:
@@ -125,6 +155,8 @@ class Verifier:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for task in tasks:
+            task.cancelled() or task.exception()  # `verify` has raised it, or the fill failed before
 
     def _hash(self, algorithm: str) -> TrailingHash:
         if algorithm not in self._hashes:

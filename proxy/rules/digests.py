@@ -5,14 +5,18 @@ can be made to fit an MD5 or SHA-1. Formats: GNU coreutils (`HEX  NAME`), BSD an
 digest alone, each with comments and PGP armour around it, and mixed. Time is linear in the length of the text.
 """
 
+import codecs
 import re
 import urllib.parse
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
 Algorithm = Literal["sha256", "sha512"]
 
+MAX_CODINGS = 4  # of one body; nobody needs two
+MAX_MEMBERS = 64  # of one gzip file; each costs a copy of the rest
 MAX_TEXT_BYTES = 4 * 1024**2  # Debian's longest SHA512SUMS has 0.3 MB
 MAX_LINE_CHARACTERS = 8 * 1024  # twice PATH_MAX and the longest digest
 MIN_BODY_BYTES = 1024**2
@@ -77,6 +81,73 @@ def is_worth_a_look(name: str, length: int | None) -> bool:
     Everything but text: image and archive types are too many to list, and kernels and kubectl have no suffix.
     """
     return (length is None or length > MIN_BODY_BYTES) and name.rpartition(".")[2].lower() not in TEXTS
+
+
+class Unreadable(ValueError):
+    """Why a checksum file cannot be read."""
+
+
+def decoded(body: bytes, codings: str | None) -> bytes:
+    """The UTF-8 text of a checksum file that came with that Content-Encoding. Raises Unreadable.
+
+    Servers send coded bodies although we ask for none. Apache also labels a plain `x.gz.sha256` as gzip.
+    """
+    names = [name for each in (codings or "").lower().split(",") if (name := each.strip(" \t"))]
+    if len(names) > MAX_CODINGS:
+        raise Unreadable(f"its Content-Encoding has {len(names)} members")
+    for name in reversed(names):
+        match name:
+            case "gzip" | "x-gzip":
+                body = _gunzip(body) if body.startswith(_GZIP) else body
+            case "deflate":
+                # RFC 9110 §8.4.1.2: zlib's format. Some send the bare stream.
+                body = _inflate(body, zlib.MAX_WBITS if _is_zlib(body) else -zlib.MAX_WBITS)[0]
+            case "identity":
+                pass
+            case _:
+                raise Unreadable(f"its Content-Encoding is {name[:40]}")
+    for mark, coding in _UTF16.items():
+        if body.startswith(mark):
+            try:
+                body = body.removeprefix(mark).decode(coding).encode()
+            except UnicodeDecodeError as error:
+                raise Unreadable("it is malformed UTF-16") from error
+    if len(body) > MAX_TEXT_BYTES:
+        raise Unreadable(f"it is longer than {MAX_TEXT_BYTES} bytes")
+    if b"\0" in body:
+        raise Unreadable("it is not text")
+    return body
+
+
+_GZIP = b"\x1f\x8b"
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+def _is_zlib(body: bytes) -> bool:
+    return len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0
+
+
+def _gunzip(body: bytes) -> bytes:
+    """All members of a gzip file (RFC 1952 §2.2)."""
+    text = b""
+    for _ in range(MAX_MEMBERS):
+        member, body = _inflate(body, 16 + zlib.MAX_WBITS)
+        text += member
+        if len(text) > MAX_TEXT_BYTES or not body.startswith(_GZIP):
+            return text
+    raise Unreadable(f"it has more than {MAX_MEMBERS} gzip members")
+
+
+def _inflate(body: bytes, format_bits: int) -> tuple[bytes, bytes]:
+    """The text, and what follows its end. It is never much longer than MAX_TEXT_BYTES."""
+    stream = zlib.decompressobj(format_bits)
+    try:
+        text = stream.decompress(body, MAX_TEXT_BYTES + 1)
+    except zlib.error as error:
+        raise Unreadable(f"it cannot be decompressed: {error}") from error
+    if not stream.eof and len(text) <= MAX_TEXT_BYTES:
+        raise Unreadable("it cannot be decompressed: it is cut short")
+    return text, stream.unused_data
 
 
 def find(text: bytes | str, name: str, *, path: str = "", is_sidecar: bool = False) -> Digest | None:

@@ -38,6 +38,13 @@ OURS = frozenset({"accept-ranges", "age", "content-length", "content-range"})
 OTHER_CONNECTION = frozenset({"alt-svc", "set-cookie", "strict-transport-security"})
 """Fields about upstream's address or about one of its clients. They are wrong in an answer of ours to everybody."""
 
+VALIDATORS = frozenset({"etag", "last-modified"})
+EMPTY = frozenset({"", '""', 'W/""'})
+"""Values of a validator that some servers send with everything. The last two are legal entity tags."""
+
+OF_THE_CONTENT = frozenset({"content-digest", "content-md5"})
+"""Digests of the bytes in one message. Those of the whole body do not hold for a part of it (RFC 9530 §2)."""
+
 DELTA_MAX = 2**31  # seconds; a greater number counts as this one (RFC 9111 §1.2.2)
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -48,7 +55,8 @@ def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
     """The end-to-end fields of an upstream answer, in its order: names in lower case, values untouched.
 
     A line that is not safe to send on is dropped: a name that is not a token, a value with control characters. So is a
-    field that `private` or `no-cache` lists (RFC 9111 §5.2.2.4, §5.2.2.7), because all clients share one fill.
+    field that `private` or `no-cache` lists (RFC 9111 §5.2.2.4, §5.2.2.7), because all clients share one fill. An empty
+    validator tells no generation from another.
     """
     lines = tuple((name.lower(), value) for name, value in raw)
     dropped = HOP_BY_HOP | OURS | OTHER_CONNECTION
@@ -62,6 +70,7 @@ def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
         (name, value)
         for name, value in lines
         if name not in dropped and _TOKEN.fullmatch(name) and _VALUE.fullmatch(value)
+        if name not in VALIDATORS or value.strip(" \t") not in EMPTY
     )
 
 

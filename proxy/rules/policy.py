@@ -15,6 +15,11 @@ serves requests with and without credentials.
 When upstream fails, a stored answer is served for `stale_if_error` past its freshness, unless upstream forbids that
 (must-revalidate and the like, §4.2.4). For objects that the mirror's rules cover, only the rules decide. Offline,
 everything is served at any age: the user asked for it.
+
+A question that failed is not asked again for a while: what may be served stale is served at once. A slow one is waited
+for `stale_after`, then it goes on behind the stale answer. Only a client that insists (`no-cache`, `max-age=0`) still
+asks, and waits as long as a plain GET would: it wants what is there now. Where upstream has just failed it too waits
+for `stale_after` at most.
 """
 
 import math
@@ -36,6 +41,11 @@ from .validators import condition
 
 NEVER = float("inf")
 GONE = frozenset({404, 410})
+ASK_AGAIN_MIN = 30.0
+"""Seconds after a question that failed; doubled with each further one."""
+ASK_AGAIN_MAX = 300.0
+RETRY_AFTER_MAX = 86400.0
+"""A later Retry-After is more likely a mistake than a wish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,7 @@ def may_serve_stale(
     """
     if entry is None or not vary.is_for(headers, entry.head):
         return False
-    if upstream_status is not None and upstream_status < 500 and upstream_status != 429:
+    if not is_failure(upstream_status):
         return False
     left = freshness_left(target, entry, now)
     if is_head or left > 0:  # fresh: we asked only because the client wanted it
@@ -206,6 +216,34 @@ def may_serve_stale(
     if allowed and upstream_status is None:
         allowed = NEVER  # disconnected (§4.2.4), and nobody knows for how long
     return may_be_stale(target, entry) and -left <= (allowed if wished is None else delta_seconds(wished) or 0)
+
+
+def is_failure(upstream_status: int | None) -> bool:
+    """Whether that is no answer about the object. None: upstream was not reached."""
+    return upstream_status is None or upstream_status >= 500 or upstream_status == 429
+
+
+def ask_again_after(times: int, retry_after: float | None) -> float:
+    """Seconds for which a question is not asked again that has failed `times` times in a row."""
+    if retry_after is not None:
+        return min(retry_after, RETRY_AFTER_MAX)
+    return min(ASK_AGAIN_MAX, ASK_AGAIN_MIN * 2.0 ** min(times - 1, 10))
+
+
+def insists(headers: Headers) -> bool:
+    """Whether the client wants upstream's word, whatever is stored."""
+    directives = request_directives(headers)
+    return "no-cache" in directives or delta_seconds(directives.get("max-age")) == 0
+
+
+def patience(headers: Headers, stale_after: float, *, running: float, has_failed: bool) -> float | None:
+    """Seconds that a client waits for upstream before it gets the stale answer; None: as long as upstream takes.
+
+    `running`: how long the question has been under way. `has_failed`: the last one did, a moment ago.
+    """
+    if insists(headers):
+        return stale_after if has_failed else None
+    return max(0.0, stale_after - running)
 
 
 def negative_lifetime(mirror: Mirror, status: int, head: Head) -> float:

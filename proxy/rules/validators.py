@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from .entry import Headers, Validator, field
-from .headers import parse_http_date
+from .headers import EMPTY, parse_http_date
 
 # If Last-Modified is this many seconds older than Date, two bodies cannot share it. RFC 9110 §8.8.2.2 asks for one
 # second if both come from one clock, else for "enough". A mirror copies Last-Modified from another machine, so the
@@ -34,12 +34,13 @@ def weak_match(a: str, b: str) -> bool:
 def confirms(stored: Headers, headers: Headers) -> bool:
     """Whether a 304 with `headers` confirms the answer with the fields `stored` (RFC 9111 §4.3.4).
 
-    The first kind of validator that both have decides. A 304 without any can only mean the answer we asked about.
+    The first kind of validator that both have decides. Equal bytes are equal, even where they are no entity tag: many
+    servers leave the quotes out. A 304 without any validator can only mean the answer we asked about.
     """
-    for name, same in (("etag", weak_match), ("last-modified", str.__eq__)):
+    for name in ("etag", "last-modified"):
         before, now = field(stored, name), field(headers, name)
-        if before is not None and now is not None:
-            return same(before, now)
+        if before and now and now not in EMPTY:
+            return before == now or (name == "etag" and weak_match(before, now))
     return True
 
 
@@ -87,8 +88,11 @@ def _is_dated_strongly(validator: Validator) -> bool:
 
 
 def _any(tags: str, etag: str | None, match: Callable[[str, str], bool]) -> bool:
-    """Whether a list of entity tags contains `etag`. The list `*` contains everything."""
-    if tags.strip(" \t") == "*":
+    """Whether a list of entity tags contains `etag`. The list `*` contains everything.
+
+    An `etag` that is no entity tag is compared with the whole field.
+    """
+    if tags.strip(" \t") in ("*", None if etag is None or _TAG.fullmatch(etag) else etag):
         return True
     return etag is not None and any(match(tag, etag) for tag in _entity_tags(tags))
 
@@ -120,10 +124,11 @@ def condition(headers: Headers) -> Headers:
 def resume_validator(headers: Headers) -> str | None:
     """The If-Range value for resuming the body with `headers`; None if no validator identifies its generation.
 
-    Upstream's strong entity tag, else a strong Last-Modified (RFC 9110 §13.1.5).
+    Upstream's strong entity tag, else a strong Last-Modified (RFC 9110 §13.1.5). An ETag that is no entity tag cannot
+    be sent in If-Range.
     """
     etag = field(headers, "etag")
-    if etag is not None:
+    if etag is not None and _TAG.fullmatch(etag):
         return etag if strong_match(etag, etag) else None
     changed = field(headers, "last-modified")
     return changed if _is_dated_strongly(Validator(None, changed, field(headers, "date"))) else None

@@ -95,7 +95,7 @@ class Upstream:
         headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
-        redirects = (Redirect(url, ()),) if at else ()
+        redirects: tuple[Redirect, ...] = (Redirect(url, ()),) if at else ()
         if node(here) != node(url):
             fields = _without(headers, SECRET)
         for _ in range(MAX_REDIRECTS + 1):

@@ -388,6 +388,41 @@ async def test_a_wrong_digest_hurts_only_the_one_who_names_it(origin, proxy):
     assert origin.requests == 1
 
 
+@pytest.mark.parametrize("listed", [None, BODY, OTHER], ids=["unlisted", "right", "wrong"])
+async def test_who_begins_with_a_wrong_digest_hurts_no_one_else(origin, proxy_factory, listed):
+    proxy = proxy_factory(mirrors={}, config_text=mirror(origin))
+    origin.body("/noble.img", BODY).stall_at(500_000)
+    if listed:
+        origin.body("/SHA256SUMS", sums(listed))
+    wrong = await proxy.stream(f"/sha256:{WRONG}/m/noble.img")
+    right = await proxy.stream(f"/sha512:{SHA512}/m/noble.img")
+    plain = await proxy.stream("/m/noble.img")
+    origin.release()
+    assert await wrong.broken() == BODY[:-1]
+    if listed is OTHER:  # for those without a word in it the checksum file decides
+        assert await plain.broken() == await right.broken() == BODY[:-1]
+    else:
+        assert await plain.rest() == await right.rest() == BODY
+    assert await proxy.entry("noble.img") is None
+    assert origin.count("/noble.img") == 1
+
+
+async def test_who_follows_another_process_with_a_wrong_digest_hurts_no_one_else(origin, proxy, proxy_factory):
+    other = proxy_factory(cache_dir=proxy.cache_dir)
+    origin.body("/noble.img", BIG).stall_at(900_000).headers(cache_control=FRESH)
+    first = await proxy.stream("/u/noble.img")
+    await first.read(900_000)
+    await proxy.wait_begun()
+    wrong = await other.stream(f"/sha512:{WRONG * 2}/u/noble.img")
+    await wrong.read(900_000)
+    plain = await other.stream("/u/noble.img")
+    origin.release()
+    assert await first.rest() == BIG[900_000:]
+    assert await wrong.broken() == BIG[900_000:-1]
+    assert await plain.rest() == BIG
+    assert origin.count("/noble.img") == 1
+
+
 async def test_offline_the_digest_form_gives_what_has_it_and_nothing_else(origin, proxy, proxy_factory):
     origin.body("/noble.img", BODY)
     await proxy.get("/u/noble.img")

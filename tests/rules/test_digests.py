@@ -1,13 +1,26 @@
 """Digests and checksum files: real formats, and other texts, which must do no harm."""
 
+import contextlib
+import gzip
 import hashlib
 import time
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.rules.digests import MAX_TEXT_BYTES, Digest, Expected, find, is_worth_a_look
+from proxy.rules.digests import (
+    MAX_CODINGS,
+    MAX_MEMBERS,
+    MAX_TEXT_BYTES,
+    Digest,
+    Expected,
+    Unreadable,
+    decoded,
+    find,
+    is_worth_a_look,
+)
 
 A, B, C = (hashlib.sha256(bytes([n])).hexdigest() for n in range(3))
 A512, B512 = (hashlib.sha512(bytes([n])).hexdigest() for n in range(2))
@@ -193,3 +206,61 @@ def test_is_worth_a_look(name, length, expected):
 def test_expected_tells_its_source():
     assert str(Expected(Digest("sha256", A), "SHA256SUMS")) == f"sha256:{A} (SHA256SUMS)"
     assert str(Expected(Digest("sha256", A))) == f"sha256:{A} (as asked for)"
+
+
+# How it comes
+
+TEXT = f"{A}  {NAME}\n".encode()
+
+
+def raw_deflate(data):
+    stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return stream.compress(data) + stream.flush()
+
+
+@pytest.mark.parametrize(
+    ("body", "codings"),
+    [
+        pytest.param(TEXT, None, id="plain"),
+        pytest.param(TEXT, "identity", id="identity"),
+        pytest.param(gzip.compress(TEXT), "gzip", id="rfc9110-8.4.1.3-gzip"),
+        pytest.param(gzip.compress(TEXT), "X-GZIP", id="rfc9110-8.4.1.3-x-gzip"),
+        pytest.param(gzip.compress(TEXT[:9]) + gzip.compress(TEXT[9:]) + b"\0\0", "gzip", id="rfc1952-2.2-members"),
+        pytest.param(zlib.compress(TEXT), "deflate", id="rfc9110-8.4.1.2-deflate"),
+        pytest.param(raw_deflate(TEXT), "deflate", id="deflate-without-zlib"),
+        pytest.param(gzip.compress(zlib.compress(TEXT)), "deflate, ,gzip", id="rfc9110-8.4-in-the-order-applied"),
+        pytest.param(TEXT, "x-gzip", id="labelled-by-its-name-alone"),
+        pytest.param(TEXT.decode().encode("utf-16"), None, id="utf-16"),
+        pytest.param(b"\xfe\xff" + TEXT.decode().encode("utf-16-be"), None, id="utf-16-be"),
+        pytest.param(gzip.compress(TEXT.decode().encode("utf-16")), "gzip", id="utf-16-in-gzip"),
+    ],
+)
+def test_it_is_read_however_it_comes(body, codings):
+    assert decoded(body, codings) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("body", "codings", "why"),
+    [
+        pytest.param(TEXT, "br", "Content-Encoding is br", id="br"),
+        pytest.param(TEXT, ",".join(["identity"] * (MAX_CODINGS + 1)), "members", id="many-codings"),
+        pytest.param(gzip.compress(TEXT)[:-9], "gzip", "cut short", id="cut-short"),
+        pytest.param(b"\x1f\x8b" + TEXT, "gzip", "decompressed", id="damaged"),
+        pytest.param(gzip.compress(bytes(MAX_TEXT_BYTES + 1)), "gzip", "longer than", id="bomb"),
+        pytest.param(gzip.compress(b"") * (MAX_MEMBERS + 1), "gzip", "members", id="many-members"),
+        pytest.param(b"#" * (MAX_TEXT_BYTES + 1), None, "longer than", id="long"),
+        pytest.param(gzip.compress(TEXT), None, "not text", id="compressed-and-silent-about-it"),
+        pytest.param(TEXT.decode().encode("utf-16-le"), None, "not text", id="utf-16-without-a-mark"),
+        pytest.param(b"\xff\xfe\x00", None, "UTF-16", id="half-a-character"),
+    ],
+)
+def test_what_cannot_be_read_says_why(body, codings, why):
+    with pytest.raises(Unreadable, match=why):
+        decoded(body, codings)
+
+
+@given(st.binary(max_size=400), st.sampled_from([None, "gzip", "deflate", "br", "gzip, deflate", "\xe9"]))
+def test_any_bytes_are_text_or_unreadable(body, codings):
+    with contextlib.suppress(Unreadable):
+        decoded(b"\x1f\x8b\x08" + body, codings)
+        decoded(body, codings)

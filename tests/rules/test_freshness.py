@@ -188,6 +188,7 @@ def test_a_304_replaces_the_fields_it_brings_and_leaves_the_body_s_own():
     old = head(etag='"e"', content_type="a/b", content_language="de", cache_control="max-age=1")
     entry = Entry("k", "http://a/x", "a", old, "d", stored_at=1000.0, validated_at=1000.0)
     fields = (("cache-control", "max-age=9"), ("content-type", "text/html"), ("content-language", "en"), ("x-new", "1"))
+    fields += (("content-digest", "sha-256=:eA==:"), ("content-md5", "eA=="), ("repr-digest", "sha-256=:eA==:"))
     new = refreshed(entry, Head(fields, None, "other", 3.0, (("accept", "a/b"),)), now=2000.0)
     assert dict(new.head.headers) == {
         "date": DATE,
@@ -213,6 +214,10 @@ def test_a_304_replaces_the_fields_it_brings_and_leaves_the_body_s_own():
                      id="rfc9111-4.3.4-same-date-and-a-tag-is-new"),
         pytest.param({"last-modified": DATE}, {"last-modified": HOUR_LATER}, False, id="rfc9111-4.3.4-another-date"),
         pytest.param({"etag": '"a"'}, {}, True, id="rfc9111-4.3.4-none-in-the-304"),
+        pytest.param({"etag": "a"}, {"etag": "a"}, True, id="unquoted"),
+        pytest.param({"etag": "a"}, {"etag": "b"}, False, id="unquoted-another"),
+        pytest.param({"etag": '"a"'}, {"etag": ""}, True, id="empty-in-the-304"),
+        pytest.param({"etag": '"a"'}, {"etag": '""'}, True, id="empty-tag-in-the-304"),
     ],
 )  # fmt: skip
 def test_whether_a_304_is_about_what_we_have(stored, answered, is_ours):

@@ -4,7 +4,17 @@ import pytest
 
 from proxy.rules.entry import Entry, Head
 from proxy.rules.mirrors import Mirror, Target
-from proxy.rules.policy import Ask, Refuse, Serve, decide, may_serve_stale, negative_lifetime, satisfies
+from proxy.rules.policy import (
+    Ask,
+    Refuse,
+    Serve,
+    ask_again_after,
+    decide,
+    may_serve_stale,
+    negative_lifetime,
+    patience,
+    satisfies,
+)
 from proxy.rules.vary import passed_on, that_select
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -282,6 +292,28 @@ def test_what_a_question_that_failed_falls_back_to(said, age, status, request_sa
 
 def test_a_question_that_failed_has_nothing_to_fall_back_to_where_nothing_is_stored():
     assert not may_serve_stale((), target(), None, None, now=0)
+
+
+@pytest.mark.parametrize(
+    ("request_said", "running", "has_failed", "seconds"),
+    [
+        pytest.param("", 0, False, 5, id="the-first-client"),
+        pytest.param("", 4, False, 1, id="who-joins-its-question"),
+        pytest.param("", 9, False, 0, id="who-joins-later"),
+        pytest.param("max-age=9", 4, True, 1, id="max-age"),
+        pytest.param("no-cache", 9, False, None, id="rfc9111-5.2.1.4-no-cache"),
+        pytest.param("max-age=0", 9, False, None, id="max-age-0"),
+        pytest.param("no-cache", 9, True, 5, id="no-cache-of-what-has-just-failed"),
+    ],
+)
+def test_how_long_a_client_waits_before_it_gets_the_stale_answer(request_said, running, has_failed, seconds):
+    headers = asks(cache_control=request_said) if request_said else ()
+    assert patience(headers, 5.0, running=running, has_failed=has_failed) == seconds
+
+
+def test_a_question_that_keeps_failing_is_asked_ever_less_and_when_upstream_says():
+    assert [ask_again_after(times, None) for times in (1, 2, 3, 4, 5, 9999)] == [30, 60, 120, 240, 300, 300]
+    assert [ask_again_after(9, seconds) for seconds in (0.0, 3600.0, 1e9)] == [0, 3600, 86400]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ def test_comparison(a: str, b: str, strong: bool, weak: bool) -> None:
         pytest.param({"if-none-match": '"b", *'}, STRONG, 200, id="rfc9110-13.1.2-star-is-no-member"),
         pytest.param({"if-none-match": '"*"'}, STRONG, 200, id="rfc9110-13.1.2-quoted-star"),
         pytest.param({"if-none-match": "a"}, STRONG, 200, id="rfc9110-13.1.2-unquoted"),
+        pytest.param({"if-none-match": "a"}, Validator(etag="a"), 304, id="both-unquoted"),
+        pytest.param({"if-match": "a"}, Validator(etag="a"), 200, id="both-unquoted-if-match"),
+        pytest.param({"if-match": 'W/"a"'}, WEAK, 412, id="rfc9110-13.1.1-equal-but-weak"),
         pytest.param({"if-none-match": '"a", b'}, STRONG, 200, id="rfc9110-13.1.2-one-malformed-spoils-all"),
         pytest.param({"if-none-match": '"a'}, STRONG, 200, id="rfc9110-13.1.2-unclosed"),
         pytest.param({"if-none-match": '"x,"a"'}, STRONG, 200, id="rfc9110-13.1.2-odd-quotes"),
@@ -202,6 +205,7 @@ def test_if_range(value: str | None, validator: Validator, applies: bool) -> Non
             id="rfc9110-13.1.5-no-date-beside-a-tag",
         ),
         pytest.param({"etag": "a"}, None, id="unquoted"),
+        pytest.param({"etag": "a", "last-modified": SAME, "date": STRONG.date}, SAME, id="a-date-beside-no-entity-tag"),
     ],
 )
 def test_resume_validator(fields: dict[str, str], value: str | None) -> None:
