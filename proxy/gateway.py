@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .config import Settings
 from .delivery import Delivery, HeadBody, Request, Watch, while_connected
-from .errors import NotInCache, OutOfSpace, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
+from .errors import EntryGone, NotInCache, OutOfSpace, RequestError, Unconfirmed, UpstreamError, UpstreamStatus
 from .fill.fill import Fill, Question
 from .fill.flights import Flights
 from .fill.reader import FillBody
@@ -80,8 +80,11 @@ class Gateway:
         """A GET or HEAD, ready to be sent within the context. Raises ProxyError; app.py turns it into a response."""
         target = self.mirrors.resolve(request.target)
         async with contextlib.AsyncExitStack() as stack:
-            while (delivery := await self._answer(request, target, stack)) is None:
-                pass  # what others asked for is another variant. It is stored now, or not, and this request is as new
+            delivery = None
+            while delivery is None:
+                # If what others asked for is another variant, or what was stored is gone, this request is as new.
+                with contextlib.suppress(EntryGone):
+                    delivery = await self._answer(request, target, stack)
             yield delivery
 
     async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:

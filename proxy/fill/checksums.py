@@ -11,7 +11,7 @@ from typing import Protocol
 
 from cachetools import TTLCache
 
-from ..errors import ProxyError, UpstreamError
+from ..errors import EntryGone, ProxyError, StoreError, UpstreamError
 from ..log import events, log
 from ..rules import digests, policy
 from ..rules.digests import Expected
@@ -51,7 +51,10 @@ class Checksums:
         """
         for template, sibling in zip(target.mirror.checksums, target.checksums, strict=False):
             try:
-                text, fetched_at = await self._read(sibling, anew)
+                try:
+                    text, fetched_at = await self._read(sibling, anew)
+                except EntryGone:
+                    text, fetched_at = await self._read(sibling, anew)
             except ProxyError as error:
                 log(events, DEBUG, "checksums.none", key=target.key[:12], file=sibling.url, error=error)
                 continue
@@ -117,11 +120,11 @@ class Checksums:
                     passthrough = fill.take_passthrough() if is_first else None
                     passthrough = passthrough or await self._flights.open_passthrough(target, ())
                     return await _all(passthrough), fill.answered_at
-                case Failed(error):
+                case Failed(error, incoming) if not (isinstance(error, StoreError) and incoming and fill.is_whole):
                     raise error
             if fill.entry:
                 return self._stored(fill.entry), fill.entry.validated_at
-            assert fill.incoming  # fetched, but not to be stored
+            assert fill.incoming  # fetched, but not to be stored, or it could not be
             return fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1), fill.answered_at
 
     def _stored(self, entry: Entry) -> bytes:

@@ -184,8 +184,8 @@ class Fill:
         return passthrough
 
     def bypass(self) -> Passthrough | None:
-        """Another way to the bytes where there is no room for them here; None where upstream gives no parts."""
-        if not isinstance(self.error, OutOfSpace):
+        """Another way to the bytes where they cannot be stored here; None where upstream gives no parts."""
+        if not isinstance(self.error, StoreError):
             return None
         match self.state:
             case Passed(known):
@@ -352,7 +352,7 @@ class Fill:
                 self._pass_on(whole, UpstreamError(why))
                 return
             partial = await self._context.janitor.create(self.target.key, self.target.url, whole.head)
-        except OutOfSpace as error:
+        except StoreError as error:
             self._pass_on(whole, error)
             return
         except BaseException:
@@ -418,7 +418,7 @@ class Fill:
         self._passthrough.begin(whole.exchange)
         self._to(Passed(known, self._context.clock(), error))
         self._close_unused()
-        level = WARNING if isinstance(error, OutOfSpace) else INFO
+        level = WARNING if isinstance(error, StoreError) else INFO
         log(events, level, "fill.not_kept", key=self.target.key[:12], reason=error)
 
     def _pass(self, known: Known) -> Passthrough:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 
-from ..errors import OutOfSpace
+from ..errors import StoreError
 from ..rules.digests import Digest, Expected
 from ..rules.pieces import Piece, Slice
 from .fill import Fill
@@ -35,11 +35,11 @@ class FillBody:
         return await self._growing.wait_length()
 
     async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
-        """Slices of the growing file as it grows; past the disk where there is no room for the rest of it."""
+        """Slices of the growing file as it grows; past the disk where the rest of it cannot be stored."""
         while end is None or start < end:
             try:
                 stop = await self._wait_readable(start)
-            except OutOfSpace:
+            except StoreError:
                 # With a digest of its own there is no other way: nobody would look at the digest.
                 passthrough = None if self._digest else self._fill.bypass()
                 if passthrough is None:

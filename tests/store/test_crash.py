@@ -148,6 +148,7 @@ NAMES = (
     (re.compile(r"[0-9a-f]{16}"), "GENERATION"),
     (re.compile(r"blobs/[0-9a-f]{2}\b"), "blobs/XX"),
     (re.compile(r"json\.\w+"), "json.TEMPORARY"),
+    (re.compile(r"servers/[.\w]+"), "servers/PID"),
 )
 AT_ONCE = 3
 """Runs at once: each mostly waits for processes to start."""
