@@ -5,6 +5,7 @@ of a mistake (file and line, variable or option), the key and what was expected.
 """
 
 import difflib
+import functools
 import itertools
 import netrc
 import os
@@ -27,19 +28,16 @@ from .rules.entry import Headers
 from .rules.mirrors import Mirror, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
-SHIPPED = next(
-    (path for path in (Path(__file__).parent / "shipped", Path(__file__).parent.parent / "config") if path.is_dir()),
-    Path("config"),
-)
+_here = Path(__file__).parent
+SHIPPED = next((path for path in (_here / "shipped", _here.parent / "config") if path.is_dir()), Path("config"))
 """The configuration that comes with fetchonce: inside the installed package, or `config/` of a checkout."""
 
 HTTPS = "https://"
 """In front of an address in `listen`: we speak TLS there."""
 
 OURS = frozenset(
-    {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via"}
-    | {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
-    | {"proxy-authorization"}
+    {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via", "range"}
+    | {"if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "proxy-authorization"}
 )
 """Request fields that we set ourselves. A mirror's `headers` may not hold them."""
 
@@ -208,17 +206,25 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
 def find(path: str | None) -> Path:
     """The configuration file to read. Raises ConfigError if it was named and does not exist."""
     named = path or os.environ.get("FETCHONCE_CONFIG")
-    if named:
-        if not Path(named).is_file():
-            raise ConfigError(f"{named}: no such configuration file")
-        return Path(named)
+    if named and not Path(named).exists():
+        raise ConfigError(f"{named}: no such configuration file")
     own = Path(platformdirs.user_config_dir("fetchonce")) / "fetchonce.toml"
-    return own if own.is_file() else SHIPPED / "fetchonce.toml"
+    return Path(named) if named else own if own.is_file() else SHIPPED / "fetchonce.toml"
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8") if path.is_file() else _text_once(path, path.stat().st_ino)
+
+
+@functools.cache
+def _text_once(path: Path, inode: int) -> str:
+    """Of a pipe or device: it gives its text once, and SIGHUP and messages about a mistake need it again."""
+    return path.read_text("utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(_text(path))
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise ConfigError(f"{path}:{line[1] if line else 1}: not TOML: {error}") from error
@@ -248,8 +254,7 @@ def _decode(kind: type, value: object) -> object:
 def _explain(message: str) -> tuple[list[str | int], str]:
     """The path of keys in msgspec's message, and what was expected."""
     text, _, at = message.partition(" - at `")
-    steps = re.findall(r"\.(\w+)|\[(\d+)\]", at.rstrip("`"))
-    keys: list[str | int] = [int(index) if index else key for key, index in steps]
+    keys: list[str | int] = [int(index) if index else key for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", at)]
     if unknown := re.match(r"Object contains unknown field `(.*)`", text):
         known = _fields(keys)
         close = difflib.get_close_matches(unknown[1], known, 1)
@@ -267,17 +272,15 @@ def _fields(keys: list[str | int]) -> tuple[str, ...]:
 
 
 def _dotted(keys: list[str | int]) -> str:
-    text = ""
-    for key in keys:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text or "configuration"
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return text.removeprefix(".") or "configuration"
 
 
 def line_of(path: Path, keys: list[Any]) -> int:
     """Line (from 1) of the key, else of its table, else 1. tomllib keeps no positions, so we search the text."""
     lines: dict[tuple[Any, ...], int] = {}
     here: tuple[Any, ...] = ()
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         if header := re.match(r"\s*(\[\[?)\s*([\w.\-]+)\s*\]", line):
             here = tuple(header[2].split("."))
             if header[1] == "[[":
@@ -303,8 +306,8 @@ def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
 
 
 def _place(origin: str, keys: list[str | int], text: str) -> str:
-    variable = "_".join(["FETCHONCE", *map(str, keys)]).upper()
-    return f"{variable if origin == 'environment' else origin}: {text}"
+    where = "_".join(["FETCHONCE", *map(str, keys)]).upper() if origin == "environment" else origin
+    return f"{where}: {text}"
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,7 +324,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
     def wrong(key: str, text: str) -> ConfigError:
-        line = f":{_line_of_mirror(where, section.name, key)}" if where.is_file() else ""
+        line = ""
+        if where.exists():
+            names = [table.get("name") for table in _read(where).get("mirror", ())]
+            line = f":{line_of(where, ['mirror', names.index(section.name), key])}"
         return ConfigError(f"{where}{line}: mirror[{section.name}].{key}: {text}")
 
     if not is_valid_name(section.name):
@@ -397,8 +403,3 @@ def _credentials(headers: Mapping[str, str], login: str | None) -> Headers:
     if login is None or any(name.lower() == "authorization" for name in headers):
         return fields
     return (*fields, ("Authorization", f"Basic {b64encode(login.encode()).decode()}"))
-
-
-def _line_of_mirror(path: Path, name: str, key: str) -> int:
-    names = [table.get("name") for table in _read(path).get("mirror", ())]
-    return line_of(path, ["mirror", names.index(name), key])

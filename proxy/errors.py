@@ -22,7 +22,8 @@ ProxyError                    500
 │   ├── UpstreamChanged       502
 │   └── UpstreamStatus        upstream's status for 4xx, 503 and 508; 502 for any other
 ├── StoreError                500   our fault: the cache directory
-│   └── OutOfSpace            507
+│   ├── OutOfSpace            507
+│   └── EntryGone             500   raised and handled within a request: its entry was removed meanwhile
 └── ConfigError               (exit 2; never reaches a client)
 ClientGone                    (not a ProxyError: there is nobody to answer)
 FileEnded                     (not a ProxyError: the body may have another way to the bytes)
@@ -173,6 +174,10 @@ class StoreError(ProxyError):
 
 class OutOfSpace(StoreError):
     status = 507
+
+
+class EntryGone(StoreError):
+    """An entry that was just looked up has been removed."""
 
 
 class ConfigError(ProxyError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from .config import Settings
 from .delivery import Delivery, HeadBody, Request, Watch, while_connected
 from .errors import (
+    EntryGone,
     NotInCache,
     OutOfSpace,
     ProxyError,
@@ -93,8 +94,11 @@ class Gateway:
         if not target.mirror.forward_authorization:
             request = replace(request, headers=vary.without_login(request.headers))
         async with contextlib.AsyncExitStack() as stack:
-            while (delivery := await self._answer(request, target, stack)) is None:
-                pass  # what others asked for is another variant. It is stored now, or not, and this request is as new
+            delivery = None
+            while delivery is None:
+                # If what others asked for is another variant, or what was stored is gone, this request is as new.
+                with contextlib.suppress(EntryGone):
+                    delivery = await self._answer(request, target, stack)
             yield delivery
 
     async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:

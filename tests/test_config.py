@@ -1,8 +1,10 @@
 """Settings: layers, and mistakes that name their place."""
 
+import os
+
 import pytest
 
-from proxy.config import load
+from proxy.config import SHIPPED, load
 from proxy.errors import ConfigError
 
 
@@ -87,6 +89,34 @@ def test_a_mistake_names_file_line_key_and_what_was_expected(tmp_path, text, lin
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="no such configuration file"):
         load(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("name", ["settings", "settings.conf"])
+def test_the_file_may_have_any_name(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("[fill]\nretries = 2\n")
+    monkeypatch.setenv("FETCHONCE_CONFIG", str(tmp_path / name))
+    assert load().file.fill.retries == 2
+
+
+def test_the_file_may_be_a_pipe_or_a_device(monkeypatch):
+    reads, writes = os.pipe()
+    with open(reads), open(writes, "w") as file:
+        file.write("[fill]\nretries = 2\n")
+        file.close()
+        monkeypatch.setenv("FETCHONCE_CONFIG", f"/dev/fd/{reads}")
+        assert load().file.fill.retries == load().file.fill.retries == 2  # the second time is SIGHUP
+    monkeypatch.setenv("FETCHONCE_CONFIG", "/dev/null")
+    assert load().file.fill.retries == load(str(SHIPPED / "fetchonce.toml")).file.fill.retries
+
+
+def test_a_mistake_in_a_pipe_names_its_line(monkeypatch):
+    reads, writes = os.pipe()
+    with open(reads), open(writes, "w") as file:
+        file.write("\n[fill]\nretry = 2\n")
+        file.close()
+        path = f"/dev/fd/{reads}"
+        with pytest.raises(ConfigError, match=f"^{path}:3: fill.retry: unknown key"):
+            load(path)
 
 
 def test_the_environment_wins_over_the_file_and_options_over_both(tmp_path, monkeypatch):

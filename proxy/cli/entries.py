@@ -84,11 +84,14 @@ def show(settings: Settings, url: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
+@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL|PATTERN...")
 @json_option
 @settings_options
 def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
-    """Remove URLs from the cache, in any spelling. A client that is reading one reads it to its end."""
+    """Remove URLs from the cache, in any spelling. A client that is reading one reads it to its end.
+
+    PATTERN is a glob over whole URLs (with *), as for ls.
+    """
     removed, refused = asyncio.run(remove(settings, urls))
     if as_json:
         print_json(removed)
@@ -102,20 +105,25 @@ def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("url", type=url_text)
+@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @json_option
 @settings_options
-def url(settings: Settings, url: str, as_json: bool) -> None:
-    """Print the proxied form of an upstream URL."""
+def url(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
+    """Print the proxied form of upstream URLs, each on a line. --json prints one object, or a list of several."""
+    found = [proxied(settings, each) for each in urls]
+    if as_json:
+        print_json(found[0] if len(found) == 1 else found)
+    else:
+        click.echo("\n".join(each["proxied"] for each in found))
+
+
+def proxied(settings: Settings, url: str) -> dict[str, str]:
     own = own_bases(settings)
     target, upstream = resolve(settings, url), without_own_address(url, settings)
     path = proxied_path(upstream if urlsplit(upstream).scheme in ("http", "https") else target.url)
     path = f"/{target.digest}{path}" if target.digest else path
-    proxied = f"{own[0] if own else 'http://127.0.0.1:8642'}{path}"
-    if as_json:
-        print_json({"url": target.url, "mirror": target.mirror.name, "proxied": proxied})
-    else:
-        click.echo(proxied)
+    base = own[0] if own else "http://127.0.0.1:8642"
+    return {"url": target.url, "mirror": target.mirror.name, "proxied": f"{base}{path}"}
 
 
 async def read_objects(settings: Settings) -> list[dict[str, Any]]:
@@ -131,7 +139,7 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
     removed, refused = [], []
     async with opened_store(settings) as store:
         objects = await list_objects(store)
-        for key, name in dict.fromkeys(identify(settings, objects, url) for url in urls):
+        for key, name in dict.fromkeys(pair for url in urls for pair in named(settings, objects, url)):
             gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
             if any(gone.values()):
                 removed += [each for each in objects if each["key"] == key and gone[each["state"]]]
@@ -147,6 +155,13 @@ async def list_objects(store: Store) -> list[dict[str, Any]]:
     objects = [_from_entry(record) for record in await store.records()]
     objects += [_from_partial(record) for record in await store.unfinished()]
     return sorted(objects, key=lambda each: each["url"])
+
+
+def named(settings: Settings, objects: list[dict[str, Any]], argument: str) -> list[tuple[str, str]]:
+    """As `identify`, of every stored object that a glob matches; of one object, if there is none."""
+    is_exact = any(each["url"] == argument for each in objects)
+    found = [(each["key"], each["url"]) for each in objects if "*" in argument and fnmatchcase(each["url"], argument)]
+    return found if found and not is_exact else [identify(settings, objects, argument)]
 
 
 def identify(settings: Settings, objects: list[dict[str, Any]], url: str) -> tuple[str, str]:

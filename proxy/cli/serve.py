@@ -28,7 +28,6 @@ from ..serving.server import Server
 from ..serving.sockets import bind, share
 from ..serving.supervisor import Link, Supervisor
 from ..serving.tls import CurrentCertificate, certificate
-from ..store.servers import announced
 from .common import base_url, leave
 
 SETS = {
@@ -153,7 +152,7 @@ class Serve:
             for number in (signal.SIGTERM, signal.SIGINT):
                 # The server installs its own later, but a signal may come as soon as we have said that we started.
                 loop.add_signal_handler(number, server.stop)
-            with announced(settings.cache_dir, self._listen, address_of(sockets[-1] if link else sockets[0])):
+            async with gateway.store.announced(self._listen, address_of(sockets[-1] if link else sockets[0])):
                 if link:
                     loop.add_reader(link, on_end, link)
                     link.ready()

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from cachetools import TTLCache
 
-from ..errors import ProxyError, UnreadableChecksums, UpstreamError
+from ..errors import EntryGone, ProxyError, StoreError, UnreadableChecksums, UpstreamError
 from ..log import events, log
 from ..rules import digests, policy
 from ..rules.digests import Expected, Unreadable
@@ -53,7 +53,10 @@ class Checksums:
         unreadable = None
         for template, sibling in zip(target.mirror.checksums, target.checksums, strict=False):
             try:
-                text, fetched_at = await self._read(sibling, anew)
+                try:
+                    text, fetched_at = await self._read(sibling, anew)
+                except EntryGone:
+                    text, fetched_at = await self._read(sibling, anew)
             except Unreadable as error:
                 unreadable = unreadable or f"{sibling.url}, its checksum file, cannot be read: {error}"
                 log(events, WARNING, "checksums.unreadable", key=target.key[:12], file=sibling.url, error=error)
@@ -128,11 +131,11 @@ class Checksums:
                     passthrough = fill.take_passthrough() if is_first else None
                     passthrough = passthrough or await self._flights.open_passthrough(target, ())
                     return _text(await _all(passthrough), passthrough.head), fill.answered_at
-                case Failed(error):
+                case Failed(error, incoming) if not (isinstance(error, StoreError) and incoming and fill.is_whole):
                     raise error
             if fill.entry:
                 return self._stored(fill.entry), fill.entry.validated_at
-            assert fill.incoming  # fetched, but not to be stored
+            assert fill.incoming  # fetched, but not to be stored, or it could not be
             text = fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1)
             return _text(text, fill.incoming.head), fill.answered_at
 

@@ -189,7 +189,7 @@ class Coordinator:
                 self._pass_on(whole, UpstreamError(why))
                 return
             partial = await self._context.janitor.create(self._target.key, self._target.url, head)
-        except OutOfSpace as error:
+        except StoreError as error:
             self._pass_on(whole, error)
             return
         except BaseException:
@@ -255,7 +255,7 @@ class Coordinator:
         passthrough = self._fill.pass_through(known)
         passthrough.begin(whole.exchange)
         self._fill.offer(passthrough, Passed(known, self._context.clock(), error))
-        level = WARNING if isinstance(error, OutOfSpace) else INFO
+        level = WARNING if isinstance(error, StoreError) else INFO
         log(events, level, "fill.not_kept", key=self._target.key[:12], reason=error)
 
     def _fail(self, error: ProxyError) -> None:

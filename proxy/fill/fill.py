@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..errors import OutOfSpace, ProxyError, UpstreamError
+from ..errors import ProxyError, StoreError, UpstreamError
 from ..rules import vary
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
@@ -175,8 +175,8 @@ class Fill:
         return passthrough
 
     def bypass(self) -> Passthrough | None:
-        """Another way to the bytes where there is no room for them here; None where upstream gives no parts."""
-        if not isinstance(self.error, OutOfSpace):
+        """Another way to the bytes where they cannot be stored here; None where upstream gives no parts."""
+        if not isinstance(self.error, StoreError):
             return None
         match self.state:
             case Passed(known):

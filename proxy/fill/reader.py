@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 
-from ..errors import OutOfSpace
+from ..errors import StoreError
 from ..rules.digests import Digest, Expected
 from ..rules.pieces import Piece, Slice
 from .fill import Fill
@@ -35,11 +35,11 @@ class FillBody:
         return await self._growing.wait_length()
 
     async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
-        """Slices of the growing file as it grows; past the disk where there is no room for the rest of it."""
+        """Slices of the growing file as it grows; past the disk where the rest of it cannot be stored."""
         while end is None or start < end:
             try:
                 stop = await self._wait_readable(start)
-            except OutOfSpace:
+            except StoreError:
                 # With another digest than the fill's there is no other way: nobody would look at it.
                 is_looked_at = self._digest in (None, self._fill.target.digest)
                 passthrough = self._fill.bypass() if is_looked_at else None

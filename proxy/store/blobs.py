@@ -17,11 +17,14 @@ readable after its removal.
 import contextlib
 import os
 import shutil
+import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 from pathlib import Path
+
+import msgspec
 
 from ..errors import StoreError
 from ..log import events, log
@@ -49,31 +52,49 @@ class Blobs:
 
     index: Index
 
-    def __init__(self, root: Path, busy_seconds: float) -> None:
-        self.root, self._busy_seconds = root, busy_seconds
+    def __init__(self, root: Path, busy_seconds: float, mended: Callable[[], None]) -> None:
+        """`mended` is called after the directory had lost something, and has been put right."""
+        self.root, self._busy_seconds, self._mended = root, busy_seconds, mended
         self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
         self.sidecars = Sidecars(self.directory)
         self._partial, self._locks, self._committed = root / "partial", root / "locks", root / "committed"
+        self._directories = (root, self.index_dir, self.directory, self.damaged, self._partial, self._locks)
         self.was_damaged: list[tuple[str, str]] = []
         """What was moved aside since the start (its URL, or else the name of the file), and why."""
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
+    def make_directories(self) -> list[str]:
+        """The names of those that were missing. In any thread."""
+        missing = [path for path in self._directories if not path.is_dir()]
+        for path in missing:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return [path.name for path in missing]
+
     def open(self) -> None:
         """Open the index and put it right. The directories exist."""
         with wait_lock(self._locks / "store"):  # several processes may find it broken; one rebuilds it
-            try:
-                self._open_index()
-            except Busy:
-                raise  # it is whole; another process is writing
-            except (StoreError, *INDEX_ERRORS) as error:
-                # Nothing in it is worth saving: the sidecars hold it all. A process that has it open notices the new
-                # one by its inode.
-                aside = self.root / f"index.broken.{int(time.time())}"
-                log(events, WARNING, "index.rebuilt", reason=error, kept_as=aside)
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(self.index_dir, aside)
-                self._open_index()
+            self._open_or_rebuild()
+
+    def _open_or_rebuild(self) -> None:
+        try:
+            self._open_index()
+        except Busy:
+            raise  # it is whole; another process is writing
+        except (StoreError, *INDEX_ERRORS) as error:
+            self._rebuild(error)
+
+    def _rebuild(self, error: Exception) -> None:
+        """Make a new index: nothing in the old one is worth saving, the sidecars hold it all. Needs the lock.
+
+        A process that has the old one open notices the new one by its inode.
+        """
+        aside = self.root / f"index.broken.{int(time.time())}"
+        log(events, WARNING, "index.rebuilt", reason=error, kept_as=aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(self.index_dir, aside)
+        self.make_directories()
+        self._open_index()
 
     def _open_index(self) -> None:
         self.index = Index(self.index_dir, self._busy_seconds)
@@ -257,6 +278,8 @@ class Blobs:
                 blob.parent.mkdir(mode=0o700)
                 sync_directory(self.directory)
             is_new = size_of(blob) != entry.size  # else another URL brought it before
+            if is_new and not partial.is_there():
+                raise StoreError(f"{partial.path} was removed while {entry.url} was fetched. nothing was stored")
             is_moved = False
             try:
                 self.sidecars.write(entry)
@@ -380,13 +403,30 @@ class Blobs:
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Hold the lock, and have the index that all other processes have."""
+        """Hold the lock, have all directories, and the index that all other processes have."""
+        missing = self.make_directories()
         with wait_lock(self._locks / "store"):
-            if not self.index.is_current():
-                log(events, WARNING, "index.reopened", reason="another process has put a new one in its place")
+            if missing or not self.index.is_current():
+                # A cleaner of caches, or a person; or another process has put a new index in its place.
+                lost = ",".join(missing or ["index"])
+                log(events, WARNING, "store.mended", directory=self.root, lost=lost, hint="somebody removed it")
                 self.index.close()
-                self._open_index()
+                self._open_or_rebuild()
+                self._mended()
             yield
+
+    def mend(self, error: Exception | None = None) -> bool:
+        """Put right what somebody has removed, and a broken index; False if there is nothing of the kind."""
+        is_whole = all(path.is_dir() for path in self._directories) and self.index.is_current()
+        is_broken = isinstance(error, (sqlite3.DatabaseError, msgspec.MsgspecError))
+        if is_whole and (not is_broken or isinstance(error, sqlite3.OperationalError)):
+            return False
+        with self._exclusively():
+            if is_whole:
+                assert error
+                self.index.close()
+                self._rebuild(error)
+        return True
 
     def _current_index(self) -> Index:
         """The index, to read in without the lock."""

@@ -74,6 +74,20 @@ def size_of(path: Path) -> int | None:
         return None
 
 
+def is_named(path: Path, fd: int) -> bool:
+    """Whether `path` is the open file `fd`: somebody may have removed it, or put another in its place."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def disk(path: Path) -> tuple[int, int]:
+    """Bytes of the file system, and those of them that are free for us."""
+    stat = os.statvfs(path)
+    return stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+
+
 def allocated(stat: os.stat_result) -> int:
     """Bytes of a file without its holes."""
     return min(stat.st_size, stat.st_blocks * 512)

@@ -5,6 +5,7 @@ knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the dir
 Not thread-safe: SQLite connections are per thread, and the store's one thread owns this one.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,7 @@ class Index:
 
     def __init__(self, directory: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would let everybody look into it
             self._rows = diskcache.Cache(
                 str(directory),
                 disk=IndexDisk,
@@ -91,15 +93,23 @@ class Index:
             )
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
-        self._file = directory / str(diskcache.core.DBNAME)
-        self._identity = self._file.stat().st_ino
+        self._files = [f"{directory}/{diskcache.core.DBNAME}{suffix}" for suffix in ("", "-wal", "-shm")]
+        self._inodes = self._current_inodes()
 
     def is_current(self) -> bool:
-        """Whether the open database is still the one in the directory: another process may have rebuilt it."""
+        """Whether the open database is still the one in the directory.
+
+        Another process may have rebuilt it, or somebody removed one of its files. SQLite would not notice: it goes on
+        in files without a name, which nobody else sees.
+        """
+        return self._current_inodes() == self._inodes
+
+    def _current_inodes(self) -> list[int]:
+        """Of the files that SQLite keeps open as long as the database is open; none if one of them is missing."""
         try:
-            return self._file.stat().st_ino == self._identity
+            return [os.stat(file).st_ino for file in self._files]
         except FileNotFoundError:
-            return False
+            return []
 
     def get(self, key: str) -> Entry | None:
         row = self._rows.get(f"entry:{key}")

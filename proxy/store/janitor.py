@@ -17,7 +17,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from logging import INFO, WARNING
-from pathlib import Path
 from typing import Any
 
 from ..config import CacheSection
@@ -239,7 +238,8 @@ class Janitor:
 
     async def _space(self) -> Space:
         """How full it is, at most: what other processes have removed since the last survey still counts."""
-        if self._surveyed is None:
+        # The count begins anew where somebody has removed it.
+        if self._surveyed is None or self._store.blobs.committed_bytes() < self._surveyed[1]:
             await self._survey()
         assert self._surveyed
         blobs = self._surveyed[0] + self._store.blobs.committed_bytes() - self._surveyed[1]
@@ -249,7 +249,7 @@ class Janitor:
         written, unwritten = await self._store.growing(each.path for each in own)
         growing = written + unwritten + total_own
         unwritten += unwritten_own
-        size, free = disk(self._store.root)
+        size, free = await self._store.disk()
         min_free = min(self.limits.min_free, size // SHARE)
         return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)
 
@@ -292,12 +292,6 @@ async def _wait_lock(store: Store) -> Lock:
     while not (lock := store.try_lock("janitor")):  # noqa: ASYNC110 - the kernel tells nobody
         await asyncio.sleep(LOOK_SECONDS)
     return lock
-
-
-def disk(path: Path) -> tuple[int, int]:
-    """Bytes of the file system, and those of them that are free for us."""
-    stat = os.statvfs(path)
-    return stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
 
 
 def size_text(count: int) -> str:

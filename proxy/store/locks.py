@@ -1,13 +1,16 @@
 """Locks between processes: flock on a file.
 
-The kernel releases a lock when its process ends, however it ends. Lock files are never removed: somebody who opened one
-before its removal would lock a file that nobody else can find. Everything here raises OSError.
+The kernel releases a lock when its process ends, however it ends. We never remove a lock file. Others may (a cleaner of
+caches), and a lock on a file that nobody else can find is none: whoever gets one looks whether the file still has its
+name. Everything here raises OSError.
 """
 
 import fcntl
 import os
 from pathlib import Path
 from typing import Self
+
+from .files import is_named
 
 LOOKS = 100
 """How often try_lock tries again because somebody was just checking the lock."""
@@ -47,8 +50,12 @@ class Lock:
 
 def wait_lock(path: Path) -> Lock:
     """The lock `path`, once nobody else holds it."""
-    with open(path, "ab") as file:
-        return Lock.of_file(file.fileno())
+    while True:
+        with open(path, "ab") as file:
+            lock = Lock.of_file(file.fileno())
+            if is_named(path, file.fileno()):
+                return lock
+            lock.close()
 
 
 def try_lock(path: Path) -> Lock | None:
@@ -62,8 +69,12 @@ def try_lock(path: Path) -> Lock | None:
     try:
         for _ in range(LOOKS):
             if _flock(fd, fcntl.LOCK_EX):
-                lock, fd = Lock(fd), -1
-                return lock
+                if is_named(path, fd):
+                    lock, fd = Lock(fd), -1
+                    return lock
+                os.close(fd)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                continue
             if not _flock(fd, fcntl.LOCK_SH):
                 break
             fcntl.flock(fd, fcntl.LOCK_UN)

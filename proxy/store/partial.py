@@ -21,9 +21,10 @@ from pathlib import Path
 
 import msgspec
 
+from ..errors import StoreError
 from ..rules.entry import Head
 from ..rules.extents import Extents
-from .files import FULL, publish, store_error, sync_data
+from .files import FULL, is_named, publish, store_error, sync_data
 
 SUFFIXES = (".json", ".state", ".part")
 """In the order of removal: a .part alone is only an orphan, a .json alone is wrong."""
@@ -101,6 +102,8 @@ class Partial:
 
     def save(self, record: PartialRecord) -> None:
         """Write the durable page: the bytes of `record.extents` survive a power cut. Blocks on the disk."""
+        if not self.is_there():
+            raise StoreError(f"{self.path} was removed while it was being fetched")
         try:
             sync_data(self.fd)
             publish(self.path.with_suffix(".json"), msgspec.json.encode(record))
@@ -124,8 +127,14 @@ class Partial:
             self.extents.add(start, end)
         return self.extents.total > before
 
+    def is_there(self) -> bool:
+        """Whether the open file still has its name. If not, another fill may have begun one in its place."""
+        return is_named(self.path, self.fd)
+
     def unlink(self) -> None:
         """Remove the files. Readers that hold the descriptor read on."""
+        if self.path.exists() and not self.is_there():
+            return  # another fill's
         for suffix in SUFFIXES:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
 

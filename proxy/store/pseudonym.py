@@ -14,13 +14,18 @@ from .files import publishing
 @functools.cache
 def pseudonym(cache_dir: Path) -> str:
     """RFC 9110 §7.6.3. If the directory cannot be written, a name for this process alone."""
-    path, drawn = cache_dir / "id", secrets.token_hex(4)
+    drawn = f"fetchonce-{secrets.token_hex(4)}"
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            # The first name stays: another process may be drawing one too.
-            with publishing(path, is_durable=False, keep_first=True) as file:
-                file.write(drawn.encode())
-        return f"fetchonce-{path.read_text('ascii')}"
+        keep(cache_dir, drawn)
+        return f"fetchonce-{(cache_dir / 'id').read_text('ascii')}"
     except (OSError, UnicodeDecodeError):
-        return f"fetchonce-{drawn}"
+        return drawn
+
+
+def keep(cache_dir: Path, name: str) -> None:
+    """Write the name, unless the file has one: another process may be drawing one too."""
+    path = cache_dir / "id"
+    if not path.exists():
+        with publishing(path, is_durable=False, keep_first=True) as file:
+            file.write(name.removeprefix("fetchonce-").encode())

@@ -7,8 +7,6 @@ which of them answers.
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,18 +23,32 @@ class ServerRecord:
     """An address in the same form, at which only this server answers."""
 
 
-@contextlib.contextmanager
-def announced(cache_dir: Path, listen: Sequence[str], own: str) -> Iterator[None]:
-    """Announce that this process serves `cache_dir`, for as long as the block runs."""
-    path = cache_dir / "servers" / str(os.getpid())
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with publishing(path, is_durable=False) as file:
+class Announcement:
+    """That this process serves `cache_dir`, until `close()`."""
+
+    def __init__(self, cache_dir: Path, record: ServerRecord) -> None:
+        self._path = cache_dir / "servers" / str(record.pid)
+        self._record = record
+        self._lock: Lock | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Announce it, unless that stands already."""
+        if self._lock and self._path.exists():
+            return
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        with publishing(self._path, is_durable=False) as file:
             # Locked before it has its name: a file that is not locked yet would be taken for a dead server's.
-            stack.enter_context(Lock.of_file(file.fileno()))
-            file.write(json.dumps(asdict(ServerRecord(os.getpid(), tuple(listen), own))).encode())
-        stack.callback(path.unlink, missing_ok=True)
-        yield
+            lock = Lock.of_file(file.fileno())
+            file.write(json.dumps(asdict(self._record)).encode())
+        if self._lock:
+            self._lock.close()
+        self._lock = lock
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+        if self._lock:
+            self._lock.close()
 
 
 def running(cache_dir: Path) -> list[ServerRecord]:

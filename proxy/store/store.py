@@ -5,28 +5,31 @@ One thread does all file work, in order. Hot entries are at hand without it (hot
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from logging import WARNING
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from ..errors import ConfigError, OutOfSpace, StoreError
+from ..errors import ConfigError, EntryGone, OutOfSpace, StoreError
 from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
 from .blobs import Blobs, Record
-from .files import MAKE_ROOM, store_error
+from .files import MAKE_ROOM, disk, store_error
 from .hot import HotTable, OpenEntry, StoredBody
 from .index import BUSY_SECONDS, INDEX_ERRORS, Busy, Usage
 from .locks import Lock, is_locked, try_lock
 from .partial import Partial, PartialRecord
 from .partials import Partials, is_unfinished
+from .pseudonym import keep, pseudonym
+from .servers import Announcement, ServerRecord
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -52,13 +55,14 @@ class Store:
 
     def __init__(self, root: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         self.root, self.locks = root, root / "locks"
-        self.blobs = Blobs(root, busy_seconds)
+        self.blobs = Blobs(root, busy_seconds, self._mended)
         self.partials = Partials(root / "partial", self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()
         self._uses: dict[str, Usage] = {}
         self._thread = ThreadPoolExecutor(1, "store")
         self._flusher: asyncio.Task[None] | None = None
+        self._announcement: Announcement | None = None
         self._hashing = asyncio.Lock()
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -77,11 +81,8 @@ class Store:
         self._thread.shutdown()
 
     def _open(self) -> None:
-        blobs = self.blobs
-        directories = (blobs.index_dir, blobs.directory, blobs.damaged, self.partials.directory, self.locks)
         try:
-            for directory in (self.root, *directories):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.blobs.make_directories()
             probe = self.locks / f".probe.{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -90,8 +91,25 @@ class Store:
                 f"the cache directory {self.root} cannot be used: {error.strerror}: {error.filename}. "
                 "name another with --cache-dir, or mend its permissions"
             ) from error
-        blobs.open()
+        self.blobs.open()
         self.partials.sweep()
+
+    @contextlib.asynccontextmanager
+    async def announced(self, listen: Sequence[str], own: str) -> AsyncIterator[None]:
+        """Announce that this process serves the directory, for as long as the block runs (servers.py)."""
+        record = ServerRecord(os.getpid(), tuple(listen), own)
+        self._announcement = announcement = await self._do(Announcement, self.root, record)
+        try:
+            yield
+        finally:
+            self._announcement = None
+            await self._do(announcement.close)
+
+    def _mended(self) -> None:
+        """In the thread: what lies in the directory beside bodies is gone too."""
+        if self._announcement:
+            keep(self.root, pseudonym(self.root))
+            self._announcement.renew()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -111,13 +129,15 @@ class Store:
         return found.entry
 
     def open(self, entry: Entry) -> StoredBody:
-        """The body of an entry that `lookup` or `commit` has just returned. Close it. Raises StoreError if it is gone.
+        """The body of an entry that `lookup` or `commit` has just returned. Close it. Raises EntryGone if it is gone.
 
         An entry that is still hot can be opened even when its file has been removed.
         """
         hot = self._hot.get(entry.key)
         try:
             fd = os.dup(hot.fd) if hot and hot.entry is entry else os.open(self.blobs.path(entry), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise EntryGone(f"the stored body of {entry.url} was removed just now. ask again") from error
         except OSError as error:
             raise store_error(f"the stored body of {entry.url} cannot be opened", error) from error
         body = StoredBody(entry, fd, self._reading.discard)
@@ -183,12 +203,24 @@ class Store:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self._try_flush()
+            await self._try_mend()
 
     async def _try_flush(self) -> None:
         try:
             await self.flush()
         except StoreError as error:
             log(events, WARNING, "index.uses_lost", error=error)
+
+    async def _try_mend(self) -> None:
+        """Notice what was removed of a directory that nobody uses just now."""
+        try:
+            await self._do(self._check)
+        except StoreError as error:
+            log(events, WARNING, "store.lost", error=error)
+
+    def _check(self) -> None:
+        self.blobs.mend()
+        self._mended()
 
     async def records(self) -> list[Record]:
         """All entries with their use as the index has them, the uses of this process included."""
@@ -240,6 +272,7 @@ class Store:
 
     async def discard(self, partial: Partial, *, at_once: bool = False) -> None:
         """Remove the files of a partial. `at_once`: its bytes too, though somebody may still have it open."""
+        at_once = at_once and partial.is_there()  # else it may be a stored body's by now
         await self._do(partial.unlink)
         if at_once:
             await self._do(os.ftruncate, partial.fd, 0)
@@ -260,6 +293,7 @@ class Store:
         A key names the lock that a fill of the key holds.
         """
         try:
+            self.blobs.make_directories()
             return try_lock(self.locks / name)
         except OSError as error:
             raise store_error(f"{self.locks / name} cannot be locked", error) from error
@@ -283,6 +317,10 @@ class Store:
         bodies = (*self.blobs.candidates(in_use), *self.partials.candidates())
         return Survey(bodies, self.blobs.damaged_bytes(), committed)
 
+    async def disk(self) -> tuple[int, int]:
+        """Bytes of the file system, and those of them that are free for us."""
+        return await self._do(disk, self.root)
+
     async def growing(self, own: Iterable[Path]) -> tuple[int, int]:
         """Of all partials but `own`: bytes on disk, and bytes that the processes filling them have reserved besides."""
         return await self._do(self.partials.growing, set(own))
@@ -305,7 +343,7 @@ class Store:
 
         Where the result must be closed, `unwanted` does so if the caller is cancelled before it gets it.
         """
-        job = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        job = asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, *args)
         try:
             if unwanted is None:
                 return await job
@@ -321,7 +359,16 @@ class Store:
         except INDEX_ERRORS as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise OutOfSpace(f"the index of {self.root} cannot grow: the disk is full. {MAKE_ROOM}") from error
-            raise StoreError(f"the index of {self.root} failed: {error}. restart to rebuild it") from error
+            raise StoreError(f"the index of {self.root} failed: {error}") from error
+
+    def _run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        """In the thread: `work`, once more if somebody had removed what it needs."""
+        try:
+            return work(*args)
+        except (FileNotFoundError, StoreError, *INDEX_ERRORS) as error:
+            if self._flusher is None or isinstance(error, Busy) or not self.blobs.mend(error):
+                raise
+        return work(*args)
 
 
 def _close(found: OpenEntry | None) -> None:

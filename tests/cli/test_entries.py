@@ -31,6 +31,13 @@ async def test_url_names_the_running_server_and_its_url_is_served(origin, cli, s
     assert (await server.get(printed.removeprefix(server.url("")))).body == BODY
 
 
+def test_url_takes_several(origin, cli):
+    one, other = ([each, cli("url", each).out.strip()] for each in ("/u/a.img", origin.url("/b.img")))
+    assert cli("url", one[0], other[0]).out.splitlines() == [one[1], other[1]]
+    assert [each["proxied"] for each in cli("url", "--json", one[0], other[0]).json()] == [one[1], other[1]]
+    assert cli("url", one[0], "https://other.example/x", code=1).out == ""
+
+
 def test_url_json_and_what_is_no_url(origin, cli):
     plain, told = cli.together(["url", "/u/a.img"], ["url", "--json", "/u/a.img"])
     assert told.json() == {"url": origin.url("/a.img"), "mirror": "u", "proxied": plain.out.strip()}
@@ -123,6 +130,18 @@ def test_rm_removes_several_and_says_which_it_does_not_know(origin, cli):
     assert [each["url"] for each in cli("rm", "--json", "/u/c.img").json()] == [origin.url("/c.img")]
     assert not cli.ls()
     assert not [path for path in cli.cache_dir.glob("blobs/*/*")]
+
+
+def test_rm_takes_patterns_as_ls_does(origin, cli):
+    for path in ("/a.img", "/b.img", "/c.iso", "/star*.img"):
+        origin.body(path, os.urandom(1000))
+    cli("prefetch", "/u/a.img", "/u/b.img", "/u/c.iso", "/u/star*.img")
+    assert cli("rm", origin.url("/star*.img")).out == f"removed {origin.url('/star*.img')} (1.0 kB)\n"
+    ran = cli("rm", "*.img", origin.url("/a.img"))
+    assert ran.out.splitlines() == [f"removed {origin.url(path)} (1.0 kB)" for path in ("/a.img", "/b.img")]
+    assert list(cli.ls()) == [origin.url("/c.iso")]
+    cli("rm", f"{origin.url('/')}*.img", code=1)
+    assert list(cli.ls()) == [origin.url("/c.iso")]
 
 
 async def test_rm_is_in_force_at_once_and_who_reads_reads_on(origin, cli, server):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.clients.tools import needs, run
-from tests.harness import until
+from tests.harness import REPOSITORY, until
 
 pytestmark = needs("vagrant")
 DISK = os.urandom(4 << 20)
@@ -69,6 +70,17 @@ async def test_vagrant_adds_a_box_by_its_metadata_and_two_at_once_are_one_fetch(
     assert origin.count(PATH, None) == origin.count("/acme/web") == 1
     origin.stop()
     await box_add(tmp_path / "third", proxy.url("/u/acme/web"))
+
+
+async def test_the_class_of_the_readme_sends_boxes_through_us(origin, proxy, box, tmp_path):
+    host = f"127.0.0.1:{origin.port}"  # speaks no TLS: nobody gets anything from it but by way of us
+    origin.body("/acme/web", metadata(f"https://{host}{PATH}")).headers(content_type="application/json")
+    (ruby,) = re.findall(r"```ruby\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    ruby = ruby.replace("8642", proxy.url("").rpartition(":")[2]).replace(r"vagrantcloud\.com", re.escape(host))
+    (tmp_path / "Vagrantfile").write_text(ruby)
+    await box_add(tmp_path, f"https://{host}/acme/web")
+    assert origin.count(PATH) == 1
+    assert proxy.accesses("GET", PATH)
 
 
 async def test_vagrant_goes_on_with_its_half_of_a_box(origin, proxy, box, tmp_path):

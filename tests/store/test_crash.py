@@ -149,6 +149,7 @@ NAMES = (
     (re.compile(r"blobs/[0-9a-f]{2}\b"), "blobs/XX"),
     (re.compile(r"json\.\w+"), "json.TEMPORARY"),
     (re.compile(r"\.id-\w+"), ".id-RANDOM"),
+    (re.compile(r"servers/[.\w]+"), "servers/PID"),
 )
 AT_ONCE = 3
 """Runs at once: each mostly waits for processes to start."""

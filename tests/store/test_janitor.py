@@ -10,7 +10,8 @@ import pytest
 from proxy.config import CacheSection, Size
 from proxy.errors import OutOfSpace
 from proxy.rules.entry import Head
-from proxy.store.janitor import Janitor, disk, eviction_lock, size_text
+from proxy.store.files import disk
+from proxy.store.janitor import Janitor, eviction_lock, size_text
 from proxy.store.partial import Partial
 from proxy.store.store import Store
 from tests.harness import until
