@@ -24,7 +24,7 @@ class Held(enum.Enum):
     READ = "read"
     """On disk, and clients have some of them: nothing but this body will do. Other bytes can be compared with them."""
     PASSED = "passed"
-    """With one client, and not here: nothing but this body will do, and nothing can be compared."""
+    """With one client, and not here: nothing but this body will do, and only validators can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class Splice(enum.Enum):
 def rest_fields(known: Known, start: int, stop: int | None, url: str) -> Headers:
     """Fields that ask the server of `url` for the known body from `start_of_rest` to `stop`; its end is left open."""
     last = "" if stop in (None, known.head.length) else str(stop - 1)
-    condition = resume_validator(known.head.headers) if known.is_from(url) else _date(known.head)
+    is_exact = known.is_from(url) or known.held is Held.PASSED
+    condition = resume_validator(known.head.headers) if is_exact else _date(known.head)
     asked = ("range", f"bytes={start_of_rest(known, start, url)}-{last}")
     return (asked, ("if-range", condition)) if condition else (asked,)
 
@@ -84,15 +85,15 @@ def judge(known: Known, start: int, answer: Answer) -> Splice:
     if answer.status == 206:
         if not _is_range(head, start, answer):
             return Splice.NONE
-        if is_same_node:
+        if is_same_node or known.held is Held.PASSED:
             return _is_same(head, answer)
         has_same_date = field(answer.headers, "last-modified") == field(head.headers, "last-modified")
-        return Splice.COMPARE if has_same_date and known.held is not Held.PASSED else Splice.NONE
+        return Splice.COMPARE if has_same_date else Splice.NONE
     if head.length is not None and answer.length not in (None, head.length):
         return Splice.OTHER
     if is_same_node and _is_other(head, answer):
         return Splice.OTHER
-    if known.held is Held.PASSED and not (is_same_node and _is_same(head, answer) is Splice.PART):
+    if known.held is Held.PASSED and resume_validator(answer.headers) != resume_validator(head.headers):
         return Splice.OTHER  # there are no bytes to compare with
     return Splice.COMPARE
 
