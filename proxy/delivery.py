@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, Protocol, TypeVar
 
 from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiable, StoreError
-from .rules import ranges, validators
+from .rules import pages, ranges, validators
 from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers, field
 from .rules.mirrors import Target
@@ -236,6 +236,7 @@ class Delivery:
         fields.append(("accept-ranges", "bytes"))
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
+        fields += [line for line in pages.confined(head.headers) if line not in fields]
         return [*fields, self._age(), ("cache-status", self.cache_status.header()), *more]
 
     def _age(self) -> tuple[str, str]:
