@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, Protocol, TypeVar
 
 from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiable, StoreError
-from .rules import ranges, validators
+from .rules import pages, ranges, validators
 from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers, field
 from .rules.headers import OF_THE_CONTENT
@@ -237,6 +237,7 @@ class Delivery:
         fields.append(("accept-ranges", "bytes"))
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
+        fields += [line for line in pages.confined(head.headers) if line not in fields]
         return [*fields, self._age(), ("cache-status", self.cache_status.header()), *more]
 
     def _part_fields(self, length: int, *more: tuple[str, str]) -> list[tuple[str, str]]:

@@ -229,7 +229,7 @@ async def test_that_there_is_no_such_object_is_asked_once(origin, proxy):
 
 
 async def test_what_has_come_into_being_is_found_by_no_cache_and_then_by_everybody(origin, proxy):
-    assert (await proxy.get("/u/new.img", method="HEAD")).status == 404
+    assert (await proxy.get("/u/new.img")).status == 404
     origin.body("/new.img", BODY).headers(cache_control="max-age=0")
     assert (await proxy.get("/u/new.img")).status == 404
     assert (await proxy.get("/u/new.img", {"Cache-Control": "no-cache"})).body == BODY

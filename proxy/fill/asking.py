@@ -4,7 +4,6 @@ import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
@@ -204,7 +203,8 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
     """
     chain = combined([each.headers for each in exchange.redirects], exchange.headers, inquiry.condition)
     headers = stored_headers(chain)
-    if exchange.status == 200 and is_page(urlsplit(exchange.url).path.rpartition("/")[2], headers, exchange.length):
+    urls = (*(each.url for each in exchange.redirects), exchange.final_url)
+    if exchange.status == 200 and is_page(urls, headers, exchange.length):
         raise UpstreamPage(
             f"{exchange.url} answered with a web page (text/html) in place of the file. nothing was stored. is there a "
             "login or captive portal on the way? open the URL in a browser to see what it says"

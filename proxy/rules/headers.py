@@ -35,8 +35,43 @@ HOP_BY_HOP = frozenset(
 OURS = frozenset({"accept-ranges", "age", "content-length", "content-range"})
 """Fields that we set ourselves, about our own copy."""
 
-OTHER_CONNECTION = frozenset({"alt-svc", "set-cookie", "strict-transport-security"})
-"""Fields about upstream's address or about one of its clients. They are wrong in an answer of ours to everybody."""
+OF_ITS_SITE = frozenset(
+    {
+        "accept-ch",
+        "alt-svc",
+        "attribution-reporting-register-source",
+        "attribution-reporting-register-trigger",
+        "clear-site-data",
+        "critical-ch",
+        "expect-ct",
+        "nel",
+        "origin-agent-cluster",
+        "public-key-pins",
+        "refresh",
+        "report-to",
+        "reporting-endpoints",
+        "service-worker-allowed",
+        "set-cookie",
+        "set-cookie2",
+        "set-login",
+        "sourcemap",
+        "speculation-rules",
+        "strict-transport-security",
+        "timing-allow-origin",
+        "use-as-dictionary",
+        "x-sourcemap",
+    }
+)
+"""Fields about upstream's address, about one of its clients, or for a browser that is at its site. In an answer of ours
+to everybody they are wrong."""
+CORS = "access-control-"
+"""How fields begin with which a site lets pages of others read its answers. That is not for upstream to say of us."""
+_ACTING_LINK = re.compile(
+    r"rel[ \t]*=[ \t]*\"?[^\";,]*\b(preload|modulepreload|prefetch|prerender|preconnect|stylesheet)\b"
+    r"|rel[ \t]*=[ \t]*\"?duplicate\b|application/metalink",
+    re.IGNORECASE,
+)
+"""A Link that a browser follows by itself, or one that sends a client to mirrors, past the cache (RFC 6249)."""
 
 VALIDATORS = frozenset({"etag", "last-modified"})
 EMPTY = frozenset({"", '""', 'W/""'})
@@ -59,7 +94,7 @@ def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
     validator tells no generation from another.
     """
     lines = tuple((name.lower(), value) for name, value in raw)
-    dropped = HOP_BY_HOP | OURS | OTHER_CONNECTION
+    dropped = HOP_BY_HOP | OURS | OF_ITS_SITE
     dropped |= {
         option.strip(" \t").lower() for name, value in lines if name == "connection" for option in value.split(",")
     }
@@ -69,8 +104,12 @@ def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
     return tuple(
         (name, value)
         for name, value in lines
-        if name not in dropped and _TOKEN.fullmatch(name) and _VALUE.fullmatch(value)
-        if name not in VALIDATORS or value.strip(" \t") not in EMPTY
+        if name not in dropped
+        and not name.startswith(CORS)
+        and not (name == "link" and _ACTING_LINK.search(value))
+        and _TOKEN.fullmatch(name)
+        and _VALUE.fullmatch(value)
+        and (name not in VALIDATORS or value.strip(" \t") not in EMPTY)
     )
 
 

@@ -13,7 +13,6 @@ from proxy.rules.freshness import (
     window,
 )
 from proxy.rules.headers import stored_headers
-from proxy.rules.pages import PAGE_BYTES, is_page
 from proxy.rules.validators import confirms
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -222,27 +221,3 @@ def test_a_304_replaces_the_fields_it_brings_and_leaves_the_body_s_own():
 )  # fmt: skip
 def test_whether_a_304_is_about_what_we_have(stored, answered, is_ours):
     assert confirms(tuple(stored.items()), tuple(answered.items())) is is_ours
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "length", "page"),
-    [
-        ("noble-server-cloudimg-amd64.img", "text/html", 2000, True),
-        ("noble.img", "Text/HTML; charset=utf-8", None, True),
-        ("box.qcow2", "application/xhtml+xml", 10, True),
-        ("rootfs.tar.xz", "text/html", 10, True),
-        ("SHA256SUMS", "text/html", 10, True),
-        ("Fedora-Cloud-43-CHECKSUM", "text/html", 10, True),
-        ("CHECKSUM.SHA512-FreeBSD-15.0", "text/html", 10, True),
-        ("image.iso.sha256", "text/html", 10, True),
-        ("noble.img", "application/octet-stream", 2000, False),
-        ("noble.img", "text/plain", 2000, False),
-        ("noble.img", "text/html", PAGE_BYTES, False),
-        ("", "text/html", 10, False),
-        ("index.html", "text/html", 10, False),
-        ("jammy64", "text/html", 10, False),
-        ("images.json", "text/html", 10, False),
-    ],
-)
-def test_a_web_page_under_the_name_of_a_file(name, kind, length, page):
-    assert is_page(name, (("content-type", kind),), length) is page

@@ -55,6 +55,29 @@ NOV_1994 = 784111777.0  # the moment of every example in RFC 9110 §5.6.7
             id="of-another-connection",
         ),
         pytest.param(
+            [
+                ("Clear-Site-Data", "*"),
+                ("Refresh", "0; url=/"),
+                ("Service-Worker-Allowed", "/"),
+                ("Access-Control-Allow-Origin", "*"),
+                ("ACCESS-CONTROL-EXPOSE-HEADERS", "*"),
+                ("Date", "d"),
+            ],
+            (("date", "d"),),
+            id="of-its-site",
+        ),
+        pytest.param(
+            [
+                ("Link", "</a.js>; as=script; rel=preload"),
+                ("Link", '</a>; rel="next prefetch"'),
+                ("Link", "<http://m/x>; rel=duplicate; pri=1"),
+                ("Link", '<x>; type="application/metalink4+xml"'),
+                ("Link", '</preload>; rel="next"'),
+            ],
+            (("link", '</preload>; rel="next"'),),
+            id="rfc8288-links-that-act",
+        ),
+        pytest.param(
             [("A", "x\r\nSet-Cookie: y"), ("B", "\0"), ("C", "\x7f"), ("D", "a\tb"), ("E", "caf\xe9"), ("F", "\u20ac")],
             (("d", "a\tb"), ("e", "caf\xe9")),
             id="rfc9110-5.5-control-characters",
