@@ -87,12 +87,6 @@ class StoredBody:
     async def wait_length(self) -> int:
         return self.length
 
-    async def wait_readable(self, offset: int) -> int:
-        return self.length
-
-    def detour(self) -> None:
-        return None
-
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
