@@ -8,7 +8,6 @@ import contextlib
 import socket
 import ssl
 import threading
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -140,9 +139,7 @@ class Exchange:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _broken(self, error: Exception | None) -> UpstreamError:
