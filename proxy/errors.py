@@ -80,8 +80,8 @@ class Forbidden(RequestError):
 class MethodNotAllowed(RequestError):
     status = 405
 
-    def __init__(self, message: str, *, allow: str = "GET, HEAD") -> None:
-        super().__init__(message, headers=(("allow", allow),))
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("allow", "GET, HEAD"),))
 
 
 class PreconditionFailed(RequestError):

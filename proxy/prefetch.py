@@ -62,28 +62,18 @@ async def prefetch(
                 if error.next_url is None:
                     raise
     except ProxyError as error:
-        yield {"url": url, "state": "failed", "bytes": 0, "length": None, "digest": None, "message": error.message}
+        yield {**begun(url), "state": "failed", "message": error.message}
+
+
+def begun(url: str) -> Progress:
+    return {"url": url, "state": "asking", "bytes": 0, "length": None, "digest": None, "message": None}
 
 
 def _step(url: str, fill: Fill) -> Progress:
     if fill.entry:
         return _stored(url, "complete" if isinstance(fill.state, Complete) else "cached", fill.entry)
-    return {
-        "url": url,
-        "state": fill.state.name,
-        "bytes": fill.received,
-        "length": fill.length,
-        "digest": None,
-        "message": None,
-    }
+    return {**begun(url), "state": fill.state.name, "bytes": fill.received, "length": fill.length}
 
 
 def _stored(url: str, state: str, entry: Entry) -> Progress:
-    return {
-        "url": url,
-        "state": state,
-        "bytes": entry.size,
-        "length": entry.size,
-        "digest": f"sha256:{entry.sha256}",
-        "message": None,
-    }
+    return {**begun(url), "state": state, "bytes": entry.size, "length": entry.size, "digest": f"sha256:{entry.sha256}"}

@@ -64,6 +64,7 @@ def base_url(listen: str) -> str:
     return listen if listen.startswith(("unix:", HTTPS)) else f"http://{listen}"
 
 
+size_text = decimal
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -92,10 +93,6 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def size_text(count: int) -> str:
-    return decimal(count)
 
 
 def age_text(seconds: float) -> str:

@@ -84,13 +84,13 @@ def show(settings: Settings, url: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL|PATTERN...")
+@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
 @json_option
 @settings_options
 def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
     """Remove URLs from the cache, in any spelling. A client that is reading one reads it to its end.
 
-    PATTERN is a glob over whole URLs (with *), as for ls.
+    A URL with * is a glob over whole URLs, as for ls.
     """
     removed, refused = asyncio.run(remove(settings, urls))
     if as_json:

@@ -13,7 +13,7 @@ from rich.progress import TaskID
 from ..config import Settings
 from ..errors import ProxyError
 from ..gateway import Gateway
-from ..prefetch import Progress
+from ..prefetch import Progress, begun
 from ..prefetch import prefetch as fetch
 from ..rules.digests import Digest
 from ..store.servers import ServerRecord, running
@@ -89,7 +89,7 @@ async def run(
                     if bar is not None:
                         bars.update(bar, completed=step["bytes"], total=step["length"])
             if step is None or step["state"] in ("asking", "streaming"):
-                step = {**(step or _nothing(url)), "state": "failed", "message": "the server went away"}
+                step = {**(step or begun(url)), "state": "failed", "message": "the server went away"}
             say(_result_text(step, time.monotonic() - started))
             return step
 
@@ -120,11 +120,7 @@ async def _through_server(server: LocalServer, options: Options, url: str) -> As
             async for step in steps:
                 yield step
     except ProxyError as error:
-        yield {**_nothing(url), "state": "failed", "message": error.message}
-
-
-def _nothing(url: str) -> Progress:
-    return {"url": url, "state": "asking", "bytes": 0, "length": None, "digest": None, "message": None}
+        yield {**begun(url), "state": "failed", "message": error.message}
 
 
 def _result_text(step: Progress, seconds: float) -> str:

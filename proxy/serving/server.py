@@ -100,19 +100,16 @@ class Server:
     def _config(self) -> uvicorn.Config:
         config = uvicorn.Config(
             self._app,
-            loop="asyncio",
             http=ClientConnection,
             ws="none",
             lifespan="off",
             interface="asgi3",
-            workers=1,
             log_config=None,
             access_log=False,
             date_header=False,
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=math.ceil(self._limits.idle_timeout),  # ClientConnection's own deadline is exact
-            timeout_graceful_shutdown=math.ceil(self._stop_timeout),
         )
         config.load()
         return config

@@ -102,6 +102,8 @@ class Janitor:
         self._task: asyncio.Task[None] | None = None
         self._surveyed: tuple[int, int] | None = None
         """Bytes of all blobs and in damaged/ at the last survey, and what had been committed by then."""
+        self._committed = 0
+        """Bytes committed, as seen last."""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._tidy_regularly(), name="janitor")
@@ -238,8 +240,9 @@ class Janitor:
 
     async def _space(self) -> Space:
         """How full it is, at most: what other processes have removed since the last survey still counts."""
-        # The count begins anew where somebody has removed it.
-        if self._surveyed is None or self._store.blobs.committed_bytes() < self._surveyed[1]:
+        committed, before = self._store.blobs.committed_bytes(), self._committed
+        self._committed = committed
+        if self._surveyed is None or committed < before:  # somebody has removed the count, and it begins anew
             await self._survey()
         assert self._surveyed
         blobs = self._surveyed[0] + self._store.blobs.committed_bytes() - self._surveyed[1]

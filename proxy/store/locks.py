@@ -5,6 +5,7 @@ caches), and a lock on a file that nobody else can find is none: whoever gets on
 name. Everything here raises OSError.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Self
 from .files import is_named
 
 LOOKS = 100
-"""How often try_lock tries again because somebody was just checking the lock."""
+"""How often we try again because somebody was just checking the lock, or removed its file."""
 
 
 class Lock:
@@ -50,12 +51,13 @@ class Lock:
 
 def wait_lock(path: Path) -> Lock:
     """The lock `path`, once nobody else holds it."""
-    while True:
+    for _ in range(LOOKS):
         with open(path, "ab") as file:
             lock = Lock.of_file(file.fileno())
             if is_named(path, file.fileno()):
                 return lock
             lock.close()
+    raise OSError(errno.ESTALE, "the file of a lock is another one each time", str(path))
 
 
 def try_lock(path: Path) -> Lock | None:

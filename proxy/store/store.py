@@ -203,7 +203,8 @@ class Store:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self._try_flush()
-            await self._try_mend()
+            with contextlib.suppress(StoreError):  # a request will say it
+                await self._do(self._look_around)
 
     async def _try_flush(self) -> None:
         try:
@@ -211,14 +212,8 @@ class Store:
         except StoreError as error:
             log(events, WARNING, "index.uses_lost", error=error)
 
-    async def _try_mend(self) -> None:
-        """Notice what was removed of a directory that nobody uses just now."""
-        try:
-            await self._do(self._check)
-        except StoreError as error:
-            log(events, WARNING, "store.lost", error=error)
-
-    def _check(self) -> None:
+    def _look_around(self) -> None:
+        """In the thread: notice what was removed of a directory that nobody uses just now."""
         self.blobs.mend()
         self._mended()
 

@@ -6,7 +6,7 @@ a host that is written as an address can be checked, which `check_literal` does 
 """
 
 import socket
-from collections.abc import Iterable
+from typing import Any
 
 import httpcore
 
@@ -31,22 +31,15 @@ class Egress(Wires):
     def __init__(self, named: Named) -> None:
         self._named = named
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+    def connect_tcp(self, host: str, port: int, *args: Any, **named: Any) -> httpcore.NetworkStream:
         """As httpcore's own. Raises Refused if none of the addresses of `host` is allowed."""
         addresses = [host] if (host, port) in self._named else _public(host, port)
         for address in addresses[:-1]:
             try:
-                return super().connect_tcp(address, port, timeout, local_address, socket_options)
+                return super().connect_tcp(address, port, *args, **named)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return super().connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return super().connect_tcp(addresses[-1], port, *args, **named)
 
     def check_literal(self, host: str, port: int) -> None:
         """Raises Refused if `host` is an address, however it is written, that is not allowed."""

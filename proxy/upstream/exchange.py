@@ -9,7 +9,6 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -159,9 +158,7 @@ class Exchange:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _broken(self, error: Exception | None) -> UpstreamError:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import httpcore
@@ -105,10 +104,8 @@ class Wire(httpcore.NetworkStream):
     def close(self) -> None:
         self._stream.close()
 
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        return Wire(self._stream.start_tls(ssl_context, server_hostname, timeout))
+    def start_tls(self, ssl_context: ssl.SSLContext, *args: Any, **named: Any) -> httpcore.NetworkStream:
+        return Wire(self._stream.start_tls(ssl_context, *args, **named))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
@@ -117,12 +114,5 @@ class Wire(httpcore.NetworkStream):
 class Wires(httpcore.SyncBackend):
     """Connects as httpcore does."""
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        return Wire(super().connect_tcp(host, port, timeout, local_address, socket_options))
+    def connect_tcp(self, host: str, port: int, *args: Any, **named: Any) -> httpcore.NetworkStream:
+        return Wire(super().connect_tcp(host, port, *args, **named))
