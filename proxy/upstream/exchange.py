@@ -126,9 +126,10 @@ class Exchange:
         self._wire.abort(self._request)
 
     def drop(self) -> None:
-        """End the connection, without a wait."""
-        self.abort()
-        self._response.close()
+        """End the connection without a wait, if nobody has closed this yet."""
+        if not self._response.is_closed:
+            self.abort()
+            self._response.close()
 
     def close(self) -> None:
         """Give the connection back, or end it. May wait DRAIN_SECONDS for a small rest of the body."""
