@@ -110,8 +110,9 @@ class Ingest:
     async def _end(self) -> None:
         if self._measuring:
             self._measuring.cancel()
-        for task in self._running.values():
-            task.cancel()
+        for segment, task in self._running.items():
+            if segment.stop is None or segment.offset < segment.stop:  # else it only gives its connection back
+                task.cancel()
         ending = [*self._running.values(), *((self._saving,) if self._saving else ())]
         if ending:
             await asyncio.wait(ending)
