@@ -13,7 +13,7 @@ from ..errors import UpstreamError
 from ..log import events, log
 from ..rules.entry import field
 from ..rules.mirrors import Target
-from ..rules.segments import BIG_BYTES, Ramp, Segment, plan, schedule
+from ..rules.segments import BIG_BYTES, READERS, Ramp, Segment, plan, schedule
 from ..rules.splice import Known
 from ..store.partial import PartialRecord
 from .asking import Gap, Rest
@@ -153,7 +153,8 @@ class Ingest:
         for segment in running:
             segment.is_wanted = segment.is_wanted or any(map(segment.serves, growing.wanted))
         if self._mode is Mode.SEVERAL:
-            needed = plan(extents, growing.length, running, growing.wanted, self._limit)
+            limit = max(self._limit, READERS) if self._limit > 1 else 1
+            needed = plan(extents, growing.length, running, growing.wanted, limit)
             step = schedule(extents, growing.length, running, needed, self._ramp)
         else:
             step = schedule(extents, growing.length, running, plan(extents, growing.length, running, (), 1), Ramp(1))

@@ -13,6 +13,8 @@ NEAR_BYTES = 4 * 1024**2
 """A reader this close ahead of a running segment waits for it: that takes less time than a new connection."""
 TURN_BYTES = 8 * 1024**2
 """A segment brings this much for its readers before its connection may go to others: each turn is a request."""
+READERS = 16
+"""So many readers far ahead have a connection each, as they would have had without us; beyond that they take turns."""
 BIG_BYTES = 64 * 1024**2
 """From here on a body is worth several connections."""
 SPLIT_BYTES = 8 * 1024**2
@@ -88,16 +90,13 @@ def schedule(extents: Extents, length: int, running: Sequence[Segment], plan: Pl
     """`plan` and, where `ramp` allows them, further segments that make a fill of `length` bytes faster."""
     kept = [segment for segment in running if segment not in plan.cancel]
     view = [replace(segment, stop=_end_of_running(segment, extents, kept)) for segment in kept]
-    start = list(plan.start)
-    for offset, stop in start:
-        _cut(view, offset)
-        view.append(Segment(offset, stop))
+    for offset, stop in plan.start:
+        _take(view, offset, stop)
     while part := split(extents, length, view, ramp):
-        _cut(view, part[0])
-        view.append(Segment(*part))
-        start.append(part)
-    trim = ((segment, now.stop) for segment, now in zip(kept, view, strict=False) if now.stop != segment.stop)
-    return Schedule(tuple(start), plan.cancel, plan.is_short, tuple(trim))
+        _take(view, *part)
+    start = tuple((each.offset, each.stop or length) for each in view[len(kept) :])
+    trim = tuple((segment, now.stop) for segment, now in zip(kept, view, strict=False) if now.stop != segment.stop)
+    return Schedule(start, plan.cancel, plan.is_short, trim)
 
 
 def plan(extents: Extents, length: int, running: Sequence[Segment], waiting: Iterable[int], limit: int) -> Plan:
@@ -168,7 +167,9 @@ def _end_of_running(segment: Segment, extents: Extents, running: Sequence[Segmen
     return following if segment.asked is None else min(segment.asked, following or segment.asked)
 
 
-def _cut(view: Iterable[Segment], offset: int) -> None:
+def _take(view: list[Segment], offset: int, stop: int) -> None:
+    """Add a segment; those that would have come to its bytes end before it."""
     for segment in view:
         if segment.offset < offset and (segment.stop is None or segment.stop > offset):
             segment.stop = offset
+    view.append(Segment(offset, stop))

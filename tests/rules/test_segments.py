@@ -163,8 +163,16 @@ def test_a_segment_goes_on_where_the_one_it_was_trimmed_for_has_failed():
 def test_one_schedule_starts_as_many_as_are_allowed_and_trims_what_they_take_from():
     main = Segment(0, SIZE)
     step = schedule(Extents(), SIZE, [main], Plan(), ramp(4))
-    assert step.start == ((50 * MB, SIZE), (25 * MB, 50 * MB), (75 * MB, SIZE))
+    assert step.start == ((50 * MB, 75 * MB), (25 * MB, 50 * MB), (75 * MB, SIZE))
     assert step.trim == ((main, 25 * MB),)
+
+
+def test_readers_that_come_at_once_get_segments_that_do_not_overlap():
+    main = Segment(0, SIZE)
+    needed = plan(Extents(), SIZE, [main], [30 * MB, 60 * MB, 90 * MB], 16)
+    step = schedule(Extents(), SIZE, [main], needed, ramp(1))
+    assert step.start == ((30 * MB, 60 * MB), (60 * MB, 90 * MB), (90 * MB, SIZE))
+    assert step.trim == ((main, 30 * MB),)
 
 
 @given(states())
