@@ -213,8 +213,8 @@ class Ingest:
             await asyncio.shield(copying)
         except asyncio.CancelledError:
             transfer.cancel()
+            copying.add_done_callback(_look)
             await asyncio.wait([copying])
-            copying.cancelled() or copying.exception()  # whatever it ended with was our doing
             raise
         finally:
             self._arrived(transfer)
@@ -275,3 +275,9 @@ class Ingest:
     def _saved_or_not(self, saving: asyncio.Future[None]) -> None:
         if not saving.cancelled() and (error := saving.exception()):
             log(events, WARNING, "fill.not_saved", key=self._target.key[:12], error=error)
+
+
+def _look(copying: asyncio.Future[None]) -> None:
+    """Whatever a cancelled transfer ended with was our doing."""
+    if not copying.cancelled():
+        copying.exception()
