@@ -7,7 +7,7 @@ import pytest
 
 from proxy.config import load
 from tests.harness import until
-from tests.test_policy_live import at_rest, told
+from tests.test_policy_live import told
 
 BODY = os.urandom(50_000)
 OTHER = os.urandom(50_000)
@@ -31,7 +31,7 @@ async def test_what_a_redirect_forbids_to_keep_is_not_kept(origin, proxy, said):
     origin.body("/there", BODY).headers(cache_control="public, max-age=1000")
     answer = await proxy.get("/u/x.img")
     assert answer.body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     answer = await proxy.get("/u/x.img")
     assert (answer.body, "hit" in told(answer)) == (BODY, "must-understand" in said)
     # Another cache may stand between us and the client.
@@ -43,12 +43,12 @@ async def test_a_login_that_opens_a_redirect_opens_it_to_nobody_else(origin, pro
     origin.body("/signed", BODY).headers(cache_control="public, max-age=1000")
     image.status(302, {"Location": "/signed"}, times=1)
     assert (await proxy.get("/u/x.img", ALICE)).body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     image.status(401, {"WWW-Authenticate": CHALLENGE}, times=1)
     assert (await proxy.get("/u/x.img")).status == 401
     image.status(302, {"Location": "/signed", "Cache-Control": "public"}, times=1)
     assert (await proxy.get("/u/x.img", ALICE)).body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/x.img")) == "hit"  # every answer has said that it is for everybody
 
 
@@ -59,21 +59,21 @@ async def test_a_redirect_selects_by_the_fields_that_it_names(origin, proxy):
     origin.body("/json", OTHER).headers(cache_control="max-age=1000")
     answer = await proxy.get("/u/x")
     assert (answer.body, answer.headers["vary"]) == (BODY, "accept")
-    await at_rest(proxy)
+    await proxy.wait_idle()
     answer = await proxy.get("/u/x", {"Accept": "application/json"})
     assert (answer.body, told(answer)) == (OTHER, "fwd=vary-miss; fwd-status=200; stored")
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/x", {"Accept": "application/json"})) == "hit"
 
 
 async def test_an_answer_that_a_login_selects_is_for_that_login(origin, proxy):
     image = origin.body("/x.img", BODY).headers(cache_control="public, max-age=1000", vary="Authorization")
     assert (await proxy.get("/u/x.img", ALICE)).body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     for somebody, body in ((BOB, OTHER), ({}, BODY), (ALICE, OTHER)):
         image.generation(body)
         assert (await proxy.get("/u/x.img", somebody)).body == body
-        await at_rest(proxy)
+        await proxy.wait_idle()
     hit = await proxy.get("/u/x.img")
     assert (hit.body, told(hit)) == (BODY, "hit")  # it was fetched without a login, for those without one
 
@@ -95,7 +95,7 @@ async def test_also_while_it_comes(origin, proxy):
 async def test_a_confirmation_for_a_login_makes_nothing_fresh_for_the_others(origin, proxy):
     image = origin.body("/x.img", BODY).headers(cache_control="max-age=0")
     await proxy.get("/u/x.img")
-    await at_rest(proxy)
+    await proxy.wait_idle()
     image.headers(cache_control="max-age=1000")
     assert told(await proxy.get("/u/x.img", ALICE)) == "fwd=stale; fwd-status=304"
     image.status(401, {"WWW-Authenticate": CHALLENGE})
@@ -105,7 +105,7 @@ async def test_a_confirmation_for_a_login_makes_nothing_fresh_for_the_others(ori
 async def test_no_login_is_written_to_disk(origin, proxy):
     origin.body("/x.img", BODY).headers(cache_control="public, max-age=1000")
     await proxy.get("/u/x.img", ALICE)
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/x.img")) == "hit"
     secret = ALICE["Authorization"].removeprefix("Basic ").encode()
     files = [path for path in proxy.cache_dir.rglob("*") if path.is_file()]
@@ -172,7 +172,7 @@ async def test_a_mirror_may_be_told_no_login(origin, proxy_factory):
     proxy = proxy_factory(mirrors={}, config_text=text + "forward_authorization = false\n")
     origin.body("/x.img", BODY)
     assert (await proxy.get("/m/x.img", ALICE)).body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/m/x.img", BOB)) == "hit"
     assert "authorization" not in origin.log[0].headers
     proxy = proxy_factory(mirrors={}, config_text=text)
@@ -198,7 +198,7 @@ async def test_what_head_says_is_not_held_against_get(origin, proxy, status):
     assert told_head.status == (status if status in (404, 410) else 502 if status == 500 else 200)
     answer = await proxy.get("/u/x.img")
     assert (answer.status, answer.body) == (200, BODY)
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert (await proxy.get("/u/x.img", method="HEAD")).headers["content-length"] == str(len(BODY))
     assert origin.count("/x.img") == 1
 
@@ -226,7 +226,7 @@ async def test_upstream_does_not_learn_that_a_client_takes_metalinks(origin, pro
     origin.body("/x.iso", BODY).headers(vary="Accept", cache_control="max-age=1000")
     aria2 = {"Accept": "*/*,application/metalink4+xml, Application/Metalink+XML;q=0.5"}
     assert (await proxy.get("/u/x.iso", aria2)).body == BODY
-    await at_rest(proxy)
+    await proxy.wait_idle()
     assert told(await proxy.get("/u/x.iso", aria2)) == told(await proxy.get("/u/x.iso")) == "hit"
     await proxy.get("/u/x.iso", {"Accept": "application/metalink4+xml", "Cache-Control": "no-cache"})
     assert [request.headers["accept"] for request in origin.log] == ["*/*", "*/*"]

@@ -16,15 +16,10 @@ readable after its removal.
 
 import contextlib
 import os
-import shutil
-import sqlite3
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 from pathlib import Path
-
-import msgspec
 
 from ..errors import StoreError
 from ..log import events, log
@@ -32,9 +27,10 @@ from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
 from .files import allocated, size_of, sync_data, sync_directory
+from .ground import Ground
 from .hot import OpenEntry
-from .index import INDEX_ERRORS, Busy, Index, Usage
-from .locks import is_locked, wait_lock
+from .index import INDEX_ERRORS, Index, Usage
+from .locks import is_locked
 from .partial import Partial, part_path
 from .sidecars import Damaged, Sidecars
 
@@ -48,83 +44,38 @@ class Record:
 
 
 class Blobs:
-    """Make it, `open()` it, and `close()` it at the end. Raises OSError and INDEX_ERRORS."""
-
-    index: Index
+    """`ground.open()` it, and `ground.close()` it at the end. Raises OSError and INDEX_ERRORS."""
 
     def __init__(self, root: Path, busy_seconds: float, mended: Callable[[], None]) -> None:
         """`mended` is called after the directory had lost something, and has been put right."""
-        self.root, self._busy_seconds, self._mended = root, busy_seconds, mended
-        self.index_dir, self.directory, self.damaged = root / "index", root / "blobs", root / "damaged"
+        self.directory, self.damaged = root / "blobs", root / "damaged"
         self.sidecars = Sidecars(self.directory)
         self._partial, self._locks, self._committed = root / "partial", root / "locks", root / "committed"
-        self._directories = (root, self.index_dir, self.directory, self.damaged, self._partial, self._locks)
+        self.ground = Ground(root, (self.directory, self.damaged, self._partial), self._reconcile, mended, busy_seconds)
+        """The index is in it."""
         self.was_damaged: list[tuple[str, str]] = []
         """What was moved aside since the start (its URL, or else the name of the file), and why."""
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
-    def make_directories(self) -> list[str]:
-        """The names of those that were missing. In any thread."""
-        missing = [path for path in self._directories if not path.is_dir()]
-        for path in missing:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [path.name for path in missing]
-
-    def open(self) -> None:
-        """Open the index and put it right. The directories exist."""
-        with wait_lock(self._locks / "store"):  # several processes may find it broken; one rebuilds it
-            self._open_or_rebuild()
-
-    def _open_or_rebuild(self) -> None:
-        try:
-            self._open_index()
-        except Busy:
-            raise  # it is whole; another process is writing
-        except (StoreError, *INDEX_ERRORS) as error:
-            self._rebuild(error)
-
-    def _rebuild(self, error: Exception) -> None:
-        """Make a new index: nothing in the old one is worth saving, the sidecars hold it all. Needs the lock.
-
-        A process that has the old one open notices the new one by its inode.
-        """
-        aside = self.root / f"index.broken.{int(time.time())}"
-        log(events, WARNING, "index.rebuilt", reason=error, kept_as=aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(self.index_dir, aside)
-        self.make_directories()
-        self._open_index()
-
-    def _open_index(self) -> None:
-        self.index = Index(self.index_dir, self._busy_seconds)
-        try:
-            self._reconcile()
-        except BaseException:
-            self.index.close()
-            raise
-
-    def close(self) -> None:
-        self.index.close()
-
-    def _reconcile(self) -> None:
+    def _reconcile(self, index: Index) -> None:
         """Make the index agree with the sidecars: a crash may come between the two. Needs the lock."""
         found = self.sidecars.sweep()
-        rows = {entry.key: self.sidecars.path(entry) for entry, _ in self.index.records()}
+        rows = {entry.key: self.sidecars.path(entry) for entry, _ in index.records()}
         for key in rows.keys() - found.keys():
-            self.index.remove(key)
+            index.remove(key)
         for key, paths in found.items():
             if paths == [rows.get(key)]:
                 continue
             entries = [entry for path in paths if (entry := self._checked(path))]
             if entries:
                 newest = max(entries, key=lambda entry: entry.stored_at)
-                self.index.set(newest)
+                index.set(newest)
                 for entry in entries:
                     if entry.sha256 != newest.sha256:
                         self._drop_files(entry)
             elif key in rows:
-                self.index.remove(key)
+                index.remove(key)
 
     def _checked(self, path: Path) -> Entry | None:
         """The entry of a sidecar. If the sidecar or its blob is wrong it is moved aside, and the answer is None."""
@@ -169,7 +120,7 @@ class Blobs:
 
     def find(self, key: str) -> OpenEntry | None:
         """The entry of `key`, opened; None if there is none, or its body is not what the entry says. Close it."""
-        row = self._current_index().get(key)
+        row = self.ground.current_index().get(key)
         if row is None:
             return None
         try:
@@ -177,8 +128,8 @@ class Blobs:
         except (FileNotFoundError, Damaged):
             pass
         # Look again while nobody can change it.
-        with self._exclusively():
-            row = self.index.get(key)
+        with self.ground.exclusively():
+            row = self.ground.index.get(key)
             if row is None:
                 return None
             try:
@@ -205,15 +156,15 @@ class Blobs:
 
     def having(self, digest: Digest) -> list[Entry]:
         """What the index says of URLs whose body is known to have `digest`: a hint, look each of them up."""
-        name = digest.hex if digest.algorithm == "sha256" else self._current_index().blob_of(digest.hex)
-        rows = (self.index.get(self.sidecars.key(path)) for path in self.sidecars.of(name)) if name else ()
+        name = digest.hex if digest.algorithm == "sha256" else self.ground.current_index().blob_of(digest.hex)
+        rows = (self.ground.index.get(self.sidecars.key(path)) for path in self.sidecars.of(name)) if name else ()
         return [row for row in rows if row and row.sha256 == name]
 
     def records(self) -> list[Record]:
-        return [Record(entry, usage) for entry, usage in self._current_index().records()]
+        return [Record(entry, usage) for entry, usage in self.ground.current_index().records()]
 
     def count(self, uses: Mapping[str, Usage]) -> None:
-        self._current_index().count(uses)
+        self.ground.current_index().count(uses)
 
     def candidates(self, in_use: set[str]) -> list[Candidate]:
         """What may be evicted; `in_use` are digests of bodies that are being read."""
@@ -221,7 +172,7 @@ class Blobs:
             Candidate(
                 brief.key, brief.url, brief.sha256, brief.head.length, used_at, brief.pinned, brief.sha256 in in_use
             )
-            for brief, used_at in self._current_index().briefs()
+            for brief, used_at in self.ground.current_index().briefs()
         ]
 
     def committed_bytes(self) -> int:
@@ -249,7 +200,7 @@ class Blobs:
 
     def _current(self, key: str) -> Entry | None:
         """The entry as its sidecar has it: after a crash the row may describe the generation before, of equal bytes."""
-        row = self.index.get(key)
+        row = self.ground.index.get(key)
         if row is None:
             return None
         try:
@@ -270,7 +221,7 @@ class Blobs:
         if actual != entry.size:
             raise StoreError(f"{partial.path} has {actual} bytes instead of {entry.size}. nothing was stored")
         blob = self.path(entry)
-        with self._exclusively():
+        with self.ground.exclusively():
             old = self._current(entry.key)
             if old:
                 entry = replace(entry, pinned=old.pinned)
@@ -287,7 +238,7 @@ class Blobs:
                     os.rename(partial.path, blob)
                     is_moved = True
                     sync_directory(blob.parent)
-                self.index.set(entry)
+                self.ground.index.set(entry)
             except (OSError, *INDEX_ERRORS):
                 # No space for the records: half an entry is worse than none. The body goes back before the sidecar is
                 # removed, so that a kill between the two leaves a commit that the next start completes.
@@ -314,7 +265,7 @@ class Blobs:
 
     def refresh(self, entry: Entry) -> Entry:
         """Replace the headers and times of the entry; the body stays. Returns it as it is stored."""
-        with self._exclusively():
+        with self.ground.exclusively():
             if self.has(entry):  # an entry that was removed meanwhile stays removed
                 now = self._current(entry.key)
                 entry = replace(entry, pinned=now.pinned) if now else entry
@@ -323,7 +274,7 @@ class Blobs:
 
     def pin(self, key: str, pinned: bool) -> Entry | None:
         """Protect the entry from eviction, or stop protecting it. Returns it as it is now; None if there is none."""
-        with self._exclusively():
+        with self.ground.exclusively():
             entry = self._current(key)
             if entry and entry.pinned != pinned and self.has(entry):
                 entry = replace(entry, pinned=pinned)
@@ -332,15 +283,15 @@ class Blobs:
 
     def _write(self, entry: Entry) -> None:
         self.sidecars.write(entry)
-        self.index.set(entry)
+        self.ground.index.set(entry)
 
     def remove(self, key: str) -> Entry | None:
         """Remove the entry, and its body if no other URL has it. Returns what was removed."""
-        with self._exclusively():
+        with self.ground.exclusively():
             entry = self._current(key)
             if entry:
                 # The row first: the next start finds a body without a row; a row without a body misleads a request.
-                self.index.remove(key)
+                self.ground.index.remove(key)
                 self._drop_files(entry)
             return entry
 
@@ -348,12 +299,12 @@ class Blobs:
         """Remove those that are still what the survey saw, and return them."""
         gone = []
         for each in victims:
-            with self._exclusively():
-                entry = self.index.get(each.key)
+            with self.ground.exclusively():
+                entry = self.ground.index.get(each.key)
                 if entry is None or entry.sha256 != each.blob or entry.pinned:
                     continue
                 try:
-                    self.index.remove(each.key)
+                    self.ground.index.remove(each.key)
                     self._drop_files(entry)
                 except INDEX_ERRORS:
                     # On a full disk no row can be removed either, until a body is gone.
@@ -364,7 +315,7 @@ class Blobs:
 
     def set_aside(self, entry: Entry, why: str) -> None:
         """Move a damaged body to damaged/, under all its URLs: the next request fetches it again."""
-        with self._exclusively():
+        with self.ground.exclusively():
             self._set_aside(entry, why)
 
     def clear_damaged(self) -> None:
@@ -376,10 +327,10 @@ class Blobs:
         log(events, WARNING, "store.damaged", url=entry.url, reason=why, kept_in=self.damaged)
         self.was_damaged.append((entry.url, why))
         for path in self.sidecars.of(entry.sha256):
-            self.index.remove(self.sidecars.key(path))
+            self.ground.index.remove(self.sidecars.key(path))
             self._move_aside(path)
         self._move_aside(self.path(entry))
-        self.index.remove(entry.key)
+        self.ground.index.remove(entry.key)
 
     def _move_aside(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -390,47 +341,11 @@ class Blobs:
         if not self.sidecars.of(entry.sha256):
             self.path(entry).unlink(missing_ok=True)
             if entry.sha512:
-                self.index.forget_blob_of(entry.sha512)
+                self.ground.index.forget_blob_of(entry.sha512)
 
     def _remove_row(self, key: str) -> None:
         """Remove a row that has no files. If there is no space even for that, the next `find` of it does."""
         try:
-            self.index.remove(key)
+            self.ground.index.remove(key)
         except INDEX_ERRORS as error:
             log(events, WARNING, "index.row_left", key=key[:12], error=error)
-
-    # -- the lock -----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Hold the lock, have all directories, and the index that all other processes have."""
-        missing = self.make_directories()
-        with wait_lock(self._locks / "store"):
-            if missing or not self.index.is_current():
-                # A cleaner of caches, or a person; or another process has put a new index in its place.
-                lost = ",".join(missing or ["index"])
-                log(events, WARNING, "store.mended", directory=self.root, lost=lost, hint="somebody removed it")
-                self.index.close()
-                self._open_or_rebuild()
-                self._mended()
-            yield
-
-    def mend(self, error: Exception | None = None) -> bool:
-        """Put right what somebody has removed, and a broken index; False if there is nothing of the kind."""
-        is_whole = all(path.is_dir() for path in self._directories) and self.index.is_current()
-        is_broken = isinstance(error, (sqlite3.DatabaseError, msgspec.MsgspecError))
-        if is_whole and (not is_broken or isinstance(error, sqlite3.OperationalError)):
-            return False
-        with self._exclusively():
-            if is_whole:
-                assert error
-                self.index.close()
-                self._rebuild(error)
-        return True
-
-    def _current_index(self) -> Index:
-        """The index, to read in without the lock."""
-        if not self.index.is_current():
-            with self._exclusively():
-                pass
-        return self.index

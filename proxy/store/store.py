@@ -76,13 +76,13 @@ class Store:
         if self._flusher:
             self._flusher.cancel()
             await self._try_flush()  # a full disk must not keep us from ending
-            await self._do(self.blobs.close)
+            await self._do(self.blobs.ground.close)
         self._hot.clear()
         self._thread.shutdown()
 
     def _open(self) -> None:
         try:
-            self.blobs.make_directories()
+            self.blobs.ground.make_directories()
             probe = self.locks / f".probe.{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -91,7 +91,7 @@ class Store:
                 f"the cache directory {self.root} cannot be used: {error.strerror}: {error.filename}. "
                 "name another with --cache-dir, or mend its permissions"
             ) from error
-        self.blobs.open()
+        self.blobs.ground.open()
         self.partials.sweep()
 
     @contextlib.asynccontextmanager
@@ -214,7 +214,7 @@ class Store:
 
     def _look_around(self) -> None:
         """In the thread: notice what was removed of a directory that nobody uses just now."""
-        self.blobs.mend()
+        self.blobs.ground.mend()
         self._mended()
 
     async def records(self) -> list[Record]:
@@ -288,7 +288,7 @@ class Store:
         A key names the lock that a fill of the key holds.
         """
         try:
-            self.blobs.make_directories()
+            self.blobs.ground.make_directories()
             return try_lock(self.locks / name)
         except OSError as error:
             raise store_error(f"{self.locks / name} cannot be locked", error) from error
@@ -361,7 +361,7 @@ class Store:
         try:
             return work(*args)
         except (FileNotFoundError, StoreError, *INDEX_ERRORS) as error:
-            if self._flusher is None or isinstance(error, Busy) or not self.blobs.mend(error):
+            if self._flusher is None or isinstance(error, Busy) or not self.blobs.ground.mend(error):
                 raise
         return work(*args)
 

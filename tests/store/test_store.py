@@ -379,7 +379,7 @@ async def killed_in_a_commit(store):
     store.blobs.path(new).rename(part)
     for path, data in before.items():
         path.write_bytes(data)
-    await store._do(store.blobs.index.set, old)
+    await store._do(store.blobs.ground.index.set, old)
     return part
 
 

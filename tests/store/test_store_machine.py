@@ -84,7 +84,7 @@ class StoreMachine(RuleBasedStateMachine):
             store._flusher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await store._flusher
-            store._thread.submit(store.blobs.index._rows.close).result()
+            store._thread.submit(store.blobs.ground.index._rows.close).result()
             store._thread.shutdown()
 
         self.run(gone())
@@ -252,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
         if step >= 4:
             os.rename(part, blob)
         if step >= 5:
-            self.run(store._do(store.blobs.index.set, entry))
+            self.run(store._do(store.blobs.ground.index.set, entry))
         self.abandon(store)
         if step in (3, 4):
             # Until a start reconciles them, the other process may see the old entry or the new one.
@@ -265,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
     def crash_in_a_removal(self, number, name):
         """The row is removed and the files are not: the next start brings the entry back."""
         store = self.stores[number]
-        self.run(store._do(store.blobs.index.remove, key_of(name)))
+        self.run(store._do(store.blobs.ground.index.remove, key_of(name)))
         self.abandon(store)
         self.stores[number] = self.opened()
 

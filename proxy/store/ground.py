@@ -1,0 +1,119 @@
+"""What the store stands on: its directories, the lock of the whole, and the index. All is made again when it is gone.
+
+Everything here blocks, and is called in the store's one thread. Raises OSError and INDEX_ERRORS.
+"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from logging import WARNING
+from pathlib import Path
+
+import msgspec
+
+from ..errors import StoreError
+from ..log import events, log
+from .index import INDEX_ERRORS, Busy, Index
+from .locks import wait_lock
+
+
+class Ground:
+    """`open()` it, and `close()` it at the end."""
+
+    index: Index
+
+    def __init__(
+        self,
+        root: Path,
+        others: Sequence[Path],
+        reconcile: Callable[[Index], None],
+        mended: Callable[[], None],
+        busy_seconds: float,
+    ) -> None:
+        """`others`: directories beside ours. `reconcile` makes a fresh index agree with what is stored.
+
+        `mended` is called after something was lost, and has been put right.
+        """
+        self.root, self.directory, self._locks = root, root / "index", root / "locks"
+        self._directories = (root, self.directory, self._locks, *others)
+        self._reconcile, self._mended, self._busy_seconds = reconcile, mended, busy_seconds
+
+    def make_directories(self) -> list[str]:
+        """The names of those that were missing. In any thread."""
+        missing = [path for path in self._directories if not path.is_dir()]
+        for path in missing:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return [path.name for path in missing]
+
+    def open(self) -> None:
+        """Open the index and put it right. The directories exist."""
+        with wait_lock(self._locks / "store"):  # several processes may find it broken; one rebuilds it
+            self._open_or_rebuild()
+
+    def _open_or_rebuild(self) -> None:
+        try:
+            self._open_index()
+        except Busy:
+            raise  # it is whole; another process is writing
+        except (StoreError, *INDEX_ERRORS) as error:
+            self._rebuild(error)
+
+    def _rebuild(self, error: Exception) -> None:
+        """Make a new index: nothing in the old one is worth saving, the sidecars hold it all. Needs the lock.
+
+        A process that has the old one open notices the new one by its inode.
+        """
+        aside = self.root / f"index.broken.{int(time.time())}"
+        log(events, WARNING, "index.rebuilt", reason=error, kept_as=aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(self.directory, aside)
+        self.make_directories()
+        self._open_index()
+
+    def _open_index(self) -> None:
+        self.index = Index(self.directory, self._busy_seconds)
+        try:
+            self._reconcile(self.index)
+        except BaseException:
+            self.index.close()
+            raise
+
+    def close(self) -> None:
+        self.index.close()
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Hold the lock, have all directories, and the index that all other processes have."""
+        missing = self.make_directories()
+        with wait_lock(self._locks / "store"):
+            if missing or not self.index.is_current():
+                # A cleaner of caches, or a person; or another process has put a new index in its place.
+                lost = ",".join(missing or ["index"])
+                log(events, WARNING, "store.mended", directory=self.root, lost=lost, hint="somebody removed it")
+                self.index.close()
+                self._open_or_rebuild()
+                self._mended()
+            yield
+
+    def mend(self, error: Exception | None = None) -> bool:
+        """Put right what somebody has removed, and a broken index; False if there is nothing of the kind."""
+        is_whole = all(path.is_dir() for path in self._directories) and self.index.is_current()
+        is_broken = isinstance(error, (sqlite3.DatabaseError, msgspec.MsgspecError))
+        if is_whole and (not is_broken or isinstance(error, sqlite3.OperationalError)):
+            return False
+        with self.exclusively():
+            if is_whole:
+                assert error
+                self.index.close()
+                self._rebuild(error)
+        return True
+
+    def current_index(self) -> Index:
+        """The index, to read in without the lock."""
+        if not self.index.is_current():
+            with self.exclusively():
+                pass
+        return self.index
