@@ -13,14 +13,13 @@ import re
 import tomllib
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import msgspec
 import platformdirs
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from .errors import ConfigError
 from .rules.access import Access
@@ -167,7 +166,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     for origin, layer in (("environment", dict(_environment(os.environ))), ("command line", overrides or {})):
         if layer:
             document = _merged(document, layer)
-            file = _convert(document, partial(_place, origin))
+            file = _convert(document, functools.partial(_place, origin))
 
     try:
         for host in file.access.allow_hosts:
@@ -362,21 +361,10 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         by_url = userinfo and unquote(userinfo if ":" in userinfo else f"{userinfo}:")
         by_netrc = login(re.split("[:/]", rest)[0]) if login else None
         credentials.append(_credentials(section.headers, by_url or by_netrc))
-    return Mirror(
-        name=section.name,
-        upstreams=tuple(urls),
-        immutable=section.immutable,
-        moving=section.moving,
-        ttl=float(section.ttl),
-        negative_ttl=float(section.negative_ttl),
-        stale_if_error=float(section.stale_if_error),
-        checksums=section.checksums,
-        verify=section.verify,
-        ignore_query=section.ignore_query,
-        connections=section.connections,
-        forward_authorization=section.forward_authorization,
-        credentials=tuple(credentials) if any(credentials) else (),
-    )
+    given = asdict(section)
+    of_mirror = {key: given[key] for key in Mirror.__dataclass_fields__.keys() & given.keys()}
+    logins = tuple(credentials) if any(credentials) else ()
+    return Mirror(**(of_mirror | {"upstreams": tuple(urls), "credentials": logins}))
 
 
 def _logins(path: str | None) -> Callable[[str], str | None]:

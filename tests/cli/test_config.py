@@ -50,6 +50,7 @@ connections = 3
 connect_timeout = "11s"
 read_timeout = "1.5m"
 checksum_timeout = "2s"
+stale_after = "3s"
 retries = 2
 on_abandon = "pause"
 [upstream]
@@ -84,6 +85,7 @@ checksums = ["SHA256SUMS"]
 verify = "warn"
 ignore_query = true
 connections = 3
+forward_authorization = false
 headers = {X-Key = "***"}
 netrc = "HERE/file"
 """
