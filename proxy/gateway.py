@@ -21,6 +21,7 @@ from .errors import (
     OutOfSpace,
     ProxyError,
     RequestError,
+    StoreError,
     Unconfirmed,
     UpstreamError,
     UpstreamPage,
@@ -219,6 +220,8 @@ class Gateway:
                 await watch.wait(fill.wait_over())
                 return None
             return self._after_failure(forward, error, stack)
+        except StoreError:
+            return await self._passed(forward, fill, is_first, stack)  # nothing can be kept; a plain GET would do
         except TimeoutError:
             assert forward.entry
             if fill.readers == 1:

@@ -61,6 +61,10 @@ class Leader:
         except OSError as error:
             sock.close()
             log(events, DEBUG, "fill.wakes_nobody", key=growing.partial.key[:12], error=error)
+        except BaseException:
+            sock.close()
+            leader.close()
+            raise
         return leader
 
     async def _tell(self) -> None:
