@@ -171,7 +171,7 @@ class Coordinator:
         else:
             growing = Growing(partial, known.head.length)
             incoming = replace(self._received(known.head, known.url, growing), source=source)
-        await self._stream(known, incoming, rest)
+        await self._stream(replace(known, held=Held.READ), incoming, rest)
 
     async def _begin(self, whole: Whole) -> None:
         """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""

@@ -183,7 +183,7 @@ class Ingest:
             answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
             segment.offset = answer.start
             if answer.exchange.status == 200 and answer.compare:
-                segment.stop = segment.asked = answer.exchange.length
+                segment.stop = segment.asked = self._growing.length
             await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
         except UpstreamError as error:
             self._mode = Mode.ONE
@@ -204,7 +204,6 @@ class Ingest:
 
     async def _copy(self, transfer: Transfer) -> None:
         segment, growing = transfer.segment, self._growing
-        begun = transfer.written
         tell = functools.partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
         copying = self._loop.run_in_executor(self._origin.threads, transfer.run, growing.partial, tell)
         try:
@@ -218,8 +217,6 @@ class Ingest:
             self._arrived(transfer)
         if growing.length is None:
             growing.finish(segment.offset)
-        elif transfer.written == begun and segment.stop != begun:
-            raise UpstreamError(f"{transfer.url} was asked for byte {begun} and sent none")
 
     def _arrived(self, transfer: Transfer) -> None:
         # The flag first: a write after this line tells again, one before it is seen below.

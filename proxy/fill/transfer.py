@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..errors import UpstreamChanged
+from ..errors import UpstreamChanged, UpstreamRange
 from ..rules.extents import Extents
 from ..rules.segments import Segment
 from ..store.partial import Partial
@@ -44,6 +44,10 @@ class Transfer:
                     known_end = max((end for _, end in known), default=0)
                     if exchange.status == 200 and known_end > self.written:
                         raise UpstreamChanged(f"{exchange.url} has {self.written} bytes now, we have {known_end} of it")
+                    if stop is not None:
+                        raise UpstreamRange(
+                            f"{exchange.url} was asked for the bytes to {stop}, and sent those to {self.written}"
+                        )
                     return
                 put(partial, known, self.written, buffer[:count], exchange.url)
                 self.written += count

@@ -123,6 +123,7 @@ def _is_range(head: Head, start: int, answer: Answer) -> bool:
         given.startswith(wanted)
         and total == str(head.length)
         and span.isdecimal()
+        and start <= int(span) < int(total)
         and (answer.length is None or answer.length == int(span) + 1 - start)
     )
 
