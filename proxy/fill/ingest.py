@@ -9,7 +9,7 @@ import enum
 import functools
 from logging import WARNING
 
-from ..errors import UpstreamError
+from ..errors import UpstreamError, UpstreamRange
 from ..log import events, log
 from ..rules.entry import field
 from ..rules.mirrors import Target
@@ -128,7 +128,7 @@ class Ingest:
         if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
             raise self._failure
         if self._broken and not self._running:
-            self._origin.broke(self._broken)
+            self._origin.broke(self._broken, is_awaited=bool(self._growing.wanted))
             self._broken = None
 
     def _is_served(self) -> bool:
@@ -182,6 +182,9 @@ class Ingest:
         try:
             answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
             segment.offset = answer.start
+            if answer.compare and answer.exchange.status == 206 and not self._overlaps(answer.start):
+                answer.exchange.drop()
+                raise UpstreamRange(f"{answer.exchange.url} gives a part that nothing here can be compared with")
             if answer.exchange.status == 200 and answer.compare:
                 segment.stop = segment.asked = self._growing.length
             await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
@@ -190,6 +193,9 @@ class Ingest:
             self._broken = error
         except Exception as error:
             self._failure = error
+
+    def _overlaps(self, start: int) -> bool:
+        return self._growing.partial.extents.reach(start) > start
 
     async def _ask(self, gap: Gap, *, is_alone: bool) -> Rest:
         if not is_alone:

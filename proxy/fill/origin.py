@@ -123,8 +123,15 @@ class Origin:
         """Bytes have come."""
         self._failures = 0
 
-    def broke(self, error: UpstreamError) -> None:
-        """The transfer that `open` began has broken: the next `open` waits, and asks the next mirror if need be."""
+    def broke(self, error: UpstreamError, *, is_awaited: bool = True) -> None:
+        """The transfer that `open` began has broken: the next `open` waits, and asks the next mirror if need be.
+
+        Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
+        """
+        if self._failures:  # no byte has come
+            self._failures += not is_awaited
+        if self._failures or isinstance(error, UpstreamChanged):
+            self._resolved.pop(self._url, None)  # the redirector may know a better node
         self._trouble = error
         self._failures = self._failures or 1
         self._takes_parts = self._takes_parts and not isinstance(error, UpstreamRange)

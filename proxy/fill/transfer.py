@@ -72,3 +72,18 @@ def put(partial: Partial, known: Extents, start: int, data: memoryview, url: str
         if stop > at and partial.read(at, stop - at) != data[at - start : stop - start]:
             raise UpstreamChanged(f"{url} differs from what came of it before, between byte {at} and {stop}")
         at = stop if stop > at else known.next_start(at) or end
+
+
+def read_equal(exchange: Exchange, partial: Partial, start: int) -> int | None:
+    """In a thread: read what the answer repeats of `partial` from `start` on, and compare. Raises UpstreamError.
+
+    Returns where that ends; None if it differs, or nothing is repeated.
+    """
+    at, end = start, partial.extents.reach(start)
+    buffer = memoryview(bytearray(max(1, min(BUFFER_BYTES, end - start))))
+    while at < end:
+        count = exchange.read_into(buffer[: end - at])
+        if not count or partial.read(at, count) != buffer[:count]:
+            return None
+        at += count
+    return end if end > start else None
