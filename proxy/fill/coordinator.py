@@ -227,7 +227,7 @@ class Coordinator:
         what = "fill.resumed" if growing.received else "fill.started"
         log(events, INFO, what, key=key, url=incoming.url, have=growing.received, bytes=growing.length)
         try:
-            await self._fill.stoppable(ingest.run(rest))
+            await self._fill.stoppable(ingest.run(rest, lambda: self._fill.readers > 0))
         finally:
             if rest:
                 rest.exchange.drop()  # nothing runs any more; where it never began this ends it

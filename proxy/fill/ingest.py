@@ -7,6 +7,7 @@ a broken transfer and of a fill resumed after a restart are all "open the gap at
 import asyncio
 import enum
 import functools
+from collections.abc import Callable
 from logging import WARNING
 
 from ..errors import UpstreamError, UpstreamRange
@@ -79,8 +80,10 @@ class Ingest:
             extents=list(self._growing.partial.extents),
         )
 
-    async def run(self, first: Rest | None) -> None:
+    async def run(self, first: Rest | None, is_read: Callable[[], bool]) -> None:
         """Fetch until no gap is left. `first` is the answer that began it; None if there is no gap.
+
+        `is_read`: whether clients here read it; for nobody it gives up sooner.
 
         No thread writes any more when it ends. Raises the last error once retrying is of no use, StoreError at once.
         """
@@ -98,7 +101,7 @@ class Ingest:
                 self._checkpoint()
                 self._leader = await Leader.listen(growing)
             while not growing.is_whole:
-                self._raise_trouble()
+                self._raise_trouble(is_read)
                 if self._is_due or not self._is_served():
                     self._is_due = False
                     self._start_what_is_due()
@@ -123,12 +126,12 @@ class Ingest:
 
     # -- what runs ----------------------------------------------------------------------------------------------------
 
-    def _raise_trouble(self) -> None:
+    def _raise_trouble(self, is_read: Callable[[], bool]) -> None:
         """What runs goes on whatever upstream did to others; then the origin hears of it. Our own trouble is raised."""
         if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
             raise self._failure
         if self._broken and not self._running:
-            self._origin.broke(self._broken, is_awaited=bool(self._growing.wanted))
+            self._origin.broke(self._broken, is_awaited=is_read() or bool(self._growing.wanted))
             self._broken = None
 
     def _is_served(self) -> bool:
@@ -182,7 +185,7 @@ class Ingest:
         try:
             answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
             segment.offset = answer.start
-            if answer.compare and answer.exchange.status == 206 and not self._overlaps(answer.start):
+            if answer.compare and answer.exchange.status == 206 and not self._can_compare(answer.start):
                 answer.exchange.drop()
                 raise UpstreamRange(f"{answer.exchange.url} gives a part that nothing here can be compared with")
             if answer.exchange.status == 200 and answer.compare:
@@ -194,8 +197,9 @@ class Ingest:
         except Exception as error:
             self._failure = error
 
-    def _overlaps(self, start: int) -> bool:
-        return self._growing.partial.extents.reach(start) > start
+    def _can_compare(self, start: int) -> bool:
+        extents = self._growing.partial.extents
+        return not extents.total or extents.reach(start) > start
 
     async def _ask(self, gap: Gap, *, is_alone: bool) -> Rest:
         if not is_alone:

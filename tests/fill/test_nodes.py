@@ -18,6 +18,7 @@ from tests.harness import Truncated
 from tests.origin import Origin, pattern_sha256
 
 BODY = os.urandom(600_000)
+SIZE = len(BODY)
 MIDDLE = 250_000
 BIG = 80 << 20
 SEED = 3
@@ -409,7 +410,7 @@ class OneConnection:
         self._block = os.urandom(1 << 20)
         self._size = size
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = "http://127.0.0.1:{}/".format(self._listener.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
         self.sha256 = hashlib.sha256(self._block * (size >> 20)).hexdigest()
         self.accepted = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -459,7 +460,7 @@ class Scripted:
         """The first byte of each request for the body; None for all of it."""
         self._again, self._fields = again, fields
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = "http://127.0.0.1:{}/".format(self._listener.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self):
@@ -494,7 +495,7 @@ class Scripted:
 TAGS = 'ETag: "a"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:20 GMT\r\nAccept-Ranges: bytes\r\n'
 
 
-def answer(status, body, *, start=0, end=None, tags=TAGS, length=None, total=len(BODY)):
+def answer(status, body, *, start=0, end=None, tags=TAGS, length=None, total=SIZE):
     """A response; `length`: what its framing says instead."""
     lines = f"HTTP/1.1 {status} X\r\n{tags}Connection: close\r\n"
     if status == 206:
@@ -579,7 +580,7 @@ NEW = os.urandom(len(BODY))
 OTHER_TAG = TAGS.replace('"a"', '"new"')
 
 
-def part_of(body, tags, total=len(BODY)):
+def part_of(body, tags, total=SIZE):
     def again(start, is_part):
         if is_part:
             return answer(206, body[start:], start=start, tags=tags, total=total)
