@@ -93,7 +93,7 @@ class Passthrough:
             try:
                 self._step = loop.run_in_executor(self._origin.threads, self._read, exchange, offset, end)
                 data = await asyncio.shield(self._step)
-                if not data and self.length is not None:
+                if not data and self.length is not None and offset < self.length:
                     raise UpstreamRange(f"{exchange.url} was asked for byte {offset} and ended before it")
             except UpstreamError as error:
                 self.close()

@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from .entry import Head, Headers, field
-from .validators import resume_validator
+from .validators import resume_validator, strong_match
 
 OVERLAP_BYTES = 64 * 1024
 """Asked for again of another node, to be compared with what is here."""
@@ -84,7 +84,7 @@ def judge(known: Known, start: int, answer: Answer) -> Splice:
     if answer.status == 206:
         if not _is_range(head, start, answer):
             return Splice.NONE
-        if is_same_node:
+        if is_same_node or (known.held is Held.PASSED and _is_equal(head, answer)):
             return _is_same(head, answer)
         has_same_date = field(answer.headers, "last-modified") == field(head.headers, "last-modified")
         return Splice.COMPARE if has_same_date and known.held is not Held.PASSED else Splice.NONE
@@ -92,7 +92,8 @@ def judge(known: Known, start: int, answer: Answer) -> Splice:
         return Splice.OTHER
     if is_same_node and _is_other(head, answer):
         return Splice.OTHER
-    if known.held is Held.PASSED and not (is_same_node and _is_same(head, answer) is Splice.PART):
+    is_same = _is_same(head, answer) is Splice.PART if is_same_node else _is_equal(head, answer)
+    if known.held is Held.PASSED and not is_same:
         return Splice.OTHER  # there are no bytes to compare with
     return Splice.COMPARE
 
@@ -103,6 +104,13 @@ def _is_same(head: Head, answer: Answer) -> Splice:
         return Splice.OTHER
     name = "etag" if field(head.headers, "etag") is not None else "last-modified"
     return Splice.NONE if field(answer.headers, name) is None else Splice.PART
+
+
+def _is_equal(head: Head, answer: Answer) -> bool:
+    """Whether two nodes give a body both its strong tag and its date: with no bytes to compare, no less will do."""
+    tag, date = field(head.headers, "etag"), field(head.headers, "last-modified")
+    has_same_tag = tag is not None and strong_match(tag, field(answer.headers, "etag") or "")
+    return has_same_tag and date is not None and date == field(answer.headers, "last-modified")
 
 
 def _is_other(head: Head, answer: Answer) -> bool:

@@ -105,7 +105,10 @@ ANSWERS = [
     pytest.param(known(), whole(B, OF_B, SIZE + 1), Splice.OTHER, id="whole-of-another-node-another-length"),
     pytest.param(known(held=Held.PASSED), whole(A, TAGGED), Splice.COMPARE, id="passed-whole-same-tag"),
     pytest.param(known(held=Held.PASSED), whole(A, ()), Splice.OTHER, id="passed-whole-without-validator"),
-    pytest.param(known(held=Held.PASSED), whole(B, TAGGED), Splice.OTHER, id="passed-whole-of-another-node"),
+    pytest.param(known(held=Held.PASSED), whole(B, OF_B), Splice.OTHER, id="passed-whole-of-another-node"),
+    pytest.param(known(held=Held.PASSED), part(B, TAGGED), Splice.PART, id="passed-another-node-same-tag-and-date"),
+    pytest.param(known(held=Held.PASSED), whole(B, TAGGED), Splice.COMPARE, id="passed-whole-same-tag-and-date"),
+    pytest.param(known(TAGGED[:1], Held.PASSED), part(B, TAGGED[:1]), Splice.NONE, id="passed-same-tag-without-a-date"),
 ]
 
 
