@@ -25,6 +25,7 @@ from .ingest import Ingest
 from .origin import Origin
 from .sharing import Follower
 from .states import Complete, Confirmed, Failed, Incoming, Passed, Streaming
+from .transfer import read_equal
 from .verify import AskChecksums, Verifier
 
 
@@ -111,6 +112,8 @@ class Coordinator:
                 stack.callback(partial.close)
                 gaps = partial.extents.gaps(known.head.length or 0)
                 answer = await self._fill.stoppable(self._origin.open(gaps[0] if gaps else None, known))
+                if isinstance(answer, Rest) and answer.compare and known.held is Held.SAVED:
+                    answer = await self._fill.stoppable(self._compared(answer, partial))
                 if isinstance(answer, (Rest, Unchanged)) and await self._has_room(known, partial, answer):
                     stack.pop_all()
                     await self._go_on(known, partial, answer)
@@ -130,6 +133,27 @@ class Coordinator:
                     entry = await self._context.store.refresh(replace(entry, head=_kept(entry.head)))
                 self._fill.to(Confirmed(entry))
                 log(events, INFO, "fill.unchanged", key=self._target.key[:12], url=url)
+
+    async def _compared(self, rest: Rest, partial: Partial) -> Answer:
+        """What another node gives of a saved body; Another if it differs. Nobody has read it: nobody need notice."""
+        exchange = rest.exchange
+        comparing = asyncio.get_running_loop().run_in_executor(
+            self._origin.threads, read_equal, exchange, partial, rest.start
+        )
+        try:
+            end = await asyncio.shield(comparing)
+        except UpstreamError:
+            end = None
+        except BaseException:
+            exchange.abort()
+            await asyncio.wait([comparing])
+            comparing.cancelled() or comparing.exception()
+            exchange.drop()
+            raise
+        if end is None:
+            exchange.drop()
+            return Another(None)
+        return Rest(exchange, end, compare=False)
 
     async def _load_saved(self) -> tuple[Known, Partial] | None:
         """What an earlier fill left, if upstream can tell whether it is still the same. Close the partial.
@@ -178,7 +202,7 @@ class Coordinator:
         else:
             growing = Growing(partial, known.head.length)
             incoming = replace(self._received(known.head, known.url, growing), source=source)
-        await self._stream(known, incoming, rest)
+        await self._stream(replace(known, held=Held.READ), incoming, rest)
 
     async def _begin(self, whole: Whole) -> None:
         """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
@@ -211,7 +235,7 @@ class Coordinator:
         what = "fill.resumed" if growing.received else "fill.started"
         log(events, INFO, what, key=key, url=incoming.url, have=growing.received, bytes=growing.length)
         try:
-            await self._fill.stoppable(ingest.run(rest))
+            await self._fill.stoppable(ingest.run(rest, lambda: self._fill.readers > 0))
         finally:
             if rest:
                 rest.exchange.drop()  # nothing runs any more; where it never began this ends it

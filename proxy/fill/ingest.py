@@ -7,9 +7,10 @@ a broken transfer and of a fill resumed after a restart are all "open the gap at
 import asyncio
 import enum
 import functools
+from collections.abc import Callable
 from logging import WARNING
 
-from ..errors import UpstreamError
+from ..errors import UpstreamError, UpstreamRange
 from ..log import events, log
 from ..rules.entry import field
 from ..rules.mirrors import Target
@@ -79,8 +80,10 @@ class Ingest:
             extents=list(self._growing.partial.extents),
         )
 
-    async def run(self, first: Rest | None) -> None:
+    async def run(self, first: Rest | None, is_read: Callable[[], bool]) -> None:
         """Fetch until no gap is left. `first` is the answer that began it; None if there is no gap.
+
+        `is_read`: whether clients here read it; for nobody it gives up sooner.
 
         No thread writes any more when it ends. Raises the last error once retrying is of no use, StoreError at once.
         """
@@ -98,7 +101,7 @@ class Ingest:
                 self._checkpoint()
                 self._leader = await Leader.listen(growing)
             while not growing.is_whole:
-                self._raise_trouble()
+                self._raise_trouble(is_read)
                 if self._is_due or not self._is_served():
                     self._is_due = False
                     self._start_what_is_due()
@@ -124,12 +127,12 @@ class Ingest:
 
     # -- what runs ----------------------------------------------------------------------------------------------------
 
-    def _raise_trouble(self) -> None:
+    def _raise_trouble(self, is_read: Callable[[], bool]) -> None:
         """What runs goes on whatever upstream did to others; then the origin hears of it. Our own trouble is raised."""
         if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
             raise self._failure
         if self._broken and not self._running:
-            self._origin.broke(self._broken)
+            self._origin.broke(self._broken, is_awaited=is_read() or bool(self._growing.wanted))
             self._broken = None
 
     def _is_served(self) -> bool:
@@ -184,14 +187,21 @@ class Ingest:
         try:
             answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
             segment.offset = answer.start
+            if answer.compare and answer.exchange.status == 206 and not self._can_compare(answer.start):
+                answer.exchange.drop()
+                raise UpstreamRange(f"{answer.exchange.url} gives a part that nothing here can be compared with")
             if answer.exchange.status == 200 and answer.compare:
-                segment.stop = segment.asked = answer.exchange.length
+                segment.stop = segment.asked = self._growing.length
             await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
         except UpstreamError as error:
             self._mode = Mode.ONE
             self._broken = error
         except Exception as error:
             self._failure = error
+
+    def _can_compare(self, start: int) -> bool:
+        extents = self._growing.partial.extents
+        return not extents.total or extents.reach(start) > start
 
     async def _ask(self, gap: Gap, *, is_alone: bool) -> Rest:
         if not is_alone:
@@ -206,7 +216,6 @@ class Ingest:
 
     async def _copy(self, transfer: Transfer) -> None:
         segment, growing = transfer.segment, self._growing
-        begun = transfer.written
         tell = functools.partial(self._loop.call_soon_threadsafe, self._arrived, transfer)
         copying = self._loop.run_in_executor(self._origin.threads, transfer.run, growing.partial, tell)
         try:
@@ -220,8 +229,6 @@ class Ingest:
             self._arrived(transfer)
         if growing.length is None:
             growing.finish(segment.offset)
-        elif transfer.written == begun and segment.stop != begun:
-            raise UpstreamError(f"{transfer.url} was asked for byte {begun} and sent none")
 
     def _arrived(self, transfer: Transfer) -> None:
         # The flag first: a write after this line tells again, one before it is seen below.

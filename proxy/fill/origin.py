@@ -19,6 +19,7 @@ from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..upstream.client import Upstream
+from ..upstream.exchange import Exchange
 from ..upstream.wording import first_error
 from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, exchange_of
 from .context import FillContext
@@ -102,7 +103,7 @@ class Origin:
             assert isinstance(answer, Rest)
             if answer.compare:
                 answer.exchange.drop()
-                raise UpstreamRange(f"another node of {self._url} answered, or without the part that was asked for")
+                raise UpstreamError(f"another node of {self._url} answered, or without the part that was asked for")
         except UpstreamError as error:
             self._context.health.refused_more(self._url, self._now(), error.retry_after)
             raise
@@ -122,10 +123,24 @@ class Origin:
         """Bytes have come."""
         self._failures = 0
 
-    def broke(self, error: UpstreamError) -> None:
-        """The transfer that `open` began has broken: the next `open` waits, and asks the next mirror if need be."""
+    def broke(self, error: UpstreamError, *, is_awaited: bool = True) -> None:
+        """The transfer that `open` began has broken: the next `open` waits, and asks the next mirror if need be.
+
+        Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
+        """
+        if self._failures:  # no byte has come
+            self._failures += not is_awaited
+        if self._failures or isinstance(error, UpstreamChanged):
+            self._resolved.pop(self._url, None)  # the redirector may know a better node
         self._trouble = error
         self._failures = self._failures or 1
+        self._takes_parts = self._takes_parts and not isinstance(error, UpstreamRange)
+
+    def found(self, exchange: Exchange) -> None:
+        """The body comes by `exchange`: its rest is asked of the same mirror, and of the node that it redirected to."""
+        self._url = exchange.url
+        if exchange.final_url != exchange.url:
+            self._resolved[exchange.url] = exchange.final_url
 
     async def head(self) -> Head | None:
         """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
@@ -174,8 +189,8 @@ class Origin:
 
     async def _answer(self, inquiry: Inquiry) -> Answer:
         answer: Answer = await self._in_thread(ask, inquiry)
-        if (exchange := exchange_of(answer)) and exchange.final_url != inquiry.url:
-            self._resolved[inquiry.url] = exchange.final_url
+        if exchange := exchange_of(answer):
+            self.found(exchange)
         return answer
 
     async def _in_thread(self, asks: Callable[[Inquiry, Upstream, Callable[[], float]], T], inquiry: Inquiry) -> T:

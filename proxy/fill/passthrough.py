@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from ..errors import UpstreamError
+from ..errors import UpstreamError, UpstreamRange
 from ..rules.digests import Algorithm, Digest
 from ..rules.mirrors import Target
 from ..rules.splice import Known
@@ -49,6 +49,7 @@ class Passthrough:
     def begin(self, exchange: Exchange) -> None:
         """Take the answer that brings the body from its first byte on."""
         self._exchange = exchange
+        self._origin.found(exchange)
 
     def close(self) -> None:
         """End the transfer, if there is one; a step on its way ends soon, in its thread."""
@@ -92,6 +93,8 @@ class Passthrough:
             try:
                 self._step = loop.run_in_executor(self._origin.threads, self._read, exchange, offset, end)
                 data = await asyncio.shield(self._step)
+                if not data and self.length is not None and offset < self.length:
+                    raise UpstreamRange(f"{exchange.url} was asked for byte {offset} and ended before it")
             except UpstreamError as error:
                 self.close()
                 if not self._known.can_resume:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..errors import UpstreamChanged
+from ..errors import UpstreamChanged, UpstreamRange
 from ..rules.extents import Extents
 from ..rules.segments import Segment
 from ..store.partial import Partial
@@ -44,6 +44,10 @@ class Transfer:
                     known_end = max((end for _, end in known), default=0)
                     if exchange.status == 200 and known_end > self.written:
                         raise UpstreamChanged(f"{exchange.url} has {self.written} bytes now, we have {known_end} of it")
+                    if stop is not None:
+                        raise UpstreamRange(
+                            f"{exchange.url} was asked for the bytes to {stop}, and sent those to {self.written}"
+                        )
                     return
                 put(partial, known, self.written, buffer[:count], exchange.url)
                 self.written += count
@@ -68,3 +72,18 @@ def put(partial: Partial, known: Extents, start: int, data: memoryview, url: str
         if stop > at and partial.read(at, stop - at) != data[at - start : stop - start]:
             raise UpstreamChanged(f"{url} differs from what came of it before, between byte {at} and {stop}")
         at = stop if stop > at else known.next_start(at) or end
+
+
+def read_equal(exchange: Exchange, partial: Partial, start: int) -> int | None:
+    """In a thread: read what the answer repeats of `partial` from `start` on, and compare. Raises UpstreamError.
+
+    Returns where that ends; None if it differs, or nothing is repeated.
+    """
+    at, end = start, partial.extents.reach(start)
+    buffer = memoryview(bytearray(max(1, min(BUFFER_BYTES, end - start))))
+    while at < end:
+        count = exchange.read_into(buffer[: end - at])
+        if not count or partial.read(at, count) != buffer[:count]:
+            return None
+        at += count
+    return end if end > start else None

@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from .entry import Head, Headers, field
-from .validators import resume_validator
+from .validators import resume_validator, strong_match
 
 OVERLAP_BYTES = 64 * 1024
 """Asked for again of another node, to be compared with what is here."""
@@ -24,7 +24,7 @@ class Held(enum.Enum):
     READ = "read"
     """On disk, and clients have some of them: nothing but this body will do. Other bytes can be compared with them."""
     PASSED = "passed"
-    """With one client, and not here: nothing but this body will do, and only validators can be compared."""
+    """With one client, and not here: nothing but this body will do, and nothing can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ class Splice(enum.Enum):
 def rest_fields(known: Known, start: int, stop: int | None, url: str) -> Headers:
     """Fields that ask the server of `url` for the known body from `start_of_rest` to `stop`; its end is left open."""
     last = "" if stop in (None, known.head.length) else str(stop - 1)
-    is_exact = known.is_from(url) or known.held is Held.PASSED
-    condition = resume_validator(known.head.headers) if is_exact else _date(known.head)
+    condition = resume_validator(known.head.headers) if known.is_from(url) else _date(known.head)
     asked = ("range", f"bytes={start_of_rest(known, start, url)}-{last}")
     return (asked, ("if-range", condition)) if condition else (asked,)
 
@@ -85,15 +84,16 @@ def judge(known: Known, start: int, answer: Answer) -> Splice:
     if answer.status == 206:
         if not _is_range(head, start, answer):
             return Splice.NONE
-        if is_same_node or known.held is Held.PASSED:
+        if is_same_node or (known.held is Held.PASSED and _is_equal(head, answer)):
             return _is_same(head, answer)
         has_same_date = field(answer.headers, "last-modified") == field(head.headers, "last-modified")
-        return Splice.COMPARE if has_same_date else Splice.NONE
+        return Splice.COMPARE if has_same_date and known.held is not Held.PASSED else Splice.NONE
     if head.length is not None and answer.length not in (None, head.length):
         return Splice.OTHER
     if is_same_node and _is_other(head, answer):
         return Splice.OTHER
-    if known.held is Held.PASSED and resume_validator(answer.headers) != resume_validator(head.headers):
+    is_same = _is_same(head, answer) is Splice.PART if is_same_node else _is_equal(head, answer)
+    if known.held is Held.PASSED and not is_same:
         return Splice.OTHER  # there are no bytes to compare with
     return Splice.COMPARE
 
@@ -104,6 +104,13 @@ def _is_same(head: Head, answer: Answer) -> Splice:
         return Splice.OTHER
     name = "etag" if field(head.headers, "etag") is not None else "last-modified"
     return Splice.NONE if field(answer.headers, name) is None else Splice.PART
+
+
+def _is_equal(head: Head, answer: Answer) -> bool:
+    """Whether two nodes give a body both its strong tag and its date: with no bytes to compare, no less will do."""
+    tag, date = field(head.headers, "etag"), field(head.headers, "last-modified")
+    has_same_tag = tag is not None and strong_match(tag, field(answer.headers, "etag") or "")
+    return has_same_tag and date is not None and date == field(answer.headers, "last-modified")
 
 
 def _is_other(head: Head, answer: Answer) -> bool:
@@ -124,6 +131,7 @@ def _is_range(head: Head, start: int, answer: Answer) -> bool:
         given.startswith(wanted)
         and total == str(head.length)
         and span.isdecimal()
+        and start <= int(span) < int(total)
         and (answer.length is None or answer.length == int(span) + 1 - start)
     )
 

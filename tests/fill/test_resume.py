@@ -218,6 +218,10 @@ FAULTS = {
     "503 twice": status(503, times=2),
     "429": status(429, {"Retry-After": "0"}, times=1),
     "redirect loop": status(302, {"Location": "/x.img"}, times=None),
+    # Behind a redirector, the first node breaks for good and another one has the rest.
+    "nodes, equal dates": lambda resource, at: resource.close_at(at),
+    "nodes, different dates": lambda resource, at: resource.close_at(at),
+    "nodes by turns": lambda resource, at: resource.close_at(at, times=2),
 }
 
 
@@ -278,16 +282,26 @@ async def test_matrix_no_reader_gets_a_wrong_whole_file(proxy_factory, outcomes,
 
 
 async def one_cell(proxy_factory, outcomes, fault, at, mirrors, readers):
-    with Origin() as origin, Origin() as other:
+    is_redirected = fault.startswith("nodes")
+    with Origin() as origin, Origin() as other, Origin() as front:
+        named = {"a": origin.url(), "b": other.url()} if is_redirected else {}
+        urls = [front.url() if is_redirected else origin.url(), other.url()]
         proxy = proxy_factory(
-            mirrors={"u": ",".join([origin.url(), other.url()][:mirrors])},
+            mirrors={"u": ",".join(urls[:mirrors]), **named},
             config_text='[fill]\nread_timeout = "500ms"\n',
             start=False,
         )
         await asyncio.to_thread(proxy.start)
         resource = origin.body("/x.img", BODY)
         FAULTS[fault](resource, at)
-        other.body("/x.img", BODY)
+        spare = other.body("/x.img", BODY)
+        if is_redirected:
+            spare.headers(etag='"another"')
+            turns = front.body("/x.img", b"")
+            for turn in range(100):
+                turns.redirect((origin, other)[turn % 2].url("/x.img"), times=1)
+        if fault == "nodes, different dates":
+            spare.headers(last_modified="Wed, 15 Nov 2023 22:13:20 GMT")
         digest = f"/sha256:{hashlib.sha256(BODY).hexdigest()}" if fault == "corrupt bytes" else ""
         stream = functools.partial(proxy.stream, f"{digest}/u/x.img")
         read = functools.partial(ending, stream, [BODY, NEW], is_corrupt=bool(digest))
@@ -322,6 +336,8 @@ BIG_FAULTS = {
     "503": lambda resource, at: resource.status(503, times=1, of_ranges=True),
     "429": lambda resource, at: resource.status(429, {"Retry-After": "0"}, times=1, of_ranges=True),
     "redirect loop": lambda resource, at: resource.redirect(resource.path, times=12, of_ranges=True),
+    "limit of requests": lambda resource, at: resource.status(429, {"Retry-After": "3600"}, of_ranges=True),
+    "forbidden": lambda resource, at: resource.status(403, of_ranges=True),
 }
 
 
