@@ -14,7 +14,7 @@ from ..errors import UpstreamError, UpstreamRange
 from ..log import events, log
 from ..rules.entry import field
 from ..rules.mirrors import Target
-from ..rules.segments import BIG_BYTES, READERS, Ramp, Segment, plan, schedule
+from ..rules.segments import BIG_BYTES, READERS, Plan, Ramp, Segment, end_of, plan, schedule
 from ..rules.splice import Known
 from ..store.partial import PartialRecord
 from .asking import Gap, Rest
@@ -59,7 +59,7 @@ class Ingest:
         self._is_short = False
         """Whether a reader waits for a connection."""
         self._broken: UpstreamError | None = None
-        """What a transfer ended with."""
+        """What the front's transfer ended with: the one for the first byte that is missing."""
         self._failure: Exception | None = None
         """What the origin gave up with, or trouble of our own."""
         self._measuring: asyncio.TimerHandle | None = None
@@ -128,10 +128,9 @@ class Ingest:
     # -- what runs ----------------------------------------------------------------------------------------------------
 
     def _raise_trouble(self, is_read: Callable[[], bool]) -> None:
-        """What runs goes on whatever upstream did to others; then the origin hears of it. Our own trouble is raised."""
-        if self._failure and not (self._running and isinstance(self._failure, UpstreamError)):
+        if self._failure:
             raise self._failure
-        if self._broken and not self._running:
+        if self._broken:
             self._origin.broke(self._broken, is_awaited=is_read() or bool(self._growing.wanted))
             self._broken = None
 
@@ -160,7 +159,10 @@ class Ingest:
             needed = plan(extents, growing.length, running, growing.wanted, limit)
             step = schedule(extents, growing.length, running, needed, self._ramp)
         else:
-            step = schedule(extents, growing.length, running, plan(extents, growing.length, running, (), 1), Ramp(1))
+            front = extents.reach(0)
+            end = end_of(front, extents, running) or growing.length
+            is_served = any(each.offset <= front < (each.stop or growing.length) for each in running)
+            step = schedule(extents, growing.length, running, Plan(() if is_served else ((front, end),)), Ramp(1))
         for segment in step.cancel:
             self._running[segment].cancel()
         for segment, stop in step.trim:
@@ -170,7 +172,8 @@ class Ingest:
         self._is_short = step.is_short
 
     def _start(self, segment: Segment, answer: Rest | None = None) -> None:
-        fetching = self._fetch(segment, answer, is_alone=not self._running)
+        is_front = segment.offset <= self._growing.partial.extents.reach(0) or not self._running
+        fetching = self._fetch(segment, answer, is_front=is_front)
         task = self._running[segment] = asyncio.create_task(fetching, name=f"transfer {self._target.key[:12]}")
         task.add_done_callback(functools.partial(self._ended, segment, answer))
 
@@ -182,10 +185,13 @@ class Ingest:
         self._is_due = True
         self._growing.demand.set()
 
-    async def _fetch(self, segment: Segment, answer: Rest | None, *, is_alone: bool) -> None:
-        """One segment, from the question to its last byte. Trouble is noted for `run`; the task ends well."""
+    async def _fetch(self, segment: Segment, answer: Rest | None, *, is_front: bool) -> None:
+        """One segment, from the question to its last byte. The task ends well: trouble is noted for `run`.
+
+        The fill lives by the front's transfer. Whatever upstream does to another one only ends splitting.
+        """
         try:
-            answer = answer or await self._ask((segment.offset, segment.stop), is_alone=is_alone)
+            answer = answer or await self._ask((segment.offset, segment.stop), is_front=is_front)
             segment.offset = answer.start
             if answer.compare and answer.exchange.status == 206 and not self._can_compare(answer.start):
                 answer.exchange.drop()
@@ -195,7 +201,7 @@ class Ingest:
             await self._copy(Transfer(segment, answer.exchange, compare=answer.compare))
         except UpstreamError as error:
             self._mode = Mode.ONE
-            self._broken = error
+            self._broken = error if is_front else self._broken
         except Exception as error:
             self._failure = error
 
@@ -203,8 +209,8 @@ class Ingest:
         extents = self._growing.partial.extents
         return not extents.total or extents.reach(start) > start
 
-    async def _ask(self, gap: Gap, *, is_alone: bool) -> Rest:
-        if not is_alone:
+    async def _ask(self, gap: Gap, *, is_front: bool) -> Rest:
+        if not is_front:
             return await self._origin.open_beside(gap, self._known)
         try:
             answer = await self._origin.open(gap, self._known)

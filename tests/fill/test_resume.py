@@ -186,6 +186,22 @@ async def test_a_strong_date_resumes_where_there_is_no_tag(origin, proxy):
     assert origin.log[1].headers["if-range"].endswith("GMT")
 
 
+async def test_the_front_goes_on_while_a_connection_far_ahead_stands_still(origin, proxy_factory):
+    proxy = proxy_factory(config_text='[fill]\nread_timeout = "10m"\n')
+    size, ahead = 30 << 20, 20 << 20
+    resource = origin.pattern("/big.img", size, seed=3).throttle(2 << 20, times=1).close_at(3 << 20, times=1)
+    resource.stall_at(ahead + (1 << 20), times=1)
+    async with await proxy.stream("/u/big.img") as front, await proxy.stream(
+        "/u/big.img", {"Range": f"bytes={ahead}-"}
+    ) as far:
+        await far.read(1 << 20)
+        await origin.stalled("/big.img")
+        assert await front.read(ahead) == pattern_bytes(size, 3)[:ahead]
+        origin.release()
+        assert await far.rest() == pattern_bytes(size, 3)[ahead + (1 << 20) :]
+        assert await front.rest() == pattern_bytes(size, 3)[ahead:]
+
+
 # -- the matrix --------------------------------------------------------------------------------------------------------
 
 NEW = os.urandom(len(BODY))
