@@ -55,10 +55,11 @@ class Site:
             self.b.pattern(path, size, SEED).headers(etag='"of-b"'),
         )
 
-    def alternate(self, path, *nodes):
+    def alternate(self, path, *nodes, **fields):
         turns = self.front.body(path, b"")
         for turn in range(TURNS):
-            turns.redirect(nodes[turn % len(nodes)].url(f"{path}?{SECRET}"), times=1)
+            location = nodes[turn % len(nodes)].url(f"{path}?{SECRET}")
+            turns.status(302, {"Location": location, **fields}, times=1)
 
     def gets(self, path):
         return [request for node in (self.a, self.b) for request in node.log if request.is_for(path)]
@@ -256,8 +257,10 @@ async def test_a_big_body_comes_whole_where_one_node_breaks_again_and_again(site
 async def test_a_clients_login_reaches_no_node(site, proxy_factory):
     proxy = proxy_factory(mirrors=site.mirrors)
     a, b = site.body("/x.img")
+    everybody = {"Cache-Control": "public, max-age=60"}
     for each in (a, b):
-        each.headers(cache_control="public, max-age=60")
+        each.headers(everybody)
+    site.alternate("/x.img", site.a, site.b, **everybody)
     a.stall_at(MIDDLE)
     login = {"Authorization": "Bearer of-the-client"}
     async with await proxy.stream("/u/x.img", login) as stream:
