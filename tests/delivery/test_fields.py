@@ -224,7 +224,7 @@ async def test_cache_status_age_and_via_on_every_kind_of_answer(origin, proxy):
     await said("fwd=stale; fwd-status=304", {"If-None-Match": "*"}, status=304, age=3)
     resource.generation(os.urandom(1000))
     await said("fwd=stale; fwd-status=200; stored", age=3)
-    await proxy.wait_idle()
+    await proxy.wait_idle(resource.path)
     resource.status(503, times=1)
     await said("fwd=stale; fwd-status=503", age=3)
 
