@@ -66,11 +66,11 @@ class Origin:
         """False once a range did not give what was asked for: then all of the body is asked for, and compared."""
 
     async def open(self, gap: Gap | None, known: Known | None) -> Answer:
-        """The bytes of `gap` of the known body, and other mirrors' where one fails; retried with patience.
+        """Ask for the bytes of `gap` of the known body, until a mirror gives them or patience ends.
 
-        Without `known` it is the first question, on condition. Without a gap, with `known`: is that still the object?
-        Close the exchange of the answer. Raises UpstreamError for any answer that helps neither, UpstreamChanged if
-        clients read the known body and it cannot be completed.
+        Without `known` this is the first question, on condition. With `known` but no gap it asks whether that is still
+        the object. Close the exchange of the answer. Raises UpstreamError for an answer that helps nobody, and
+        UpstreamChanged if clients read the known body and it cannot be completed.
         """
         while True:
             if self._trouble:

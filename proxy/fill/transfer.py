@@ -22,7 +22,6 @@ class Transfer:
     def __init__(self, segment: Segment, exchange: Exchange, *, compare: bool = False) -> None:
         """`compare`: what is on disk must equal what the answer brings, and only the rest of that is written."""
         self.segment, self._exchange, self._compare = segment, exchange, compare
-        self.url = exchange.url
         self.written = segment.offset
         self.is_told = False
         self.is_cancelled = False

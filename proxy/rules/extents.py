@@ -78,10 +78,6 @@ class Extents:
             gaps.append((start, length))
         return gaps
 
-    def covers(self, start: int, end: int) -> bool:
-        """Whether all bytes from `start` up to `end` are here; true for an empty range."""
-        return self.reach(start) >= end
-
     @property
     def total(self) -> int:
         """Bytes that are here."""

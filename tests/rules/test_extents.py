@@ -52,7 +52,6 @@ def test_questions_are_answered_as_by_a_set(pairs: list[tuple[int, int]]) -> Non
         for other in range(TOP + 3):
             asked = set(range(offset, other))
             assert extents.gaps(other, offset) == runs(asked - model)
-            assert extents.covers(offset, other) is (asked <= model)
     assert extents.gaps(TOP) == runs(set(range(TOP)) - model)
 
 
