@@ -16,7 +16,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests import forks
+from tests.forks import FETCHONCE, REPOSITORY
+
 TIMEOUT_SECONDS = 30.0  # for the next byte to arrive
 STOP_SECONDS = 20.0
 COMMAND_SECONDS = 60.0  # for a command to end
@@ -68,13 +69,10 @@ def fetchonce(
     *args: str | Path, code: int = 0, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A fetchonce command, once it has ended with `code`, and without a traceback. `env` adds to this shell's."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "proxy", *map(str, args)],
+    ran = forks.run(
+        [*FETCHONCE, *map(str, args)],
         cwd=REPOSITORY,
         env={**clean_environment(), **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
         timeout=COMMAND_SECONDS,
     )
     said = f"{args} ended with {ran.returncode}; it said:\n{ran.stdout}{ran.stderr}"
@@ -392,12 +390,12 @@ class Proxy:
         self.config = cache_dir.with_name(f"{cache_dir.name}-{next(_numbers)}.toml")
         """The configuration file. It does not name the shipped mirrors."""
         self.config.write_text(config_text)
-        self._command = [sys.executable, "-m", "proxy", "serve", "--listen", listen, "--cache-dir", str(cache_dir)]
+        self._command = [*FETCHONCE, "serve", "--listen", listen, "--cache-dir", str(cache_dir)]
         for name, url in mirrors.items():
             self._command += ["--mirror", f"{name}={url}"]
         self._command += args
-        self.wrapper: tuple[str, ...] = ()
-        """A command that starts the process, such as strace; the process must stay our child."""
+        self.before: Callable[[int], None] | None = None
+        """Called with the pid of a process that is about to begin, for instance to attach strace."""
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._logged = threading.Condition()
@@ -407,8 +405,9 @@ class Proxy:
     def start(self) -> Self:
         """Start it and wait until it listens."""
         assert self._process is None, "it runs already"
-        self._process = subprocess.Popen(
-            [*self.wrapper, *self._command],
+        self._process = forks.Process(
+            self._command,
+            before=self.before,
             cwd=REPOSITORY,
             env={
                 # The default is patient with a broken upstream; a test that wants this sets it.

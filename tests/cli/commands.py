@@ -9,14 +9,15 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import REPOSITORY, clean_environment
+from tests import forks
+from tests.forks import FETCHONCE, REPOSITORY
+from tests.harness import clean_environment
 
 BODY = os.urandom(1_000_000)
 BIG = os.urandom(24_000_000)  # more than the buffers of a loopback connection take
@@ -60,21 +61,20 @@ class Cli:
 
     def __call__(self, *args: str | bytes, code: int = 0, env: Mapping[str, str] | None = None) -> Ran:
         """Run it to its end; it must end with `code` and without a traceback."""
-        ran = subprocess.run(
-            self.command(*args),
-            cwd=REPOSITORY,
-            env=self.env(env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=END_SECONDS,
-        )
+        ran = forks.run(self.command(*args), cwd=REPOSITORY, env=self.env(env), timeout=END_SECONDS)
         return self.judged(args, Ran(ran.returncode, ran.stdout, ran.stderr), code)
 
-    def start(self, *args: str | bytes, env: Mapping[str, str] | None = None, fds: Mapping[str, int] | None = None):
-        """Start it and do not wait; `end` does. `fds`: descriptors in place of pipes."""
+    def start(
+        self,
+        *args: str | bytes,
+        env: Mapping[str, str] | None = None,
+        fds: Mapping[str, int] | None = None,
+        new_python: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Start it and do not wait; `end` does. `fds`: descriptors in place of pipes. `new_python`: do not fork it."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **(fds or {})}
-        process = subprocess.Popen(self.command(*args), cwd=REPOSITORY, env=self.env(env), text=True, **pipes)
+        make = subprocess.Popen if new_python else forks.Process
+        process = make(self.command(*args), cwd=REPOSITORY, env=self.env(env), text=True, **pipes)
         self.started.append(process)
         return process
 
@@ -85,16 +85,16 @@ class Cli:
         out, err = process.communicate(timeout=within)
         return self.judged(process.args[3:], Ran(process.returncode, out or "", err or ""), code)
 
-    def together(self, *lines: list[str | bytes], code: int = 0) -> list[Ran]:
-        """Run several at once: most of a command's time is its start."""
-        processes = [self.start(*line) for line in lines]
+    def together(self, *lines: list[str | bytes], code: int = 0, new_python: bool = False) -> list[Ran]:
+        """Run several at once."""
+        processes = [self.start(*line, new_python=new_python) for line in lines]
         return [self.end(process, code=code) for process in processes]
 
     def ls(self) -> dict[str, dict]:
         return {each["url"]: each for each in self("ls", "--json").json()}
 
     def command(self, *args: str | bytes) -> list[str | bytes]:
-        return [sys.executable, "-m", "proxy", *args]
+        return [*FETCHONCE, *args]
 
     def env(self, more: Mapping[str, str] | None) -> dict[str, str]:
         ours = {"FETCHONCE_CONFIG": str(self.config), "FETCHONCE_CACHE_DIR": str(self.cache_dir)}

@@ -15,7 +15,7 @@ from tests.harness import Truncated
 
 @pytest.mark.parametrize("args", [[], ["--log-level", "debug"]], ids=["alone", "with its options"])
 def test_serve_is_the_default_command_and_sigterm_ends_it_well(cli, args):
-    server = cli.start(*args, env={"FETCHONCE_LISTEN": "127.0.0.1:0"})
+    server = cli.start(*args, env={"FETCHONCE_LISTEN": "127.0.0.1:0"}, new_python=True)
     address = started(server)
     assert httpx.get(f"http://{address}/-/healthz", trust_env=False).json() == {"status": "ok"}
     assert "server.stopped" in cli.end(server, signal.SIGTERM).err

@@ -15,7 +15,8 @@ def test_version(cli):
 
 
 def test_help_names_every_command_and_each_has_its_own(cli):
-    whole, *each = cli.together(*([*words.split(), "-h"] for words in ["", *COMMANDS]))
+    """Each in a Python of its own: its module imports whatever it needs."""
+    whole, *each = cli.together(*([*words.split(), "-h"] for words in ["", *COMMANDS]), new_python=True)
     for words, said in zip(COMMANDS, each, strict=True):
         assert re.search(rf"^  {words.split()[0]} ", whole.out, re.MULTILINE)
         assert said.out.startswith(f"Usage: fetchonce {words}")

@@ -10,7 +10,6 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from proxy.rules.entry import Entry
 from proxy.rules.segments import BIG_BYTES
 from proxy.rules.splice import OVERLAP_BYTES
 from proxy.store.index import Index
-from tests.harness import REPOSITORY, Proxy, Truncated, until
+from tests.harness import Proxy, Truncated, until
 from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 
 SIZE = BIG_BYTES - (1 << 20)
@@ -177,6 +176,7 @@ class World:
         for seed, path in enumerate(SIZES):
             self.renew(path, seed)
             self.resources[path].headers(cache_control="no-cache" if path == "/x.img" else "max-age=600")
+        self.strace: subprocess.Popen[str] | None = None
         self.proxy = Proxy(self.cache, "--max-size", "14MB", mirrors={"u": self.origin.url()})
 
     def renew(self, path: str, seed: int) -> None:
@@ -186,17 +186,23 @@ class World:
 
     async def start(self, point: Point | None = None) -> None:
         """Start it under strace, which kills it at `point`."""
-        # -D: the tracer is the grandchild, and the process we start stays our child. --seccomp-bpf would be faster, but
-        # injects no signals.
-        options = ["-D", "-f", "-qq", "-y", "-e", f"trace={','.join(CALLS)}", "-e", "signal=none"]
+        # --seccomp-bpf would be faster, but injects no signals.
+        options = ["-f", "-y", "-e", f"trace={','.join(CALLS)}", "-e", "signal=none"]
         if point:
             # It is killed before the call is made.
             options += ["-e", f"inject={point.call}:signal=KILL:when={point.nth}"]
-        self.proxy.wrapper = ("strace", *options, "-o", str(self.trace))
+
+        def attach(pid: int) -> None:
+            command = ["strace", *options, "-o", str(self.trace), "-p", str(pid)]
+            self.strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            said = self.strace.stderr.readline()
+            assert "attached" in said, said
+
+        self.proxy.before = attach
         try:
             await asyncio.to_thread(self.proxy.start)
         finally:
-            self.proxy.wrapper = ()
+            self.proxy.before = None
 
     async def get(self, path: str) -> None:
         """Fetch it, and wait until its fill is over."""
@@ -229,11 +235,6 @@ class World:
     def sent(self) -> dict[str, int]:
         return {path: self.origin.bytes_sent(path) for path in SIZES}
 
-    def fetchonce(self, *args: str) -> None:
-        command = [sys.executable, "-m", "proxy", *args, "--cache-dir", str(self.cache), "--config", self.proxy.config]
-        ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-        assert ran.returncode == 0, f"{args} ended with {ran.returncode}: {ran.stdout}{ran.stderr}"
-
     async def check(self, paths: Iterable[str]) -> None:
         """Every URL is answered. Then the directory holds what the index says, and nothing else."""
         for path in paths:
@@ -248,7 +249,7 @@ class World:
         files = {path.name for path in self.cache.glob("blobs/*/*")}
         assert files == {name for each in sidecars for name in (each.sha256, f"{each.sha256}.{each.key}.json")}
         assert [*self.cache.glob("partial/*"), *self.cache.glob("damaged/*"), *self.cache.glob("index.broken*")] == []
-        await asyncio.to_thread(self.fetchonce, "verify")
+        await asyncio.to_thread(self.proxy.run, "verify")
 
     def __enter__(self) -> Self:
         return self
@@ -257,6 +258,8 @@ class World:
         self.origin.stop()
         try:
             self.proxy.close()
+            if self.strace:
+                self.strace.communicate()
         except AssertionError:
             if error is None:
                 raise
