@@ -12,7 +12,7 @@ from proxy.upstream.client import Upstream
 from tests.harness import Proxy
 from tests.origin import Origin
 
-LONGEST = "test_crash.py"
+LONGEST = {"test_crash.py", "test_store_machine.py"}
 
 
 class ProxyFactory(Protocol):
@@ -29,8 +29,8 @@ class ProxyFactory(Protocol):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: at the end the short tests keep every worker busy."""
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    """The files with the longest tests first: at the end the short tests keep every worker busy."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -112,9 +112,17 @@ class Process(subprocess.Popen[str]):
             self._close_pipe_fds(*pipes)
 
     def _internal_poll(self, *args: Any, **named: Any) -> int | None:
-        if self._is_forked:
-            named["_waitpid"] = self._wait_for
-        return super()._internal_poll(*args, **named)
+        if not self._is_forked:
+            return super()._internal_poll(*args, **named)
+        if self._waitpid_lock.acquire(blocking=False):
+            try:
+                if self.returncode is None:
+                    pid, status = self._wait_for(self.pid, os.WNOHANG)
+                    if pid:
+                        self._handle_exitstatus(status)
+            finally:
+                self._waitpid_lock.release()
+        return self.returncode
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         return self._wait_for(self.pid, wait_flags) if self._is_forked else super()._try_wait(wait_flags)

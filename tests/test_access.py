@@ -13,14 +13,14 @@ BEARER = {"Authorization": "Bearer s3cret"}
 BASIC = "Basic " + base64.b64encode(b"x:s3cret").decode()
 
 
-@pytest.mark.parametrize("path", ["/u/x.img", "/", "/-/", "/-/status", "/-/healthz", "/-/no-such-page"])
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
-async def test_a_name_that_is_not_ours_gets_nothing(origin, proxy, method, path):
+async def test_a_name_that_is_not_ours_gets_nothing(origin, proxy):
     origin.body("/x.img", BODY)
-    answer = await proxy.get(path, {"Host": "evil.example:8642"}, method=method)
-    assert answer.status == 421
-    if method != "HEAD":
-        assert '[access] hosts = ["evil.example"]' in answer.json()["message"]
+    for path in ("/u/x.img", "/", "/-/", "/-/status", "/-/healthz", "/-/no-such-page"):
+        for method in ("GET", "HEAD", "POST", "DELETE"):
+            answer = await proxy.get(path, {"Host": "evil.example:8642"}, method=method)
+            assert (method, path, answer.status) == (method, path, 421)
+            if method != "HEAD":
+                assert '[access] hosts = ["evil.example"]' in answer.json()["message"]
     assert origin.requests == 0
 
 
