@@ -12,7 +12,7 @@ from proxy.upstream.client import Upstream
 from tests.harness import Proxy
 from tests.origin import Origin
 
-LONGEST = {"test_crash.py", "test_store_machine.py"}
+LONGEST = {"test_crash.py", "test_lima.py", "test_store_machine.py"}  # limactl is compiled first
 
 
 class ProxyFactory(Protocol):

@@ -142,12 +142,15 @@ class Process(subprocess.Popen[str]):
         return pid, status
 
 
-def run(args: Sequence[str | bytes | Path], timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
-    """As subprocess.run, with the output as text; there is no input."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+def run(
+    args: Sequence[str | bytes | Path], timeout: float, input: str | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run, with text for input and output."""
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with Process(args, text=True, **pipes, **options) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(input, timeout)
         except BaseException:
             process.kill()
             raise
