@@ -6,7 +6,6 @@ import re
 import pytest
 
 from tests.cli.commands import BIG, BODY, FRESH, blob_of, brought_in
-from tests.harness import until
 
 
 def test_pin_and_unpin_take_every_spelling_and_say_what_they_do_not_know(origin, cli):
@@ -33,8 +32,7 @@ async def test_a_pin_is_in_force_in_the_running_server_and_outlives_a_new_genera
     server = proxy_factory("--max-size", "250KB", cache_dir=cli.cache_dir)
     for name in "ab":
         origin.body(f"/{name}.img", os.urandom(100_000))
-        await server.get(f"/u/{name}.img")
-        await until(lambda name=name: origin.url(f"/{name}.img") in cli.ls())
+        await server.fetch(f"/u/{name}.img")
     cli("pin", "/u/a.img")
     new = os.urandom(100_000)
     origin.body("/a.img", new)
@@ -77,7 +75,7 @@ async def test_prune_beside_a_running_server(origin, cli, server):
     origin.body("/big.img", BIG).headers(cache_control=FRESH)
     slow = await server.stream("/u/big.img")
     await slow.read(1000)
-    await until(lambda: origin.url("/big.img") in cli.ls())
+    await server.wait_stored(3)
     assert (await server.get("/u/a.img")).headers["cache-status"] == "fetchonce; hit"
     assert {each["url"] for each in cli("prune", "--to-size", "0", "--json").json()["removed"]} == {
         *urls.values(),
@@ -118,7 +116,7 @@ async def test_verify_finds_a_flipped_byte_and_repair_has_it_fetched_anew(origin
     before = origin.requests
     assert (await server.get("/u/a.img")).body == whole
     assert origin.requests == before + 1
-    await until(lambda: urls["a"] in cli.ls())
+    await server.wait_idle()
     assert cli("verify").out == "2 ok (200.0 kB), 0 not\n"
     assert "kB" in cli("prune").out
     assert not list((cli.cache_dir / "damaged").iterdir())
