@@ -4,6 +4,7 @@ Everything below raises. Only here does a ProxyError become a status and a JSON 
 been sent, an error can no longer change the status: the answer is broken off, and the server closes the connection.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -19,8 +20,10 @@ from .log import events, log
 from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
+from .stats import mirror_label
 from .store.pseudonym import pseudonym
 from .upstream.wording import WAY_OUT
+from .web.monitor import Monitor
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]
@@ -30,9 +33,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Application:
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, monitor: Monitor) -> None:
         self.gateway = gateway
-        self._own = own_endpoints(gateway)
+        self._own = own_endpoints(gateway, monitor)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
@@ -92,14 +95,26 @@ class Application:
         await record.send({"type": "http.response.start", "status": error.status, "headers": encoded})
         await record.send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
+    def _count(self, method: str, target: bytes, result: str, record: "_AccessRecord") -> None:
+        stats, mirror = self.gateway.stats, None
+        if record.delivery:
+            mirror = record.delivery.target.mirror
+        else:
+            with contextlib.suppress(ProxyError):
+                mirror = self.gateway.mirrors.resolve(target).mirror
+        label = mirror_label(mirror)
+        stats.requests[label, method if method in ("GET", "HEAD") else "other", str(record.status), result] += 1
+        if record.delivery:
+            stats.sent_bytes[label,] += record.delivery.sent
+        if record.first_ms is not None:
+            stats.first_byte.observe(record.first_ms / 1000)
+
     def _log(self, scope: Scope, target: bytes, record: "_AccessRecord") -> None:
         delivery, error = record.delivery, record.error
         result = "-"  # one of our own endpoints: no cache was involved
-        stats = self.gateway.stats
         if delivery or error:
             result = "ERROR" if error or not delivery else delivery.cache_status.result
-            stats.count_request(result)
-        stats.sent_bytes += delivery.sent if delivery else 0
+            self._count(scope["method"], target, result, record)
         level = logging.INFO if delivery or error else logging.DEBUG  # own endpoints: `status --watch` polls them
         if not access_log.isEnabledFor(level):
             return

@@ -32,6 +32,7 @@ A message says what happened, which URL, what is kept and what to do. People see
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
 """
 
+import re
 from typing import Self
 
 from .rules.cache_status import CacheStatus
@@ -47,6 +48,11 @@ class ProxyError(Exception):
         self.message = message
         self.headers = headers
         """Extra response headers, such as Allow or Retry-After."""
+
+    @property
+    def cause(self) -> str:
+        """The kind of error in a word for metrics and lists: UpstreamTimeout is "upstream-timeout"."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(self).__name__).lower()
 
     def with_cache_status(self, cache_status: CacheStatus, *headers: tuple[str, str]) -> Self:
         """A copy that has `cache_status`, and `headers` besides. A copy, because other requests may hold this one."""

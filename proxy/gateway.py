@@ -66,7 +66,7 @@ class Gateway:
         self.stats = Stats()
         self.started_at = clock()
         self.store = Store(settings.cache_dir)
-        self.janitor = Janitor(self.store, settings.file.cache)
+        self.janitor = Janitor(self.store, settings.file.cache, self.stats.evicted)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
         self.negative = NegativeCache(clock)

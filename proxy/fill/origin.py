@@ -18,6 +18,7 @@ from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
+from ..stats import mirror_label
 from ..upstream.client import Upstream
 from ..upstream.exchange import Exchange
 from ..upstream.wording import first_error
@@ -163,6 +164,7 @@ class Origin:
             is_over = isinstance(error, UpstreamChanged) and error.is_final
             if is_over or self._failures > self._context.settings.retries or delay > REST_WAIT_MAX:
                 raise error
+            self._context.stats.resumes[mirror_label(self._target.mirror),] += 1
             if self._failures > 1 or is_changed:  # the mirror that broke is asked once more
                 health.failed(self._url, self._now())
                 self._url = health.order(self.urls, self._now())[0]

@@ -149,6 +149,10 @@ class Index:
         for key, value in self._rows._sql(sql, (f"{kind}:", f"{kind};")):
             yield key.removeprefix(f"{kind}:"), msgspec.json.decode(value, type=row)
 
+    def count_entries(self) -> int:
+        sql = "SELECT COUNT(*) FROM Cache WHERE key > 'entry:' AND key < 'entry;'"
+        return int(self._rows._sql(sql).fetchone()[0])
+
     def usage(self, key: str) -> Usage:
         row = self._rows.get(f"use:{key}")
         return Usage() if row is None else msgspec.json.decode(row, type=Usage)

@@ -14,10 +14,12 @@ from ..errors import ProxyError, RequestError
 from ..gateway import Gateway
 from ..prefetch import prefetch
 from ..rules.digests import Digest
+from .metrics import exposition
+from .monitor import Monitor
 from .status import OWN_PATH, status, whole_status
 
 
-def own_endpoints(gateway: Gateway) -> Starlette:
+def own_endpoints(gateway: Gateway, monitor: Monitor) -> Starlette:
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -26,6 +28,10 @@ def own_endpoints(gateway: Gateway) -> Starlette:
 
     async def show_own_status(request: Request) -> Response:
         return JSONResponse(status(gateway))
+
+    async def show_metrics(request: Request) -> Response:
+        text, content_type = await exposition(gateway, monitor, request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
     async def start_prefetch(request: Request) -> Response:
         gateway.settings.access.judge_change(request.method, request.headers.raw)
@@ -60,6 +66,7 @@ def own_endpoints(gateway: Gateway) -> Starlette:
             Route("/-/healthz", healthz),
             Route("/-/status", show_status),
             Route(OWN_PATH, show_own_status),
+            Route("/-/metrics", show_metrics),
             Route("/-/api/prefetch", start_prefetch, methods=["POST"]),
         ],
         exception_handlers={HTTPException: _http_error, ProxyError: _proxy_error},

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ProxyError
 from ..fill.fill import Fill
 from ..gateway import Gateway
+from ..stats import total
 from ..store.servers import ServerRecord, running
 from ..upstream.local import LocalServer
 
@@ -71,10 +72,10 @@ def status(gateway: Gateway) -> dict[str, Any]:
     return {
         "fills": [fill_status(fill, now) for fill in gateway.flights.running()],
         "totals": {
-            "requests": dict(stats.requests),
-            "fills": dict(stats.fills),
-            "sent_bytes": stats.sent_bytes,
-            "fetched_bytes": stats.fetched_bytes,
+            "requests": total(stats.requests, 3),
+            "fills": total(stats.fills, 1),
+            "sent_bytes": stats.sent_bytes.total(),
+            "fetched_bytes": stats.fetched_bytes.total(),
         },
         "workers": [
             {
