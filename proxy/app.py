@@ -20,10 +20,11 @@ from .log import events, log
 from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
-from .stats import mirror_label
+from .stats import Stats, mirror_label
 from .store.pseudonym import pseudonym
 from .upstream.wording import WAY_OUT
 from .web.monitor import Monitor
+from .web.page import PATHS
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]
@@ -40,7 +41,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
         target, server = scope["raw_target"], scope.get("server")
-        record = _AccessRecord(send, started)
+        record = _AccessRecord(send, started, self.gateway.stats)
         try:
             access = self.gateway.settings.access
             access.judge(target, scope["headers"], (scope.get("client") or (None,))[0], (server or (None,))[0])
@@ -48,7 +49,7 @@ class Application:
             if is_via(scope["headers"], pseudonym(self.gateway.store.root)):
                 what = _shown(target)[:200]
                 raise LoopDetected(f"{what} was asked for by this very fetchonce: upstream leads back to it. {WAY_OUT}")
-            if target.startswith(b"/-/") or target in (b"/", b"/-"):
+            if target.startswith(b"/-/") or target.partition(b"?")[0] in PATHS:
                 scope["path"] = target.partition(b"?")[0].decode("latin-1")
                 await self._own(scope, receive, record.send)
             else:
@@ -104,8 +105,6 @@ class Application:
                 mirror = self.gateway.mirrors.resolve(target).mirror
         label = mirror_label(mirror)
         stats.requests[label, method if method in ("GET", "HEAD") else "other", str(record.status), result] += 1
-        if record.delivery:
-            stats.sent_bytes[label,] += record.delivery.sent
         if record.first_ms is not None:
             stats.first_byte.observe(record.first_ms / 1000)
 
@@ -142,10 +141,10 @@ class Application:
 class _AccessRecord:
     """What the access line says of one request, gathered on the way."""
 
-    __slots__ = ("_send", "delivery", "error", "first_ms", "is_aborted", "sent", "started", "status")
+    __slots__ = ("_send", "_stats", "delivery", "error", "first_ms", "is_aborted", "sent", "started", "status")
 
-    def __init__(self, send: Send, started: float) -> None:
-        self._send, self.started = send, started
+    def __init__(self, send: Send, started: float, stats: Stats) -> None:
+        self._send, self.started, self._stats = send, started, stats
         self.status = self.sent = 0
         self.first_ms: float | None = None
         self.delivery: Delivery | None = None
@@ -158,7 +157,10 @@ class _AccessRecord:
             self.first_ms = (time.monotonic() - self.started) * 1000
         await self._send(message)
         # Bytes handed to the server. Of a HEAD, or of the last piece before a break, fewer may have left.
-        self.sent += message.get("count", 0) + len(message.get("body", b""))
+        count = message.get("count", 0) + len(message.get("body", b""))
+        self.sent += count
+        if self.delivery and count:  # at once, and not at the end, which may be hours away
+            self._stats.sent_bytes[mirror_label(self.delivery.target.mirror),] += count
 
 
 def _base(scope: Scope) -> str:

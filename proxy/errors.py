@@ -7,6 +7,8 @@ ProxyError                    500
 │   ├── Forbidden             403   this client, or this page, may not ask
 │   ├── MethodNotAllowed      405
 │   ├── ProxyUnauthorized     407   the token is missing, and the client uses us as its proxy
+│   ├── NotStored             404   an entry that the API was asked about
+│   ├── Busy                  409   what is to be changed is being fetched right now
 │   ├── PreconditionFailed    412
 │   ├── RangeNotSatisfiable   416
 │   ├── Misdirected           421   Host is not one of our names
@@ -88,6 +90,14 @@ class MethodNotAllowed(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, headers=(("allow", "GET, HEAD"),))
+
+
+class NotStored(RequestError):
+    status = 404
+
+
+class Busy(RequestError):
+    status = 409
 
 
 class PreconditionFailed(RequestError):

@@ -11,9 +11,7 @@ import click
 
 from ..config import Settings
 from ..rules.mirrors import proxied_path
-from ..store.blobs import Record
-from ..store.partial import PartialRecord
-from ..store.store import Store
+from ..web.entries import list_objects, matches
 from .common import (
     age_text,
     json_option,
@@ -151,12 +149,6 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
     return removed, refused
 
 
-async def list_objects(store: Store) -> list[dict[str, Any]]:
-    objects = [_from_entry(record) for record in await store.records()]
-    objects += [_from_partial(record) for record in await store.unfinished()]
-    return sorted(objects, key=lambda each: each["url"])
-
-
 def named(settings: Settings, objects: list[dict[str, Any]], argument: str) -> list[tuple[str, str]]:
     """As `identify`, of every stored object that a glob matches; of one object, if there is none."""
     is_exact = any(each["url"] == argument for each in objects)
@@ -174,44 +166,3 @@ def identify(settings: Settings, objects: list[dict[str, Any]], url: str) -> tup
             return each["key"], url
     target = resolve(settings, url)
     return target.key, target.url
-
-
-def matches(url: str, pattern: str) -> bool:
-    return fnmatchcase(url, pattern) if "*" in pattern or "?" in pattern else pattern in url
-
-
-def _from_entry(record: Record) -> dict[str, Any]:
-    entry = record.entry
-    return {
-        "url": entry.url,
-        "mirror": entry.mirror,
-        "size": entry.size,
-        "digest": f"sha256:{entry.sha256}",
-        "verified": entry.verified,
-        "state": "complete",
-        "hits": record.usage.hits,
-        "pinned": entry.pinned,
-        "stored_at": entry.stored_at,
-        "used_at": record.usage.used_at or None,
-        "key": entry.key,
-        "validated_at": entry.validated_at,
-        "headers": entry.head.headers,
-    }
-
-
-def _from_partial(record: PartialRecord) -> dict[str, Any]:
-    return {
-        "url": record.url,
-        "mirror": record.mirror,
-        "size": sum(end - start for start, end in record.extents),
-        "digest": None,
-        "verified": None,
-        "state": "partial",
-        "hits": 0,
-        "pinned": False,
-        "stored_at": None,
-        "used_at": None,
-        "key": record.key,
-        "length": record.head.length,
-        "headers": record.head.headers,
-    }

@@ -165,7 +165,7 @@ class Serve:
                     link.ready()
                 else:
                     self._say_started()
-                async with monitor.running(lambda: server.connections):
+                async with monitor.running(server):
                     await server.run()
         finally:
             for each in (*sockets, *secure):

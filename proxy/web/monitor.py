@@ -6,8 +6,9 @@ all, and what a dead worker has counted is not lost.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -49,20 +50,34 @@ class Snapshot:
     gauges: Gauges = field(default_factory=Gauges)
 
 
+class Watched(Protocol):
+    """The server of this process."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def stopping(self) -> bool: ...
+
+
 class Monitor:
     """Of one process. `slots` and `index` are its place among the workers; None: it is the only one."""
 
     def __init__(self, gateway: Gateway, slots: Slots | None = None, index: int = 0) -> None:
         self._gateway, self._slots, self._index = gateway, slots, index
-        self._connections: Callable[[], int] = lambda: 0
+        self._server: Watched | None = None
         self._lags = [0.0] * 60
         if slots and (left := slots.read(index)):  # by the worker that was here before
             gateway.stats.add(_decoded(left).stats)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server wants to end: an endless answer must end now."""
+        return self._server is not None and self._server.stopping
+
     @contextlib.asynccontextmanager
-    async def running(self, connections: Callable[[], int]) -> AsyncIterator[None]:
-        """Watch the event loop and tell the other workers, while the block runs. `connections`: how many are open."""
-        self._connections = connections
+    async def running(self, server: Watched) -> AsyncIterator[None]:
+        """Watch the event loop and tell the other workers, while the block runs."""
+        self._server = server
         ticking = asyncio.create_task(self._tick())
         try:
             yield
@@ -85,7 +100,7 @@ class Monitor:
     def _gauges(self) -> Gauges:
         fills = self._gateway.flights.running()
         return Gauges(
-            connections=self._connections(),
+            connections=self._server.connections if self._server else 0,
             fills=sum(not fill.is_following for fill in fills),
             readers=sum(fill.readers for fill in fills),
             reserved_bytes=self._gateway.janitor.reserved,
