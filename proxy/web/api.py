@@ -43,7 +43,8 @@ def api_routes(gateway: Gateway) -> list[Route]:
         start, length = _number(query, "offset", 0, 2**53), _number(query, "limit", 100, PAGE_MAX)
         search = query.get("q", "")
         objects = await list_objects(gateway.store)
-        coming = {each["key"] for each in objects if each["state"] == "partial" and gateway.store.is_locked(each["key"])}
+        unfinished = [each["key"] for each in objects if each["state"] == "partial"]
+        coming = {key for key in unfinished if gateway.store.is_locked(key)}  # shown as fills, with what has come
         found = [each for each in objects if each["key"] not in coming and matches(each["url"], search)]
         return JSONResponse(page(found, sort, descending=order == "desc", start=start, length=length))
 
