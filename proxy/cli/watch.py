@@ -87,7 +87,8 @@ def _fill(fill: Status, rate: float) -> Iterator[RenderableType]:
         row.add_column(justify="right", no_wrap=True, min_width=width)
     of = f"{size_text(done)} of {size_text(length)} ({done * 100 // length}%)" if length else size_text(done)
     left = f"{age_text((length - done) / rate)} left" if length and rate else ""
-    row.add_row(ProgressBar(length or 100, done if length else 0, pulse=not length), of, f"{size_text(int(rate))}/s" if rate else "waiting", left)
+    bar = ProgressBar(length or 100, done if length else 0, pulse=not length)
+    row.add_row(bar, of, f"{size_text(int(rate))}/s" if rate else "waiting", left)
     yield row
     yield Text(_about(fill), style="dim", overflow="ellipsis", no_wrap=True)
     if fill["trouble"]:
