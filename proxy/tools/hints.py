@@ -116,7 +116,7 @@ HINTS = (
         "puts them into minikube's cache.",
     ),
     Hint(
-        ("podman machine",),
+        ("podman machine", "podman"),
         (
             Step("podman machine init --image-path {base}/HOST/PATH", "`--image` for podman 5 and newer"),
         ),
