@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "store": PLAIN,
     "rules": {"errors"},
     "fill": PLAIN | {"stats", "store", "upstream"},
-    "web": PLAIN | FLAT - {"app", "__main__"} | {"fill", "store", "upstream"},
+    "web": PLAIN | FLAT - {"app", "__main__"} | {"fill", "store", "upstream", "tools"},
     "tools": PLAIN,
     "cli": PLAIN | FLAT - {"__main__"} | {"fill", "store", "upstream", "serving", "web", "tools"},
 }

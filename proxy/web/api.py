@@ -18,6 +18,8 @@ from ..gateway import Gateway
 from ..prefetch import prefetch
 from ..rules.digests import Digest
 from ..store.integrity import find_damage
+from ..tools import hints
+from ..version import VERSION
 from .entries import SORTS, list_objects, matches, page
 
 PAGE_MAX = 1000
@@ -94,6 +96,11 @@ def api_routes(gateway: Gateway) -> list[Route]:
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
+    async def tools(request: Request) -> Response:
+        # The address under which the browser found us; other machines may need another one.
+        addresses = hints.Addresses(f"{request.scope['scheme']}://{request.headers.get('host', '127.0.0.1:8642')}")
+        return JSONResponse({"tools": [hints.as_value(each, addresses) for each in hints.HINTS], "version": VERSION})
+
     one = "/-/api/entries/{key:str}"
     return [
         Route("/-/api/entries", entries),
@@ -101,6 +108,7 @@ def api_routes(gateway: Gateway) -> list[Route]:
         Route(one, changing(remove), methods=["DELETE"]),
         Route(f"{one}/pin", changing(pin), methods=["POST"]),
         Route(f"{one}/verify", changing(verify), methods=["POST"]),
+        Route("/-/api/tools", tools),
         Route("/-/api/prefetch", changing(fetch), methods=["POST"]),
     ]
 

@@ -11,10 +11,8 @@ from tests.origin import pattern_bytes
 
 SIZE = 4_000_000
 FRESH = {"cache_control": "max-age=600"}
-ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+ARGUMENTS += ["--disable-background-networking", "--disable-component-update"]
 chromium = shutil.which("chromium") or shutil.which("google-chrome")
 in_a_browser = pytest.mark.skipif(chromium is None, reason="Chromium is not installed")
 

@@ -281,9 +281,9 @@ async function copy(text, button) {
 async function loadTools() {
   const { tools, version } = await call("/-/api/tools");
   $("version").textContent = `fetchonce ${version}`;
-  $("tool").replaceChildren(...tools.map((tool) => make("option", { value: tool.name, textContent: tool.name })));
+  $("tool").replaceChildren(...tools.map((tool) => make("option", { value: tool.tool, textContent: tool.tool })));
   const show = () => {
-    const tool = tools.find((each) => each.name === $("tool").value);
+    const tool = tools.find((each) => each.tool === $("tool").value);
     $("hint").replaceChildren(...tool.steps.map(copyLine), make("p", { textContent: tool.note }));
   };
   $("tool").addEventListener("change", show);
