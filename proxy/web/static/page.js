@@ -63,7 +63,7 @@ function showFills(list, failures) {
   }
   $("no-fills").hidden = list.length > 0;
   $("running-title").textContent = list.length ? `Coming in (${list.length})` : "Coming in";
-  if (isOneOver) loadEntries();
+  if (isOneOver) loadSoon();
 }
 
 function newFill(fill) {
@@ -168,7 +168,17 @@ async function call(path, method = "GET", body = undefined) {
   return value;
 }
 
+let soon;
+let loadedAt = 0;
+
+// Hundreds of small files may come one after the other: the list is asked for every three seconds at most.
+function loadSoon() {
+  clearTimeout(soon);
+  soon = setTimeout(loadEntries, Math.max(0, loadedAt + 3000 - Date.now()));
+}
+
 async function loadEntries() {
+  loadedAt = Date.now();
   const number = (view.asked += 1);
   const query = new URLSearchParams({ q: $("search").value.trim(), sort: view.sort, order: view.order, limit: Math.min(view.shown, 1000) });
   let found;
@@ -266,6 +276,8 @@ function copyLine({ text, about }) {
   return about ? make("div", {}, make("p", { textContent: `${about}:` }), line) : line;
 }
 
+const withCode = (text) => text.split("`").map((part, index) => (index % 2 ? make("code", { textContent: part }) : part));
+
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
@@ -284,7 +296,7 @@ async function loadTools() {
   $("tool").replaceChildren(...tools.map((tool) => make("option", { value: tool.tool, textContent: tool.tool })));
   const show = () => {
     const tool = tools.find((each) => each.tool === $("tool").value);
-    $("hint").replaceChildren(...tool.steps.map(copyLine), make("p", { textContent: tool.note }));
+    $("hint").replaceChildren(...tool.steps.map(copyLine), make("p", {}, ...withCode(tool.note)));
   };
   $("tool").addEventListener("change", show);
   show();
