@@ -20,6 +20,7 @@ COMMANDS = {
     "config": ("config", "Check or show the configuration."),
     "hint": ("hint", "Say what to type so that a tool fetches through fetchonce."),
     "ls": ("entries", "List what is stored."),
+    "man": ("man", "Print the manual page."),
     "pin": ("space", "Never evict these URLs."),
     "prefetch": ("prefetch", "Bring URLs into the cache, through the running server if there is one."),
     "prune": ("space", "Remove what was not used for long."),
