@@ -45,7 +45,7 @@ def body_of(text: str) -> str | None:
 def was_absent(text: str) -> bool:
     """Whether the file was made for the block."""
     found = _BLOCK.search(text)
-    return bool(found) and ABSENT in found[2]
+    return found is not None and ABSENT in found[2]
 
 
 def is_torn(text: str) -> bool:
