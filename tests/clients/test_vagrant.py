@@ -1,7 +1,7 @@
 """The real Vagrant, by the hook of `fetchonce vagrant install` and by VAGRANT_SERVER_URL.
 
-`vagrant box add` runs curl: HEAD with `Accept: application/json`, by whose Content-Type it tells metadata from a box, then
-GET. It goes on with the half of a box that a broken run has left in its home."""
+`vagrant box add` runs curl: HEAD with `Accept: application/json`, by whose Content-Type it tells metadata from a box,
+then GET. It goes on with the half of a box that a broken run has left in its home."""
 
 import asyncio
 import hashlib
@@ -200,7 +200,9 @@ async def test_which_downloads_the_hook_leads_here(origin, proxy_factory, tmp_pa
 
     proxy.terminate()
     urls = [*leads, "https://images.example/elsewhere/a"]
-    assert {url: found[0] for url, found in (await becomes(tmp_path, urls, **login)).items()} == {url: url for url in urls}
+    assert {url: found[0] for url, found in (await becomes(tmp_path, urls, **login)).items()} == {
+        url: url for url in urls
+    }
     proxy.run("vagrant", "install", "--vagrant-home", str(tmp_path), "--proxy", own, "--no-fallback")
     found = await becomes(tmp_path, urls, **login)
     assert {url: source for url, (source, *_) in found.items()} == leads | {urls[-1]: urls[-1]}
