@@ -359,8 +359,13 @@ def _forwarded(forward: Forward) -> CacheStatus:
 
 
 def _is_rewritten(request: Request, target: Target) -> bool:
-    """Whether upstream's URLs in the body become ours. Nobody can ask for that by its digest."""
-    return request.base is not None and target.digest is None and target.mirror.is_rewritten(target.path)
+    """Whether upstream's URLs in the body become ours.
+
+    Not where the client has not named us, wants a certain digest, or asks for upstream's bytes (RFC 9111 §5.2.1.6).
+    """
+    if request.base is None or target.digest or not target.mirror.is_rewritten(target.path):
+        return False
+    return "no-transform" not in policy.request_directives(request.headers)
 
 
 def _is_refusal(error: UpstreamError) -> bool:

@@ -79,6 +79,7 @@ $places
       require "net/http"
       uri = URI.parse(url)
       request = Net::HTTP::Head.new(uri)
+      request["Cache-Control"] = "no-transform"
       request.basic_auth(*[uri.user, uri.password].map { |each| URI.decode_www_form_component(each.to_s) }) if uri.user
       http = Net::HTTP.new(uri.hostname, uri.port, nil)
       http.use_ssl = uri.scheme == "https"
@@ -93,6 +94,7 @@ $places
       options = download.instance_variable_get(:@extra_download_options).to_a
       download.instance_variable_set(:@extra_download_options, options + ["--noproxy", URI.parse(address).hostname])
       download.headers = Array(download.headers).reject { |each| each =~ /\Aauthorization:/i }
+      download.headers << "Cache-Control: no-transform" # metadata with upstream's URLs: they come here too, one by one
       download.source = ours
     end
   end

@@ -77,7 +77,8 @@ __END__\r
 
 
 async def test_with_the_hook_all_comes_through_us_and_what_vagrant_keeps_is_upstreams(origin, proxy_factory, tmp_path):
-    proxy = proxy_factory(mirrors={}, config_text=f'[[mirror]]\nname = "u"\nupstreams = ["{origin.url()}"]\n')
+    config = f'[[mirror]]\nname = "u"\nupstreams = ["{origin.url()}"]\nrewrite = ["^/acme/web$"]\n'
+    proxy = proxy_factory(mirrors={}, config_text=config)
     secure = f"https://127.0.0.1:{origin.port}"  # speaks no TLS: nobody gets anything from it but by way of us
     homes = [tmp_path / "one", tmp_path / "the other"]
     homes[0].mkdir()
@@ -194,7 +195,8 @@ async def test_which_downloads_the_hook_leads_here(origin, proxy_factory, tmp_pa
     login = {"VAGRANT_SERVER_URL": f"http://{cloud}", "VAGRANT_CLOUD_TOKEN": "mine"}
     for url, (source, more, options) in (await becomes(tmp_path, [*leads, *stay], **login)).items():
         assert source == leads.get(url, url)
-        assert more == (["Authorization: Bearer mine"] if url.endswith("/private") else [])
+        theirs = ["Authorization: Bearer mine"] if url.endswith("/private") else []
+        assert more == (["Cache-Control: no-transform"] if url in leads else theirs)
         assert ("--noproxy 127.0.0.1" in options) == (url in leads)
     assert origin.count("/public", None) == origin.count("/private", "HEAD") == 1
 
@@ -206,7 +208,7 @@ async def test_which_downloads_the_hook_leads_here(origin, proxy_factory, tmp_pa
     proxy.run("vagrant", "install", "--vagrant-home", str(tmp_path), "--proxy", own, "--no-fallback")
     found = await becomes(tmp_path, urls, **login)
     assert {url: source for url, (source, *_) in found.items()} == leads | {urls[-1]: urls[-1]}
-    assert not any(more for _, more, _ in found.values())
+    assert {line for _, more, _ in found.values() for line in more} == {"Cache-Control: no-transform"}
 
 
 class Negotiating(BaseHTTPRequestHandler):

@@ -265,5 +265,9 @@ async def test_who_does_not_name_us_or_asks_for_a_digest_gets_upstreams_bytes(pr
     answer = await proxy.raw(f"GET /u{resource.path} HTTP/1.0\r\n\r\n".encode())
     assert answer.endswith(TEXT)
     assert (await proxy.get(f"/sha256:{digest}/u{resource.path}")).body == TEXT
+    for method in ("HEAD", "GET"):
+        plain = await proxy.get(f"/u{resource.path}", {"Cache-Control": "no-transform"}, method=method)
+        assert plain.body == (TEXT if method == "GET" else b"")
+        assert plain.headers["etag"] == resource.shown()[1]["etag"]
     other = origin.body("/documents/other.txt", TEXT)
     assert (await proxy.get(f"/u{other.path}")).body == TEXT
