@@ -4,6 +4,7 @@ resolve    rules.mirrors   target → mirror, key, upstream URLs
 lookup     store           key → entry
 decide     rules.policy    request, entry, now → serve, ask or refuse
 join       flights, fill   ask: one fill for all who want the same
+rewrite    rewritten       lists of files: upstream's URLs → ours
 deliver    delivery        body → status, headers, ranges, bytes
 """
 

@@ -80,7 +80,8 @@ $places
       uri = URI.parse(url)
       request = Net::HTTP::Head.new(uri)
       request["Cache-Control"] = "no-transform"
-      request.basic_auth(*[uri.user, uri.password].map { |each| URI.decode_www_form_component(each.to_s) }) if uri.user
+      unescaped = [uri.user, uri.password].map { |each| URI::RFC2396_Parser.new.unescape(each.to_s) }
+      request.basic_auth(*unescaped) if uri.user
       http = Net::HTTP.new(uri.hostname, uri.port, nil)
       http.use_ssl = uri.scheme == "https"
       http.open_timeout = 0.5

@@ -157,7 +157,7 @@ async def test_which_downloads_the_hook_leads_here(origin, proxy_factory, tmp_pa
     config = f"""
         shipped_mirrors = false
         [access]
-        token = "to/ken"
+        token = "to+k/en"
         clients = ["192.0.2.1"]
         allow_hosts = ["*.allowed.example"]
         [[mirror]]
@@ -169,7 +169,7 @@ async def test_which_downloads_the_hook_leads_here(origin, proxy_factory, tmp_pa
         forward_authorization = false
     """
     proxy = proxy_factory(mirrors={}, config_text=config)
-    own = proxy.url("").rstrip("/").replace("//", "//me:to%2Fken@")
+    own = proxy.url("").rstrip("/").replace("//", "//me:to+k%2Fen@")
     proxy.run("vagrant", "install", "--vagrant-home", str(tmp_path), "--proxy", own)
     origin.body("/public", b"{}")
     origin.body("/private", b"{}").status(404)
