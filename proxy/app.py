@@ -79,7 +79,8 @@ class Application:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        async with self.gateway.handle(Request(method, target, headers, gone)) as delivery:
+        base = access.own_base(scope["scheme"], scope["raw_target"], scope["headers"], scope.get("server"))
+        async with self.gateway.handle(Request(method, target, headers, gone, base)) as delivery:
             record.delivery = delivery
             await delivery.send(record.send)
 

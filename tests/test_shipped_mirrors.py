@@ -16,7 +16,8 @@ from proxy.rules.mirrors import Mirror, MirrorTable, Target, is_valid_name, pars
 FILES = sorted((Path(__file__).parent.parent / "config" / "mirrors").glob("*.toml"))
 TABLES = [(file, table) for file in FILES for table in tomllib.loads(file.read_text("utf-8"))["mirror"]]
 KEYS = {
-    "name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "connections", "forward_authorization",
+    "name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "rewrite", "connections",
+    "forward_authorization",
 }  # fmt: skip
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -32,6 +33,7 @@ def mirror_of(table: dict[str, Any]) -> Mirror:
         ttl=float(ttl[1]) * SECONDS[ttl[2]],
         checksums=tuple(table.get("checksums", ())),
         ignore_query=table.get("ignore_query", False),
+        rewrite=tuple(table.get("rewrite", ())),
         forward_authorization=table.get("forward_authorization", True),
     )
 
@@ -174,6 +176,7 @@ URLS = [
     (f"{GITHUB}/kholia/OSX-KVM/raw/master/OVMF_CODE.fd", "github", NEITHER, ""),
     (f"{GITHUB}/kholia/OSX-KVM/raw/v1.2.3/OVMF_CODE.fd", "github", IMMUTABLE, ""),
     ("https://raw.githubusercontent.com/lima-vm/lima/master/templates/default.yaml", "github-raw", NEITHER, ""),
+    ("https://raw.githubusercontent.com/canonical/multipass/refs/heads/main/data/distributions/distribution-info.json", "github-raw", NEITHER, ""),
     ("https://raw.githubusercontent.com/lima-vm/lima/v2.2.0/templates/default.yaml", "github-raw", IMMUTABLE, ""),
     (f"{GCS}/minikube/iso/minikube-v1.34.0-amd64.iso", "minikube", IMMUTABLE, "{}.sha256"),
     (f"{GCS}/minikube/iso/minikube-v1.34.0-amd64.iso.sha256", "minikube", NEITHER, ""),
@@ -273,10 +276,20 @@ def test_every_pattern_has_an_url_in_the_table() -> None:
     unused = [
         (mirror.name, pattern)
         for mirror in MIRRORS
-        for pattern in (*mirror.immutable, *mirror.moving)
+        for pattern in (*mirror.immutable, *mirror.moving, *mirror.rewrite)
         if not any(re.search(pattern, path) for path in paths[mirror.name])
     ]
     assert unused == []
+
+
+def test_what_names_files_by_absolute_urls_is_rewritten() -> None:
+    rewritten = {url for url, *_ in URLS if (of := TABLE.resolve(url)).mirror.is_rewritten(of.path)}
+    assert rewritten == {
+        "https://builds.coreos.fedoraproject.org/streams/stable.json",
+        "https://raw.githubusercontent.com/canonical/multipass/refs/heads/main/data/distributions/distribution-info.json",
+        f"{VAGRANT}/api/v2/vagrant/generic/ubuntu2204",
+        f"{VAGRANT}/ubuntu/trusty64",
+    }
 
 
 @pytest.mark.parametrize(("file", "table"), TABLES, ids=[table["name"] for _, table in TABLES])

@@ -31,6 +31,7 @@ COMMANDS = {
     "tls": ("tls", "A certificate for tools that insist on https."),
     "unpin": ("space", "Let pinned URLs be evicted again."),
     "url": ("entries", "Print the proxied form of an upstream URL."),
+    "vagrant": ("vagrant", "Have Vagrant's boxes come through fetchonce."),
     "verify": ("verify", "Read stored bodies again and compare their digests."),
 }
 """Each command's module and its line in --help. A module is imported when its command runs: `ls` needs no server."""

@@ -27,7 +27,8 @@ QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less t
 
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
-    *("hint", "completion", "config", "config check", "config show"),
+    *("hint", "completion", "man", "config", "config check", "config show"),
+    *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),
 ]
 
 CONFIG = """\
