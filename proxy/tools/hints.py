@@ -152,6 +152,10 @@ HINTS = (
         "not covered: systems on hosts that no mirror has. For these use the original.",
     ),
     Hint(
+        ("coreos-installer", "Fedora CoreOS"),
+        (Step("coreos-installer download --stream-base-url {base}/builds.coreos.fedoraproject.org/streams/"),),
+    ),
+    Hint(
         ("Ansible", "get_url"),
         (
             Step("url: {base}/HOST/PATH", "of `get_url`"),
@@ -167,9 +171,15 @@ HINTS = (
     ),
     Hint(
         ("Multipass",),
-        (Step("multipass set local.image.mirror={https}/cloud-images.ubuntu.com/"),),
-        "not covered: the index, which is fetched from upstream first all the same; Ubuntu Core; other "
-        "distributions, for which the daemon has MULTIPASS_DISTRIBUTIONS_URL.",
+        (
+            Step("multipass set local.image.mirror={https}/cloud-images.ubuntu.com/", "Ubuntu"),
+            Step(
+                "MULTIPASS_DISTRIBUTIONS_URL={https}/raw.githubusercontent.com/canonical/multipass/refs/heads/main/"
+                "data/distributions/distribution-info.json",
+                "others, in the daemon's environment",
+            ),
+        ),
+        "not covered: Ubuntu's index, which is fetched from upstream first all the same; Ubuntu Core.",
     ),
     Hint(
         ("cross-platform-actions", "CPA", "GitHub Actions"),
