@@ -206,9 +206,9 @@ HINTS = (
         ("Harvester", "Longhorn"),
         (
             Step("url: {remote}/HOST/PATH", "of a VirtualMachineImage"),
-            Step("fetchonce pin https://HOST/PATH"),
+            Step("fetchonce prefetch --pin https://HOST/PATH"),
         ),
-        "each new node fetches the image again, and cannot once upstream has deleted it: therefore pin it.",
+        "each new node fetches the image again, and cannot once upstream has deleted it. What is pinned stays.",
     ),
     Hint(
         ("Terraform", "OpenTofu", "bpg", "libvirt"),
