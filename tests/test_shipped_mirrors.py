@@ -315,6 +315,12 @@ def test_file_says_what_it_is_for(file: Path) -> None:
     assert not re.search(r'"[^"\n]*\\[^"\n]*"', text)
 
 
+def test_the_readme_names_them_all() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    said = readme.partition("These come with it:")[2].partition("([config/mirrors]")[0].lower().replace("\n", " ")
+    assert [file.stem for file in FILES if file.stem not in said and file.stem.replace("-", " ") not in said] == []
+
+
 def test_names_and_bases_are_unique() -> None:
     names = [mirror.name for mirror in MIRRORS]
     bases = [(parse_target(url).host, parse_target(url).path) for mirror in MIRRORS for url in mirror.upstreams]

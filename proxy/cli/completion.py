@@ -59,4 +59,4 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     root = click.get_current_context().find_root()
-    click.echo(ShellComplete.source(found(root.command, {}, "fetchonce", VARIABLE)), nl=False)
+    click.echo(found(root.command, {}, "fetchonce", VARIABLE).source(), nl=False)

@@ -62,8 +62,8 @@ HINTS = (
         (
             Step("fetchonce lima install", "once, with upstream as fallback"),
             Step(
-                "limactl start --set '(.. | select(tag == \"!!map\" and has(\"location\")) | .location) |= "
-                "sub(\"^https?://\", \"{base}/\")' template:ubuntu",
+                'limactl start --set \'(.. | select(tag == "!!map" and has("location")) | .location) |= '
+                'sub("^https?://", "{base}/")\' template:ubuntu',
                 "for one VM",
             ),
         ),
@@ -73,9 +73,7 @@ HINTS = (
     ),
     Hint(
         ("Colima",),
-        (
-            Step("diskImageMirror: {base}/github.com", "in `colima.yaml`, or in the template for new profiles"),
-        ),
+        (Step("diskImageMirror: {base}/github.com", "in `colima.yaml`, or in the template for new profiles"),),
         "not covered: k3s and what it fetches. There is no fallback. The template is a whole colima.yaml, "
         "~/.config/colima/_templates/default.yaml",
     ),
@@ -117,32 +115,28 @@ HINTS = (
     ),
     Hint(
         ("podman machine", "podman"),
-        (
-            Step("podman machine init --image-path {base}/HOST/PATH", "`--image` for podman 5 and newer"),
-        ),
+        (Step("podman machine init --image-path {base}/HOST/PATH", "`--image` for podman 5 and newer"),),
         "not covered: the image that podman takes without the option. It comes from an OCI registry.",
     ),
     Hint(
         ("virt-builder",),
-        (
-            Step("virt-builder --source {base}/builder.libguestfs.org/index.asc fedora-42"),
-        ),
+        (Step("virt-builder --source {base}/builder.libguestfs.org/index.asc fedora-42"),),
         "not covered: packages that --install and --update fetch. For every run: uri= in "
         "/etc/virt-builder/repos.d/*.conf",
     ),
     Hint(
         ("virt-install",),
-        (
-            Step("virt-install --cdrom {base}/HOST/PATH"),
-        ),
-        "not covered: packages that the installer fetches. With --location the guest asks the same address: give "
-        "one that it reaches, such as 192.168.122.1, and listen there.",
+        (Step("virt-install --cdrom {base}/HOST/PATH"),),
+        "qemu reads it over HTTP while the guest runs, so fetchonce must run too. With --location the guest asks "
+        "the same address: give one that it reaches, such as 192.168.122.1, and listen there. Not covered: "
+        "packages that the installer fetches.",
     ),
     Hint(
         ("diskimage-builder", "disk-image-create", "dib"),
         (
             Step('export DIB_CLOUD_IMAGES="{base}/cloud-images.ubuntu.com/noble/current"', "for Ubuntu"),
             Step('export SHA256SUMS="{base}/cloud-images.ubuntu.com/noble/current/SHA256SUMS"'),
+            Step('export DIB_RELEASE="noble"'),
         ),
         "not covered: packages (see DIB_DISTRIBUTION_MIRROR) and sources. There is no fallback: unset them where "
         "fetchonce does not run.",
@@ -158,6 +152,10 @@ HINTS = (
         "not covered: systems on hosts that no mirror has. For these use the original.",
     ),
     Hint(
+        ("coreos-installer", "Fedora CoreOS"),
+        (Step("coreos-installer download --stream-base-url {base}/builds.coreos.fedoraproject.org/streams/"),),
+    ),
+    Hint(
         ("Ansible", "get_url"),
         (
             Step("url: {base}/HOST/PATH", "of `get_url`"),
@@ -167,25 +165,25 @@ HINTS = (
     ),
     Hint(
         ("Incus", "LXD", "lxc"),
-        (
-            Step("incus remote add once {https}/images.linuxcontainers.org --protocol=simplestreams"),
-        ),
+        (Step("incus remote add once {https}/images.linuxcontainers.org --protocol=simplestreams"),),
         "for LXD it is `lxc remote add`. Then launch from `once:`; the remote `images:` stays as it is.",
         shown=2,
     ),
     Hint(
         ("Multipass",),
         (
-            Step("multipass set local.image.mirror={https}/cloud-images.ubuntu.com/"),
+            Step("multipass set local.image.mirror={https}/cloud-images.ubuntu.com/", "Ubuntu"),
+            Step(
+                "MULTIPASS_DISTRIBUTIONS_URL={https}/raw.githubusercontent.com/canonical/multipass/refs/heads/main/"
+                "data/distributions/distribution-info.json",
+                "others, in the daemon's environment",
+            ),
         ),
-        "not covered: the index, which is fetched from upstream first all the same; Ubuntu Core; other "
-        "distributions, for which the daemon has MULTIPASS_DISTRIBUTIONS_URL.",
+        "not covered: Ubuntu's index, which is fetched from upstream first all the same; Ubuntu Core.",
     ),
     Hint(
         ("cross-platform-actions", "CPA", "GitHub Actions"),
-        (
-            Step('export CPA_RESOURCE_URL="{base}/github.com"', "or under `env:` of the workflow"),
-        ),
+        (Step('export CPA_RESOURCE_URL="{base}/github.com"', "or under `env:` of the workflow"),),
         "not covered: packages in the guest. There is no fallback.",
     ),
     Hint(
@@ -201,18 +199,16 @@ HINTS = (
     ),
     Hint(
         ("KubeVirt", "CDI", "DataVolume"),
-        (
-            Step("url: {remote}/HOST/PATH", "`source.http` of a DataVolume"),
-        ),
+        (Step("url: {remote}/HOST/PATH", "`source.http` of a DataVolume"),),
         "not covered: containerDisks and registry sources. CDI's importProxy works for http:// URLs only.",
     ),
     Hint(
         ("Harvester", "Longhorn"),
         (
             Step("url: {remote}/HOST/PATH", "of a VirtualMachineImage"),
-            Step("fetchonce pin https://HOST/PATH"),
+            Step("fetchonce prefetch --pin https://HOST/PATH"),
         ),
-        "each new node fetches the image again, and cannot once upstream has deleted it: therefore pin it.",
+        "each new node fetches the image again, and cannot once upstream has deleted it. What is pinned stays.",
     ),
     Hint(
         ("Terraform", "OpenTofu", "bpg", "libvirt"),
@@ -224,16 +220,12 @@ HINTS = (
     ),
     Hint(
         ("Glance", "OpenStack"),
-        (
-            Step("glance image-create-via-import --import-method web-download --uri {remote}/HOST/PATH"),
-        ),
+        (Step("glance image-create-via-import --import-method web-download --uri {remote}/HOST/PATH"),),
         "the port must be among allowed_ports of [import_filtering_opts].",
     ),
     Hint(
         ("qemu-img",),
-        (
-            Step("qemu-img convert -m 1 -O qcow2 {base}/HOST/PATH disk.qcow2"),
-        ),
+        (Step("qemu-img convert -m 1 -O qcow2 {base}/HOST/PATH disk.qcow2"),),
         "-m 1, because more coroutines hang now and then over HTTP, whatever the server.",
     ),
     Hint(
@@ -248,14 +240,12 @@ HINTS = (
     ),
     Hint(
         ("sstream-mirror", "simplestreams", "MAAS"),
-        (
-            Step("sstream-mirror {base}/cloud-images.ubuntu.com/releases/streams/v1/index.sjson DIR"),
-        ),
+        (Step("sstream-mirror {base}/cloud-images.ubuntu.com/releases/streams/v1/index.sjson DIR"),),
     ),
     Hint(
         ("curl", "wget", "aria2"),
         (
-            Step("curl -fLO -C - {base}/HOST/PATH", "also while the image is still coming"),
+            Step("curl -fLO {base}/HOST/PATH", "`-C -` goes on with a half, also while the image is coming"),
             Step("wget -c {base}/HOST/PATH"),
             Step("aria2c -x8 {base}/HOST/PATH"),
         ),

@@ -47,7 +47,10 @@ for each in $(seq $count); do cat answer-$each; done
 """
 
 
-def test_bash_completes_commands_options_urls_and_tools(cli, origin, shell):
+def test_bash_completes_commands_options_urls_and_tools(cli, origin, shell, tmp_path):
+    broken, missing = tmp_path / "broken", tmp_path / "missing"
+    (broken / "index").mkdir(parents=True)
+    (broken / "index" / "cache.db").write_bytes(b"no database" * 1000)
     for name in ("noble", "jammy", "noble%20big?a&b"):
         origin.body(f"/{name}", b"x").headers(cache_control="max-age=600")
     cli("prefetch", "/u/noble", "/u/jammy", "/u/noble%20big?a&b")
@@ -65,12 +68,15 @@ def test_bash_completes_commands_options_urls_and_tools(cli, origin, shell):
         f"fetchonce pin '{jammy[:-3]}": jammy,
         f"fetchonce verify --config {cli.config} {jammy[:-3]}": f"{after_colon}jammy",
         "fetchonce unpin --config /nowhere http": "",
+        f"fetchonce unpin --cache-dir {broken} http": "",
+        f"fetchonce unpin --cache-dir {missing} http": "",
         "fetchonce ls --config /etc/pass": "",  # bash then completes the names of files
     }
     process = shell("bash", "--norc", "-c", BASH, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate("".join(f"{line}\n" for line in expected), timeout=30)
     assert err == ""
     assert dict(zip(expected, out.splitlines(), strict=True)) == expected
+    assert not missing.exists()
 
 
 @pytest.mark.parametrize(

@@ -90,4 +90,5 @@ def test_env_is_for_eval_and_without_a_tool_harmless(cli, tmp_path):
     assert evaluated(safe.out, tmp_path) == {"MINIKUBE_ISO_URL": f"http://127.0.0.1:8642/{iso} https://{iso}"}
     assert evaluated(safe.out, os.devnull) == {"MINIKUBE_ISO_URL": ""}  # as if it were not set
     images = "http://127.0.0.1:8642/cloud-images.ubuntu.com/noble/current"
-    assert evaluated(dib.out, tmp_path) == {"DIB_CLOUD_IMAGES": images, "SHA256SUMS": f"{images}/SHA256SUMS"}
+    expected = {"DIB_CLOUD_IMAGES": images, "SHA256SUMS": f"{images}/SHA256SUMS", "DIB_RELEASE": "noble"}
+    assert evaluated(dib.out, tmp_path) == expected

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.tools.hints import Addresses, find
 from tests.harness import REPOSITORY
 
 SIZE = 48 << 20
@@ -41,6 +43,17 @@ async def run(*command, check=True, cwd=None, env=None):
             await process.wait()
     assert not check or process.returncode == 0, f"{command} exited {process.returncode}\n{out!r}\n{err!r}"
     return process.returncode, out
+
+
+def typed(tool, proxy, **places):
+    """What the README says to type for `tool`, line by line, to this proxy: HOST is its mirror `u`.
+
+    `places`: what to put in place of other words.
+    """
+    (hint,) = find(tool)
+    places = {"HOST": "u", **places}
+    lines = [Addresses(base=proxy.url("")).fill(step.text) for step in hint.steps]
+    return [functools.reduce(lambda line, pair: line.replace(*pair), places.items(), line) for line in lines]
 
 
 def build_go(name, folder):
