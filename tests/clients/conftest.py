@@ -1,9 +1,10 @@
-"""A slow, big image, and a key to sign with."""
+"""A slow, big image, a key to sign with, and Lima."""
 
 import subprocess
 
 import pytest
 
+from tests.clients.lima import Lima, build
 from tests.clients.tools import RATE, SEED, SIZE
 
 
@@ -22,3 +23,15 @@ def signer(tmp_path_factory):
     subprocess.run([*gpg, "-o", home / "key.gpg", "--export"], check=True)
     yield home
     subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
+
+
+@pytest.fixture(scope="session")
+def limactl(tmp_path_factory):
+    """The program and the templates of Lima 2.2.0, to make a Lima with."""
+    return build(tmp_path_factory.mktemp("limactl"))
+
+
+@pytest.fixture
+def lima(limactl, tmp_path):
+    """A newly installed Lima of its own."""
+    return Lima(*limactl, tmp_path / "lima")
