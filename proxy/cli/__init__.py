@@ -15,6 +15,7 @@ from ..version import VERSION
 
 COMMANDS = {
     "config": ("config", "Check or show the configuration."),
+    "lima": ("lima", "Lead Lima through fetchonce by itself, or take that back."),
     "ls": ("entries", "List what is stored."),
     "pin": ("space", "Never evict these URLs."),
     "prefetch": ("prefetch", "Bring URLs into the cache, through the running server if there is one."),

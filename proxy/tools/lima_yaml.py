@@ -45,13 +45,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
     that stands twice already is left, whatever `fallback` says. `digest_form`: the URL has the item's digest, if any.
     Raises ValueError, with line and reason, if the text is not one YAML document.
     """
-    reader = YAML(typ="safe", pure=True)
-    reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
-    try:
-        root = reader.compose(text)
-        dashes = [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
-    except YAMLError as error:
-        raise ValueError(_reason(error)) from error
+    root, dashes = _read(text)
     edits: list[_Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         if not isinstance(found, SequenceNode):
@@ -68,6 +62,34 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
                 edits += [_copy(text, item, own, dash)] if fallback else own
             before = given
     return _edited(text, edits)
+
+
+def place_in(text: str, key: str, new: str) -> tuple[int, int]:
+    """Where the key `new` can be written into the map `key` of the document, and its indentation.
+
+    The end of the text and 0 if there is no such map yet. Raises ValueError if it has the key already, or is not
+    written in lines.
+    """
+    root, _ = _read(text)
+    found = _at(root, key)
+    if found is None:
+        return len(text), 0
+    if _at(found, new) is not None:
+        raise ValueError(f"it has {new} of its own")
+    if not isinstance(found, MappingNode) or found.flow_style or not found.value:
+        raise ValueError(f"its {key}: is not written in lines")
+    return _line_end(text, _end(found)), found.value[0][0].start_mark.column
+
+
+def _read(text: str) -> tuple[Node | None, list[int]]:
+    """The document, and where the dashes of its lists are."""
+    reader = YAML(typ="safe", pure=True)
+    reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
+    try:
+        root: Node | None = reader.compose(text)
+        return root, [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
+    except YAMLError as error:
+        raise ValueError(_reason(error)) from error
 
 
 def _at(node: Node | None, *path: str) -> Node | None:
@@ -119,8 +141,7 @@ def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], dash: int | None
     if dash is None:
         return _Edit(start, start, _edited(text, edits, start, end) + ", ")
     start = text.rfind("\n", 0, dash) + 1
-    line_end = text.find("\n", end - 1) + 1 or len(text)
-    copy = _edited(text, edits, start, line_end)
+    copy = _edited(text, edits, start, _line_end(text, end))
     return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
 
 
@@ -131,6 +152,11 @@ def _end(node: Node) -> int:
         return max(map(_end, last)) if isinstance(last, tuple) else _end(last)
     end: int = node.end_mark.index
     return end
+
+
+def _line_end(text: str, at: int) -> int:
+    """Where the line ends whose last character of interest is before `at`, with its line end."""
+    return text.find("\n", at - 1) + 1 or len(text)
 
 
 def _edited(text: str, edits: Sequence[_Edit], start: int = 0, end: int | None = None) -> str:
