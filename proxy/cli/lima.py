@@ -20,6 +20,8 @@ from ..tools.lima import Lima, Way, ask, home_of
 from ..tools.lima_home import WRONG, Found, State, apply, compare, left_of, mark_in
 from .common import json_option, own_bases, print_json, settings_options
 
+WOULD = "would write"
+
 
 class Choices(NamedTuple):
     lima_home: str | None
@@ -91,7 +93,7 @@ def install(settings: Settings, no_fallback: bool, dry_run: bool, as_json: bool,
     look = looked(settings, Choices(**given), not no_fallback)
     if not dry_run:
         apply(look.home, look.found)
-    report(look, as_json, "would write" if dry_run else "wrote")
+    report(look, as_json, WOULD if dry_run else "wrote")
     sys.exit(not dry_run and any(each.state is State.EDITED for each in look.found))
 
 
@@ -196,6 +198,8 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
             }
         )
     elif did and changed:
+        for each in changed if did == WOULD else ():
+            click.echo(each.path)
         told(changed, (State.STALE, State.UNWANTED), err=False)
         click.echo(f"{did} {counted(len(changed))} in {look.home}: {whither}")
     elif did:

@@ -25,6 +25,8 @@ _MARKER = re.compile(
     r"through (?P<base>\S+?)(?P<alone>, without fallback)?; "
     r"what is below \((?P<body>sha256:[0-9a-f]{64})\) is not to be edited; [^\n]+\n"
 )
+
+
 @dataclass(frozen=True, slots=True)
 class Lima:
     """An installation of Lima."""

@@ -5,14 +5,13 @@ line ends stay. Lima takes the first entry of a list that it can fetch, so the o
 """
 
 import json
-from bisect import bisect_left
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.tokens import BlockEntryToken
 
 from ..rules.digests import Digest
 from ..rules.links import Links
@@ -21,6 +20,9 @@ LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOp
 """Where Lima has lists of files of which it takes the first that it can fetch (its limatype.LimaYAML)."""
 INNER = ("kernel", "initrd")
 """What an image may have besides, each with a location of its own."""
+
+_DASH = re.compile(r" *-\s")
+_OTHER_LINE_END = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
     that stands twice already is left, whatever `fallback` says. `digest_form`: the URL has the item's digest, if any.
     Raises ValueError, with line and reason, if the text is not one YAML document.
     """
-    root, dashes = _read(text)
+    root = _read(text)
     edits: list[_Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         if not isinstance(found, SequenceNode):
@@ -58,8 +60,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
             wanted = strict if digest_form else plain
             if wanted != given and before not in (plain, strict):
                 own = [_replaced(text, file.location, new) for file, new in zip(files, wanted, strict=True)]
-                dash = None if found.flow_style else dashes[bisect_left(dashes, item.start_mark.index) - 1]
-                edits += [_copy(text, item, own, dash)] if fallback else own
+                edits += [_copy(text, item, own, in_lines=not found.flow_style)] if fallback else own
             before = given
     return _edited(text, edits)
 
@@ -70,8 +71,7 @@ def place_in(text: str, key: str, new: str) -> tuple[int, int]:
     The end of the text and 0 if there is no such map yet. Raises ValueError if it has the key already, or is not
     written in lines.
     """
-    root, _ = _read(text)
-    found = _at(root, key)
+    found = _at(_read(text), key)
     if found is None:
         return len(text), 0
     if _at(found, new) is not None:
@@ -81,15 +81,16 @@ def place_in(text: str, key: str, new: str) -> tuple[int, int]:
     return _line_end(text, _end(found)), found.value[0][0].start_mark.column
 
 
-def _read(text: str) -> tuple[Node | None, list[int]]:
-    """The document, and where the dashes of its lists are."""
+def _read(text: str) -> Node | None:
+    if found := _OTHER_LINE_END.search(text):
+        raise ValueError(f"line {text.count(chr(10), 0, found.start()) + 1}: a line ends with {found[0]!r}")
     reader = YAML(typ="safe", pure=True)
     reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
     try:
         root: Node | None = reader.compose(text)
-        return root, [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
     except YAMLError as error:
         raise ValueError(_reason(error)) from error
+    return root
 
 
 def _at(node: Node | None, *path: str) -> Node | None:
@@ -135,12 +136,14 @@ def _replaced(text: str, scalar: ScalarNode, new: str) -> _Edit:
     return _Edit(start, end, written.replace(scalar.value, new))
 
 
-def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], dash: int | None) -> _Edit:
-    """The item, so edited, before itself: on lines of its own, from its dash, or with a comma if it has no dash."""
+def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], *, in_lines: bool) -> _Edit:
+    """The item, so edited, before itself: from the line of its dash to its last, or with a comma between [ and ]."""
     start, end = item.start_mark.index, _end(item)
-    if dash is None:
+    if not in_lines:
         return _Edit(start, start, _edited(text, edits, start, end) + ", ")
-    start = text.rfind("\n", 0, dash) + 1
+    start = text.rfind("\n", 0, start) + 1
+    while not _DASH.match(text, start):  # it stands alone, above comments
+        start = text.rfind("\n", 0, start - 1) + 1
     copy = _edited(text, edits, start, _line_end(text, end))
     return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
 

@@ -61,9 +61,9 @@ class Lima:
         code, said = await run(self.program, *args, check=check, env={**self.env(home), **more}, merged=True)
         return code, said.decode()
 
-    async def create(self, home, template, *options, name="vm", check=True):
+    async def create(self, home, template, *options, name="vm", check=True, **more):
         """`limactl create`. Short names: the paths of Lima's sockets are below its home."""
-        return await self(home, "create", "--tty=false", f"--name={name}", *options, template, check=check)
+        return await self(home, "create", "--tty=false", f"--name={name}", *options, template, check=check, **more)
 
     @staticmethod
     def downloaded(home):
@@ -84,3 +84,12 @@ def link_newest(folder):
     for name, found in versions.items():
         if not (link := folder / f"{name}.yaml").exists():
             link.symlink_to(max(found)[1])
+
+
+def snapshot(folder):
+    """Everything below `folder`: names, permissions, bytes and where links lead."""
+
+    def content(path):
+        return os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+
+    return {str(path.relative_to(folder)): (path.lstat().st_mode, content(path)) for path in folder.rglob("*")}
