@@ -112,13 +112,14 @@ def _default(home: Path, lima: Lima | None, way: Way | None) -> Iterator[Found]:
         try:
             wanted = lima_nerdctl.put_in(text, lima, way)
         except ValueError as error:
-            yield Found(path, State.FOREIGN, f"{error}, so nerdctl's archives are left out")
+            why, rest = f"{error}, so nerdctl's archives are left out", lima_nerdctl.taken_out(text or "")
+            yield Found(path, State.UNWANTED, why, rest) if mark else Found(path, State.FOREIGN, why)
             return
         expected = lima_nerdctl.mark_of(wanted or "")
-        if mark and expected:
-            state = State.GOOD if text == wanted else State.STALE
-            yield Found(path, state, "" if text == wanted else mark.difference(expected), wanted)
-        elif text != wanted:
+        if mark and expected:  # where it stands does not matter: somebody may have written something below it
+            good = mark == expected
+            yield Found(path, State.GOOD) if good else Found(path, State.STALE, mark.difference(expected), wanted)
+        elif mark or expected:
             yield Found(path, State.MISSING if expected else State.UNWANTED, "", wanted)
 
 
@@ -130,11 +131,11 @@ def apply(home: Path, found: Sequence[Found]) -> None:
             for each in found:
                 if each.state in (State.MISSING, State.STALE, State.UNWANTED):
                     _put(each)
-            kept = [each.path for each in found if each.state is State.EDITED]
-            _prune(home, kept)
+            _prune(home)
     except OSError as error:
         raise ProxyError(
-            f"{error.filename or home}: {error.strerror or error}. what is done stays, and the same command goes on"
+            f"{error.filename2 or error.filename or home}: {error.strerror or error}. what is done stays; "
+            "the same command goes on from there"
         ) from error
 
 
@@ -156,25 +157,20 @@ def _make(directory: Path) -> None:
     new.rename(directory)
 
 
-def _prune(home: Path, kept: Sequence[Path]) -> None:
-    """Take away the directories that we have made, where nothing but our mark is in them."""
-    below = [path.parent for path in _files(home / "_templates", MADE)]
-    inner = sorted(below, key=lambda path: -len(path.parts))
+def _prune(home: Path) -> None:
+    """Take away the directories that we made and that hold nothing of ours any more; of those in use, only the mark."""
+    left = {parent for each in left_of(home) for parent in each.path.parents}
+    made = [path.parent for path in _files(home / "_templates", MADE)]
+    inner = sorted(made, key=lambda path: -len(path.parts))
     for directory in (*inner, home / "_config", home, *home.parents):
-        if _is_made(directory) and not any(directory in path.parents for path in kept):
-            _unmake(directory)
-
-
-def _is_made(directory: Path) -> bool:
-    return _read(directory / MADE) == MADE_TEXT
-
-
-def _unmake(directory: Path) -> None:
-    if [entry.name for entry in os.scandir(directory)] != [MADE]:
-        return
-    away = tempfile.mkdtemp(prefix=SCRATCH, dir=directory.parent)
-    directory.rename(away)  # at once, with its mark: an empty directory without one would stay for ever
-    shutil.rmtree(away)
+        if directory in left or _read(directory / MADE) != MADE_TEXT:
+            continue
+        if [entry.name for entry in os.scandir(directory)] != [MADE]:
+            (directory / MADE).unlink()
+            continue
+        away = tempfile.mkdtemp(prefix=SCRATCH, dir=directory.parent)
+        directory.rename(away)  # at once, with its mark: an empty directory without one would stay for ever
+        shutil.rmtree(away)
 
 
 def _sweep(home: Path) -> None:
