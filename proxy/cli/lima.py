@@ -185,7 +185,8 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
     """`did`: what was done with files that were not as they should be; None: nothing."""
     changed = [each for each in look.found if each.state in (State.MISSING, State.STALE, State.UNWANTED)]
     good = [each for each in look.found if each.state is State.GOOD]
-    whither = f"Lima {look.lima.version} goes {look.way}" + (", and then to the original" if look.way.fallback else "")
+    behind = ", with the originals as fallback" if look.way.fallback else ""
+    whither = f"Lima {look.lima.version} goes {look.way}{behind}"
     if as_json:
         print_json(
             {
@@ -209,7 +210,7 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
     else:
         told(changed, (State.MISSING, State.STALE, State.UNWANTED), err=False)
         ending = "; `fetchonce lima install` mends the others" if changed else ""
-        click.echo(f"{counted(len(good))} in {look.home} good: {whither}{ending}")
+        click.echo(f"good: {counted(len(good))} in {look.home}: {whither}{ending}")
     told(look.found, (State.EDITED, State.FOREIGN))
     for note in look.notes:
         click.echo(note, err=True)

@@ -133,9 +133,10 @@ def apply(home: Path, found: Sequence[Found]) -> None:
                     _put(each)
             _prune(home)
     except OSError as error:
+        where = Path(error.filename2 or error.filename or home)
+        where = where.parent if where.name.startswith(SCRATCH) else where
         raise ProxyError(
-            f"{error.filename2 or error.filename or home}: {error.strerror or error}. what is done stays; "
-            "the same command goes on from there"
+            f"{where}: {error.strerror or error}. what is done stays, and the same command goes on from there"
         ) from error
 
 
