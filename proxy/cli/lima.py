@@ -110,7 +110,7 @@ def remove(settings: Settings, lima_home: str | None, dry_run: bool, as_json: bo
     if not dry_run:
         apply(home, found)
     if as_json:
-        print_json({"lima_home": str(home), "files": objects(found)})
+        print_json({"lima_home": str(home), "files": objects(found, done=not dry_run)})
     elif not found:
         click.echo(f"nothing of fetchonce is in {home}")
     else:
@@ -195,7 +195,7 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
                 "proxy": look.way.links.base,
                 "fallback": look.way.fallback,
                 "used": look.is_used,
-                "files": objects(look.found),
+                "files": objects(look.found, done=did not in (None, WOULD)),
             }
         )
     elif did and changed:
@@ -227,8 +227,12 @@ def told(found: Sequence[Found], states: Collection[State], *, err: bool = True)
         click.echo(f"{state.value}: {name}{': ' if why else ''}{why}", err=err)
 
 
-def objects(found: Sequence[Found]) -> list[dict[str, str]]:
-    return [{"path": str(each.path), "state": each.state.value, "why": each.why} for each in found]
+def objects(found: Sequence[Found], *, done: bool) -> list[dict[str, str]]:
+    """`done`: what was to be done was done."""
+    changed = {State.MISSING: "written", State.STALE: "written", State.UNWANTED: "taken out"} if done else {}
+    return [
+        {"path": str(each.path), "state": changed.get(each.state, each.state.value), "why": each.why} for each in found
+    ]
 
 
 def counted(number: int) -> str:

@@ -110,7 +110,7 @@ def _default(home: Path, lima: Lima | None, way: Way | None) -> Iterator[Found]:
             yield Found(path, State.UNWANTED, "", lima_nerdctl.taken_out(text or ""))
     elif lima.archives is not None:
         try:
-            wanted = lima_nerdctl.put_in(text, lima, way)
+            wanted = lima_nerdctl.put_in(text, _read(path.with_name("override.yaml")) or "", lima, way)
         except ValueError as error:
             why, rest = f"{error}, so nerdctl's archives are left out", lima_nerdctl.taken_out(text or "")
             yield Found(path, State.UNWANTED, why, rest) if mark else Found(path, State.FOREIGN, why)

@@ -38,15 +38,18 @@ def taken_out(text: str) -> str | None:
     return None if found and found["made"] and not rest else rest
 
 
-def put_in(text: str | None, lima: Lima, way: Way) -> str | None:
+def put_in(text: str | None, override: str, lima: Lima, way: Way) -> str | None:
     """The file with our block, in place of the one that is there; as `taken_out` if no mirror has the archives.
 
-    `text` is None where there is no file. Raises ValueError, which says why, if what it holds leaves no room.
+    `text` is None where there is no file; `override` is override.yaml, whose archives Lima takes first. Raises
+    ValueError, which says why, if what they hold leaves no room.
     """
     own = None if text is None else taken_out(text)
     body = _archives(lima, way)
     if not body:
         return own
+    if (_loaded(override).get("containerd") or {}).get("archives"):
+        raise ValueError("override.yaml beside it has archives")
     before = _loaded(own or "")
     at, indent = place_in(own or "", "containerd", "archives")
     lines = textwrap.indent(textwrap.dedent(body), " " * indent) if indent else "containerd:\n" + body

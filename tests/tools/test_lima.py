@@ -271,11 +271,11 @@ NO_ROOM = {
 
 @pytest.mark.parametrize(("text", "part"), ROOM.values(), ids=ROOM)
 def test_nerdctl_is_put_into_default_yaml(lima, text, part):
-    whole = put_in(text, lima, WAY)
+    whole = put_in(text, "", lima, WAY)
     assert part in whole
     assert whole.count("http://127.0.0.1:8642/u.example/nerdctl.tar.gz") == 1
     assert whole.count('"https://u.example/nerdctl.tar.gz"') == 1
-    assert put_in(whole, lima, WAY) == whole
+    assert put_in(whole, "", lima, WAY) == whole
     assert taken_out(whole) == text
 
 
@@ -285,16 +285,26 @@ def test_a_default_yaml_without_room_is_left_and_the_reason_told(home, lima, tex
     file = home / "_config" / "default.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=why):
-        put_in(text, lima, WAY)
+        put_in(text, "", lima, WAY)
     assert install(home, lima)[State.FOREIGN] == ["default.yaml"]
     assert file.read_text() == text
+
+
+def test_archives_in_override_yaml_stay_the_only_ones(home, lima):
+    (home / "_config").mkdir(parents=True)
+    override = home / "_config" / "override.yaml"
+    override.write_text("containerd:\n  archives:\n  - location: ~/nerdctl.tgz\n")
+    assert install(home, lima)[State.FOREIGN] == ["default.yaml"]
+    assert not (home / "_config" / "default.yaml").exists()
+    override.write_text("cpus: 2\n")
+    assert install(home, lima)[State.MISSING] == ["default.yaml"]
 
 
 @given(st.lists(st.sampled_from(["containerd:", "  user: true", "cpus: 2", "# x", "", "---", "  - a", "{}", "\r"])))
 def test_whatever_default_yaml_holds_comes_back(lines):
     for text in ("\n".join(lines), "\n".join(lines) + "\n"):
         try:
-            whole = put_in(text, Lima("2.2.0", (), (ARCHIVE,)), WAY)
+            whole = put_in(text, "", Lima("2.2.0", (), (ARCHIVE,)), WAY)
         except ValueError:
             continue
         assert taken_out(whole) == text
