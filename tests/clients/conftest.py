@@ -1,6 +1,8 @@
 """A slow, big image, a key to sign with, and Lima."""
 
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,13 @@ def signer(tmp_path_factory):
 def limactl(tmp_path_factory):
     """The program and the templates of Lima 2.2.0, to make a Lima with."""
     return build(tmp_path_factory.mktemp("limactl"))
+
+
+@pytest.fixture
+def homes():
+    """For home directories of Lima's users: paths of sockets below them have 104 characters at most."""
+    with tempfile.TemporaryDirectory(prefix="lima-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

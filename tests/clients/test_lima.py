@@ -23,46 +23,46 @@ def template(path, url, digest=None):
     return path
 
 
-async def test_eight_limas_with_eight_caches_are_one_fetch(origin, proxy, image, tmp_path, lima):
+async def test_eight_limas_with_eight_caches_are_one_fetch(origin, proxy, image, tmp_path, homes, lima):
     url = proxy.url("/u/images/noble.img")
     vm = template(tmp_path / "vm.yaml", url, f"sha256:{pattern_sha256(SIZE, SEED)}")
-    homes = [tmp_path / str(number) for number in range(8)]
-    for _, said in await asyncio.gather(*(lima.create(home, vm) for home in homes)):
+    eight = [homes / str(number) for number in range(8)]
+    for _, said in await asyncio.gather(*(lima.create(home, vm) for home in eight)):
         assert "Downloaded the image" in said
-    for home in homes:
+    for home in eight:
         assert lima.downloaded(home) == {url: pattern_bytes(SIZE, SEED)}
     assert origin.count("/images/noble.img") == 1
     assert origin.bytes_sent("/images/noble.img") == SIZE
 
 
-async def test_lima_does_not_fetch_a_digestless_image_again(origin, proxy, image, tmp_path, lima):
+async def test_lima_does_not_fetch_a_digestless_image_again(origin, proxy, image, tmp_path, homes, lima):
     vm = template(tmp_path / "vm.yaml", proxy.url("/u/images/noble.img"))
-    _, first = await lima.create(tmp_path, vm, name="a")
+    _, first = await lima.create(homes, vm, name="a")
     assert "Downloaded the image" in first
-    _, second = await lima.create(tmp_path, vm, name="b")
+    _, second = await lima.create(homes, vm, name="b")
     assert "Using cache" in second
     assert origin.count("/images/noble.img", None) == 1  # its HEAD was answered here
     assert len(proxy.accesses("HEAD", "/images/noble.img")) == 1
     origin.stop()
-    await lima.create(tmp_path, vm, name="c")
+    await lima.create(homes, vm, name="c")
 
 
-async def test_lima_tells_a_wrong_digest_and_shows_our_messages(origin, proxy, image, tmp_path, lima):
+async def test_lima_tells_a_wrong_digest_and_shows_our_messages(proxy, image, tmp_path, homes, lima):
     wrong = template(tmp_path / "wrong.yaml", proxy.url("/u/images/noble.img"), f"sha256:{'0' * 64}")
-    code, said = await lima.create(tmp_path, wrong, check=False)
+    code, said = await lima.create(homes, wrong, check=False)
     assert code == 1
     assert f"got `sha256:{pattern_sha256(SIZE, SEED)}`" in said
     unknown = template(tmp_path / "unknown.yaml", proxy.url("/example.org/x.img"))
-    code, said = await lima.create(tmp_path, unknown, name="other", check=False)
+    code, said = await lima.create(homes, unknown, name="other", check=False)
     assert code == 1
     assert "--allow example.org" in said
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="namespaces are Linux's")
-def test_lima_with_no_option_goes_through_fetchonce_and_back(limactl, tmp_path):
+def test_lima_with_no_option_goes_through_fetchonce_and_back(limactl, homes):
     apart = ("unshare", "--user", "--map-root-user", "--mount", "--net")
     done = subprocess.run(
-        [*apart, sys.executable, "-m", "tests.clients.lima_net", *limactl, tmp_path],
+        [*apart, sys.executable, "-m", "tests.clients.lima_net", *limactl, homes],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
