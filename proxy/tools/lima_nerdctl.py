@@ -28,7 +28,7 @@ def mark_of(text: str) -> Mark | None:
     """The mark of our block; None if there is none."""
     if not (found := _BLOCK.search(text)):
         return None
-    digest = sha256(found["text"].rstrip().encode())
+    digest = sha256(found["text"].rstrip().encode(errors="surrogateescape"))
     return Mark(found["version"], found["base"], not found["alone"], found["body"], digest != found["body"])
 
 

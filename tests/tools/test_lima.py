@@ -10,7 +10,7 @@ from proxy.errors import ProxyError
 from proxy.rules.links import Links
 from proxy.rules.mirrors import Mirror, MirrorTable
 from proxy.tools.lima import Lima, Way
-from proxy.tools.lima_home import MADE, SCRATCH, State, apply, compare, left_of
+from proxy.tools.lima_home import MADE, SCRATCH, State, apply, compare, left_of, mark_in
 from proxy.tools.lima_nerdctl import put_in, taken_out
 
 MIRRORS = MirrorTable([Mirror("u", ("https://u.example/",))])
@@ -190,6 +190,7 @@ def test_an_edited_file_is_not_lost(home, lima):
     for file in edited:
         file.write_text(file.read_text().replace("x86_64", "aarch64"))
     kept = {file: file.read_bytes() for file in edited}
+    assert mark_in(home).version == "2.2.0"
     for _ in range(2):
         assert install(home, lima)[State.EDITED] == ["a.yaml", "default.yaml"]
         assert remove(home)[State.EDITED] == ["a.yaml", "default.yaml"]
@@ -248,6 +249,16 @@ def test_what_cannot_be_read_is_left_out_and_told(home, lima):
     found, unread = compare(home, lima, WAY)
     assert len(found) == 4
     assert sorted(each.partition(" ")[0] for each in unread) == [str(binary), str(broken)]
+
+
+def test_a_default_yaml_of_other_bytes_is_left(home, lima):
+    install(home, lima)
+    default = home / "_config" / "default.yaml"
+    default.write_bytes(default.read_bytes().replace(b"x86_64", b"\xff"))
+    for file in home.rglob("a.yaml"), home.rglob("b.yaml"), home.rglob("newest.yaml"):
+        next(file).unlink()
+    assert mark_in(home).is_edited
+    assert install(home, lima)[State.FOREIGN] == ["default.yaml"]
 
 
 def test_a_home_that_cannot_be_written_is_told(home, lima):
