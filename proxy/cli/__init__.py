@@ -19,6 +19,7 @@ COMMANDS = {
     "completion": ("completion", "Print a script by which your shell completes what you type."),
     "config": ("config", "Check or show the configuration."),
     "hint": ("hint", "Say what to type so that a tool fetches through fetchonce."),
+    "lima": ("lima", "Lead Lima through fetchonce by itself, or take that back."),
     "ls": ("entries", "List what is stored."),
     "man": ("man", "Print the manual page."),
     "pin": ("space", "Never evict these URLs."),

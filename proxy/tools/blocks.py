@@ -68,9 +68,12 @@ def read(path: Path) -> str | None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace the file at once, so that nobody reads half of it. Owner and permissions stay; a symlink is followed."""
+    """Replace the file at once, so that nobody reads half of it. Owner and permissions stay; a symlink is followed.
+
+    What an interruption leaves behind is called .fetchonce-*.
+    """
     path = path.resolve()
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=".fetchonce-")
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)

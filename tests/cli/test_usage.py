@@ -19,7 +19,7 @@ def test_help_names_every_command_and_each_has_its_own(cli):
     for words, said in zip(COMMANDS, each, strict=True):
         assert re.search(rf"^  {words.split()[0]} ", whole.out, re.MULTILINE)
         assert said.out.startswith(f"Usage: fetchonce {words}")
-        assert words in ("config", "completion", "vagrant", "man") or "--config FILE" in said.out
+        assert words in ("completion", "man") or "COMMAND [ARGS]" in said.out or "--config FILE" in said.out
 
 
 HEAVY = {
