@@ -30,6 +30,7 @@ COMMANDS = [
     *("hint", "completion", "man", "config", "config check", "config show"),
     *("lima", "lima install", "lima remove", "lima status"),
     *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),
+    *("seed lima", "seed minikube"),
 ]
 
 CONFIG = """\
@@ -60,13 +61,15 @@ class Cli:
         self.cache_dir, self.config = cache_dir, config
         self.started: list[subprocess.Popen[str]] = []
 
-    def __call__(self, *args: str | bytes, code: int = 0, env: Mapping[str, str] | None = None) -> Ran:
+    def __call__(
+        self, *args: str | bytes, code: int = 0, env: Mapping[str, str] | None = None, stdin: str = ""
+    ) -> Ran:
         """Run it to its end; it must end with `code` and without a traceback."""
         ran = subprocess.run(
             self.command(*args),
             cwd=REPOSITORY,
             env=self.env(env),
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=END_SECONDS,
