@@ -16,8 +16,9 @@ from ..store.servers import running
 from ..store.store import Store
 from ..tools.seeding import Cache, LimaCache, MinikubeCache, Seed
 from ..tools.wanted import Choice, Wanted
+from ..web.entries import list_objects
 from .common import json_option, leave, opened_store, print_json, settings_options, size_text, url_text
-from .entries import identify, list_objects
+from .entries import identify
 from .fetching import Options, fetch_all
 from .sources import Asked, asked, choice_options, upstream_names
 

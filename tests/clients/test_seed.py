@@ -20,7 +20,7 @@ ARCHES = ("x86_64", "aarch64")
 
 
 @pytest.fixture
-def home(origin, lima, tmp_path):
+def home(origin, lima, homes):
     """The home of somebody whose template:ubuntu, and whose nerdctl, come from the origin."""
     newest = (lima.templates / "_images" / "ubuntu.yaml").resolve()
     text = newest.read_text().replace("https://cloud-images.ubuntu.com/", origin.url("/"))
@@ -29,7 +29,7 @@ def home(origin, lima, tmp_path):
         origin.body(path, BODY)
     origin.body("/nerdctl.tgz", BODY)
     archives = [{"location": origin.url("/nerdctl.tgz"), "arch": arch, "digest": SHA512} for arch in ARCHES]
-    home = tmp_path / "home"
+    home = homes / "home"
     (home / ".lima" / "_config").mkdir(parents=True)
     (home / ".lima" / "_config" / "default.yaml").write_text(json.dumps({"containerd": {"archives": archives}}))
     return home
@@ -64,13 +64,13 @@ async def test_what_is_seeded_lima_asks_nobody_for(origin, proxy_factory, lima, 
     assert seed(home, "template:ubuntu") == ["present", "present"]
 
 
-async def test_without_a_digest_lima_asks_once_and_keeps_what_is_seeded(origin, lima, seed, tmp_path):
+async def test_without_a_digest_lima_asks_once_and_keeps_what_is_seeded(origin, lima, seed, homes):
     url = origin.url("/noble.img")
     origin.body("/noble.img", BODY)
-    vm = tmp_path / "vm.yaml"
+    vm = homes / "vm.yaml"
     vm.write_text(json.dumps({"images": [{"location": url, "arch": arch} for arch in ARCHES], "plain": True}))
-    assert seed(tmp_path, vm) == ["seeded"]
-    _, said = await lima.create(tmp_path, vm)
+    assert seed(homes, vm) == ["seeded"]
+    _, said = await lima.create(homes, vm)
     assert "Using cache" in said
     assert [request.method for request in origin.log] == ["GET", "HEAD"]
 
