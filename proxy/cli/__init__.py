@@ -19,6 +19,7 @@ COMMANDS = {
     "pin": ("space", "Never evict these URLs."),
     "prefetch": ("prefetch", "Bring URLs into the cache, through the running server if there is one."),
     "prune": ("space", "Remove what was not used for long."),
+    "rewrite": ("rewrite", "Change templates and scripts so that what they download comes through fetchonce."),
     "rm": ("entries", "Remove URLs from the cache."),
     "serve": ("serve", "Run the proxy (the default command)."),
     "show": ("entries", "Show everything about one stored URL."),

@@ -41,7 +41,7 @@ def write(path: Path, text: str) -> None:
     path = path.resolve()
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(fd, "w", encoding="utf-8", newline="") as file:
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)
         os.chmod(name, path.stat().st_mode & 0o7777 if path.exists() else 0o644)
         os.replace(name, path)

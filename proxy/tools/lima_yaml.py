@@ -8,6 +8,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -16,6 +17,7 @@ from ruamel.yaml.tokens import BlockEntryToken
 
 from ..rules.digests import Digest
 from ..rules.links import Links
+from .urls import Urls
 
 LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOpts", "Windows", "virtioWin"))
 """Where Lima has lists of files of which it takes the first that it can fetch (its limatype.LimaYAML)."""
@@ -45,13 +47,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
     that stands twice already is left, whatever `fallback` says. `digest_form`: the URL has the item's digest, if any.
     Raises ValueError, with line and reason, if the text is not one YAML document.
     """
-    reader = YAML(typ="safe", pure=True)
-    reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
-    try:
-        root = reader.compose(text)
-        dashes = [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
-    except YAMLError as error:
-        raise ValueError(_reason(error)) from error
+    root, dashes = _read(text)
     edits: list[_Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         if not isinstance(found, SequenceNode):
@@ -68,6 +64,73 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
                 edits += [_copy(text, item, own, dash)] if fallback else own
             before = given
     return _edited(text, edits)
+
+
+def direct(text: str, urls: Urls) -> str:
+    """What `through` made of it is taken back, and nothing else: the items before their originals go.
+
+    Raises ValueError like `through`.
+    """
+    root, dashes = _read(text)
+    edits: list[_Edit] = []
+    for found in (_at(root, *path) for path in LISTS):
+        entries = list(_entries(text, found, dashes)) if isinstance(found, SequenceNode) else []
+        for entry, following in zip_longest(entries, entries[1:]):
+            if following and _is_copy(urls, entry, following):
+                edits.append(_Edit(entry.start, entry.end, ""))
+                continue
+            for file in entry.files:
+                if url := urls.direct(file.location.value, file.digest):
+                    edits.append(_replaced(text, file.location, url))
+    return _edited(text, edits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A list item as text: its lines, or up to the next item if it has no dash."""
+
+    start: int
+    end: int
+    bare: str
+    """Without its locations and what follows it."""
+    files: list[_File]
+
+
+def _entries(text: str, found: SequenceNode, dashes: list[int]) -> Iterator[_Entry]:
+    items = list(_items(found))
+    for item, following in zip_longest(items, items[1:]):
+        start, end = item.start_mark.index, _end(item)
+        files = _files(item)
+        blanks = [_Edit(file.location.start_mark.index, file.location.end_mark.index, "") for file in files]
+        if found.flow_style:
+            bare = _edited(text, blanks, start, end)
+            end = following.start_mark.index if following else end
+        else:
+            start = text.rfind("\n", 0, dashes[bisect_left(dashes, start) - 1]) + 1
+            end = text.find("\n", end - 1) + 1 or len(text)
+            bare = _edited(text, blanks, start, end).rstrip("\r\n")
+        yield _Entry(start, end, bare, files)
+
+
+def _is_copy(urls: Urls, entry: _Entry, original: _Entry) -> bool:
+    """Whether the entry is what `through` puts before the other."""
+    if entry.bare != original.bare or len(entry.files) != len(original.files):
+        return False
+    pairs = [(each, other.location.value) for each, other in zip(entry.files, original.files, strict=True)]
+    changed = [(each, url) for each, url in pairs if each.location.value != url]
+    return bool(changed) and all(urls.is_link(each.location.value, url, each.digest) for each, url in changed)
+
+
+def _read(text: str) -> tuple[Node | None, list[int]]:
+    """The document, and where the dashes of its lists are. Raises ValueError."""
+    reader = YAML(typ="safe", pure=True)
+    reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
+    try:
+        root = reader.compose(text)
+        dashes = [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
+    except YAMLError as error:
+        raise ValueError(_reason(error)) from error
+    return root, dashes
 
 
 def _at(node: Node | None, *path: str) -> Node | None:
