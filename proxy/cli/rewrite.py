@@ -88,9 +88,11 @@ def rewrite(settings: Settings, files: tuple[str, ...], as_json: bool, **given: 
             if options.in_place and outcome.new != outcome.old:
                 blocks.write(Path(file), outcome.new)
             click.echo(f"{shown} ({outcome.kind}): {told(outcome, urls, options)}", err=True)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            click.echo(f"fetchonce: {shown}: {reason}; it stays as it is", err=True)
+        except OSError as error:
+            click.echo(f"fetchonce: {shown}: {error.strerror or error}", err=True)
+            continue
+        except ValueError as error:
+            click.echo(f"fetchonce: {shown}: {error}; it stays as it is", err=True)
             continue
         outcomes.append(outcome)
         if options.diff and not as_json:
@@ -141,8 +143,8 @@ def told(outcome: Outcome, urls: Urls, options: Options) -> str:
         return f"nothing to change: {base} is there already" if any(urls.all_ours(outcome.old)) else NOTHING
     if not found:
         return "the same URLs, with originals behind them or without"
-    verb = "go" if options.in_place else "would go"
     count = f"{len(found)} URL{'s' if len(found) > 1 else ''}"
+    verb = "would go" if not options.in_place else "go" if len(found) > 1 else "goes"
     if options.undo:
         return f"{count} {verb} upstream again"
     bare = sum(not each.has_fallback for each in found)

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.tokens import BlockEntryToken
 
 from ..rules.digests import Digest
@@ -128,6 +129,9 @@ def _read(text: str) -> tuple[Node | None, list[int]]:
     try:
         root = reader.compose(text)
         dashes = [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: a character that YAML forbids, or it is not UTF-8") from error
     except YAMLError as error:
         raise ValueError(_reason(error)) from error
     return root, dashes

@@ -19,7 +19,8 @@ SOURCES = {"source", "builders"}
 """Where the settings of builders are. An iso_url elsewhere is a variable, whose name and type must stay."""
 PROVISIONERS = {"provisioner", "provisioners", "post-processor", "post-processors", "error-cleanup-provisioner"}
 
-_INTERPOLATION = r'[$%]\{(?:[^{}"\n]|"(?:[^"\\\n]|\\.)*")*\}'
+_QUOTED = r'"(?:[^"\\\n]|\\.)*"'
+_INTERPOLATION = rf'[$%]\{{(?:[^{{}}"\n]|{_QUOTED}|\{{(?:[^{{}}"\n]|{_QUOTED})*\}})*\}}'
 _TOKEN = re.compile(
     rf"""
     (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?\*/ | <<-?(?P<end>\w+)\r?\n.*?^[ \t]*(?P=end)\b )

@@ -15,11 +15,11 @@ from ..rules.links import Links
 _BODY = r"(?:[$#%]?\{[^}\s]*\}|[^\s\"'`<>|,;()\[\]{}\\])*"
 URL = re.compile(
     # Behind a letter or a slash it is the rest of another word or URL; but \n before it is a line's end in a string.
-    rf"(?:(?<![A-Za-z0-9+./_-])|(?<=\\[nrt]))https?://(?:\[[0-9A-Fa-f:.]+\])?{_BODY}"
+    rf"(?:(?<![A-Za-z0-9+./_])|(?<=\\[nrt]))https?://(?:\[[0-9A-Fa-f:.]+\])?{_BODY}"
 )
 """A URL in any text. One within another, as in ?next=https://HOST/, is part of that."""
 _HEAD = re.compile(
-    r"(?P<scheme>https?)://(?P<host>(?:[A-Za-z0-9_-]+\.)*+[A-Za-z0-9_-]++(?::[0-9]+)?+)(?!\.?[A-Za-z0-9_@:-])"
+    r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+(?::[0-9]+)?+)(?!\.?[A-Za-z0-9_@:-])"
     r"(?P<path>(?:/(?:[A-Za-z0-9._~!&+,;:@=-]|%[0-9A-Fa-f]{2})*)*)(?P<end>[?\s]|#(?!\{)|\Z)?"
 )
 """The part of a URL that is known, whatever its variables are; `end` if none follows."""
@@ -28,7 +28,8 @@ _OURS = re.compile(
     r"(?:/(?P<digest>sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?/(?:(?P<scheme>https?)/)?(?P<rest>.+)",
     re.DOTALL,
 )
-LOOPBACK = re.compile(r"(?:127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?")
+LOOPBACK = re.compile(r"(?:localhost|127(?:\.[0-9]+){3}|0\.0\.0\.0|\[::1?\])(?::[0-9]+)?", re.IGNORECASE)
+"""HOST[:PORT] that means another machine wherever else it is read."""
 
 
 @dataclass(frozen=True, slots=True)
