@@ -19,8 +19,10 @@ SOURCES = {"source", "builders"}
 """Where the settings of builders are. An iso_url elsewhere is a variable, whose name and type must stay."""
 PROVISIONERS = {"provisioner", "provisioners", "post-processor", "post-processors", "error-cleanup-provisioner"}
 
-_QUOTED = r'"(?:[^"\\\n]|\\.)*"'
-_INTERPOLATION = rf'[$%]\{{(?:[^{{}}"\n]|{_QUOTED}|\{{(?:[^{{}}"\n]|{_QUOTED})*\}})*\}}'
+_QUOTED = r'"(?:[^"\\\n]|\\.)*+"'
+# Bounded, so that a line of many that do not end takes no time.
+_BRACED = rf'\{{(?:[^{{}}"\n]++|{_QUOTED}){{0,9}}+\}}'
+_INTERPOLATION = rf'[$%]\{{(?:[^{{}}"\n]++|{_QUOTED}|{_BRACED}){{0,29}}+\}}'
 _TOKEN = re.compile(
     rf"""
     (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?\*/ | <<-?(?P<end>\w+)\r?\n.*?^[ \t]*(?P=end)\b )
@@ -67,16 +69,14 @@ class _Frame:
     key: _Token | None
     """The key whose value it is, or what the block is called."""
     outer: "_Frame | None"
+    names: frozenset[str]
+    """Its name, and those of all frames around it."""
     values: dict[str, str]
     """The keys in it, each with its value if that is one string, else with ""."""
 
     @property
     def name(self) -> str:
         return self.key.name if self.key else ""
-
-    @property
-    def names(self) -> set[str]:
-        return {self.name} | (self.outer.names if self.outer else set())
 
     @property
     def is_list(self) -> bool:
@@ -184,15 +184,19 @@ def _gap(text: str, token: _Token) -> str:
 def _strings(text: str) -> Iterator[_String]:
     """The URLs in quotes, in the text's order. The frames are complete when it has ended."""
     tokens = list(_tokens(text))
-    frame = _Frame("", None, None, {})
+    frame = _Frame("", None, None, frozenset(), {})
+    line = 0
     found = []
     for at, token in enumerate(tokens):
+        line = at if token.is_first else line
         before, after = (tokens[i] if 0 <= i < len(tokens) else None for i in (at - 1, at + 1))
         key = tokens[at - 2] if at > 1 and before and before.text in ("=", ":") and tokens[at - 2].is_name else None
         if key:
             frame.values.setdefault(key.name, "")
         if token.text in ("{", "[", "("):
-            frame = _Frame(token.text, key or _block(tokens, at), frame, {})
+            named = key or (_block(tokens[line : line + 2]) if token.text == "{" else None)
+            names = frame.names | {named.name} if named else frame.names
+            frame = _Frame(token.text, named, frame, names, {})
         elif token.text in ("}", "]", ")"):
             frame = frame.outer or frame
         elif token.kind == "string":
@@ -207,14 +211,11 @@ def _strings(text: str) -> Iterator[_String]:
     yield from found
 
 
-def _block(tokens: list[_Token], at: int) -> _Token | None:
-    """What the block is called whose bracket is tokens[at]: its type, or the name of a variable."""
-    first = at
-    while first and not tokens[first].is_first:
-        first -= 1
-    if tokens[at].text != "{" or not tokens[first].is_name:
+def _block(line: list[_Token]) -> _Token | None:
+    """What the block is called that begins with these tokens: its type, or the name of a variable."""
+    if not line[0].is_name:
         return None
-    return tokens[first + 1] if tokens[first].text == "variable" else tokens[first]
+    return line[-1] if line[0].text == "variable" else line[0]
 
 
 def _tokens(text: str) -> Iterator[_Token]:

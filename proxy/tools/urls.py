@@ -23,6 +23,8 @@ _HEAD = re.compile(
     r"(?P<path>(?:/(?:[A-Za-z0-9._~!&+,;:@=-]|%[0-9A-Fa-f]{2})*)*)(?P<end>[?\s]|#(?!\{)|\Z)?"
 )
 """The part of a URL that is known, whatever its variables are; `end` if none follows."""
+_REPOSITORY = re.compile(r"https?://github\.com(?:/[^/]*){0,2}", re.IGNORECASE)
+"""What git may clone: it asks with POST, which we refuse. Files are further down."""
 _OURS = re.compile(
     r"(?P<base>https?://(?:[^\s/@]*@)?(?P<authority>[^\s/@]+))"
     r"(?:/(?P<digest>sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?/(?:(?P<scheme>https?)/)?(?P<rest>.+)",
@@ -50,9 +52,9 @@ class Urls:
     """Further addresses of ours, as Links.base. Those on this machine need not be named: the port may have changed."""
 
     def proxied(self, url: str, digest: Digest | None = None) -> str | None:
-        """Our URL in place of upstream's `url`; None if no mirror has it, or a variable decides which one."""
+        """Our URL in place of upstream's `url`; None if no mirror has it, if a variable decides that, or for git's."""
         found = _HEAD.match(url)
-        if not found:
+        if not found or _REPOSITORY.fullmatch(url):
             return None
         path = found["path"]
         if found["end"] is None:  # a variable follows: the last segment is not whole

@@ -20,7 +20,8 @@ from tests.harness import REPOSITORY
 
 BASE = "http://127.0.0.1:8642"
 SHIPPED = Urls(Links(MirrorTable(load("/dev/null", {}).mirrors), BASE))
-MIRRORS = [Mirror("u", ("https://u.example/",)), Mirror("deep", ("https://deep.example/images/",))]
+MIRRORS = [Mirror(name, (f"https://{base}/",)) for name, base in {"u": "u.example", "d": "deep.example/images"}.items()]
+MIRRORS.append(Mirror("github", ("https://github.com/",)))
 URLS = Urls(Links(MirrorTable(MIRRORS, ["localhost:5000"]), BASE))
 ELSEWHERE = Urls(Links(URLS.links.mirrors, "https://cache.example:9000"), frozenset({BASE}))
 FORMS = [Form(fallback, digest_form) for fallback in (True, False) for digest_form in (True, False)]
@@ -161,6 +162,7 @@ CHANGED = {
     "数https://u.example/": f"数{U}/",
     "https://u.example/\udce9\t": f"{U}/\udce9\t",
     "x # https://u.example/": f"x # {U}/",
+    "https://github.com/$OWNER/lima/releases/x": f"{BASE}/github.com/$OWNER/lima/releases/x",
 }
 UNTOUCHED = [
     "https://n.example/a",
@@ -177,6 +179,7 @@ UNTOUCHED = [
     "git+https://u.example/a xhttps://u.example/ file:///https://u.example",
     "ftp://u.example/a //u.example/a u.example/a https:u.example https:// https://",
     "s/https:\\/\\/u.example\\///",
+    "git clone https://github.com/lima-vm/lima.git && git clone http://github.com/$OWNER/lima; G=https://github.com",
     "# https://u.example/a",
     " \t# https://u.example/a",
     "http://127.0.0.1:3000/index.html http://localhost:3000/",
@@ -330,6 +333,11 @@ def test_a_digest_that_the_file_does_not_state_stays():
     }.items():
         for form in FORMS:
             assert rewritten(text, kind, URLS, form) == undone(text, kind, URLS) == text
+
+
+def test_a_long_line_and_a_deep_nest_take_no_time():
+    for text in ('"${' * 30_000, "[" * 5000 + '"https://u.example/a"', '"${' * 3 + "https://u.example/a"):
+        assert undone(rewritten(text, Kind.PACKER, URLS, Form()), Kind.PACKER, URLS) == text
 
 
 # -- generated texts ---------------------------------------------------------------------------------------------------
