@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from .common import json_option, own_bases, print_json, settings_options
 
 STDIN = "-"
 NOTHING = "nothing to change: no URL of a configured host"
+BASED = "; fetchonce lima install is for the templates it is based on"
 UNDONE = "nothing to undo"
 HEAD_BYTES = 64 * 1024
 """A file with a NUL in its beginning is not read further: an image may have been named by mistake."""
@@ -111,10 +112,12 @@ def changed(file: str, urls: Urls, options: Options) -> Outcome:
     if options.undo:
         new = undone(old, kind, urls)
         return Outcome(file, kind, old, new, list(changes(new, old, kind, urls)))
+    is_known = kind is not Kind.CLOUD_INIT or options.proxy is not None
+    if not is_known and (ours := next((ours for _, _, ours in urls.all_ours(old)), None)):
+        urls, is_known = replace(urls, links=replace(urls.links, base=ours.base)), True  # as it was said before
     new = rewritten(old, kind, urls, Form(not options.no_fallback, options.digest_form))
     found = list(changes(old, new, kind, urls))
-    is_loopback = LOOPBACK.fullmatch(urlsplit(urls.links.base).netloc)
-    if kind is Kind.CLOUD_INIT and found and is_loopback and options.proxy is None:
+    if found and not is_known and LOOPBACK.fullmatch(urlsplit(urls.links.base).netloc):
         raise ValueError(
             f"line {found[0].line} is for the guest, whose 127.0.0.1 is not this machine: name the address by which "
             "the guest reaches it, such as --proxy http://host.lima.internal:8642"
@@ -135,20 +138,30 @@ def read(file: str) -> str:
 
 def told(outcome: Outcome, urls: Urls, options: Options) -> str:
     """What is done, in a few words."""
-    found, base = outcome.changes, urls.links.base
+    found, several = outcome.changes, len(outcome.changes) > 1
     if outcome.new == outcome.old:
-        if options.undo:
-            others = (ours.base for _, _, ours in urls.all_ours(outcome.old, anywhere=True))
-            return next((f"nothing to undo; if {other} is fetchonce, add --proxy {other}" for other in others), UNDONE)
-        return f"nothing to change: {base} is there already" if any(urls.all_ours(outcome.old)) else NOTHING
+        return untold(outcome, urls, options.undo)
     if not found:
         return "the same URLs, with originals behind them or without"
-    count = f"{len(found)} URL{'s' if len(found) > 1 else ''}"
-    verb = "would go" if not options.in_place else "go" if len(found) > 1 else "goes"
+    count = f"{len(found)} URL{'s' if several else ''}"
+    verb = "would go" if not options.in_place else "go" if several else "goes"
     if options.undo:
         return f"{count} {verb} upstream again"
     bare = sum(not each.has_fallback for each in found)
-    return f"{count} {verb} through {base}" + (f"; {bare} without a fallback while it does not run" if bare else "")
+    need = "and need it to run" if several else "and needs it to run"
+    if bare and bare < len(found):
+        need = f"{bare} of them without a fallback for when it does not run"
+    return f"{count} {verb} through {found[0].base}" + (f", {need}" if bare else "")
+
+
+def untold(outcome: Outcome, urls: Urls, undo: bool) -> str:
+    """Why nothing is done."""
+    if undo:
+        others = (ours.base for _, _, ours in urls.all_ours(outcome.old, anywhere=True))
+        return next((f"nothing to undo; if {other} is fetchonce, add --proxy {other}" for other in others), UNDONE)
+    for _, _, ours in urls.all_ours(outcome.old):
+        return f"nothing to change: {ours.base} is there already"
+    return NOTHING + (BASED if outcome.kind is Kind.LIMA and re.search("^base:", outcome.old, re.MULTILINE) else "")
 
 
 def diff_lines(outcome: Outcome, name: str) -> Iterator[str]:

@@ -41,6 +41,8 @@ class Change:
     """Where our URL stands, counted from 1."""
     original: str
     ours: str
+    base: str
+    """The address in `ours`."""
     has_fallback: bool
     """Whether the original stands there too, for when we do not run."""
 
@@ -123,4 +125,4 @@ def changes(old: str, new: str, kind: Kind, urls: Urls) -> Iterator[Change]:
         if known[url]:
             known[url] -= 1
         else:
-            yield Change(line, ours.original, url, ours.original in kept)
+            yield Change(line, ours.original, url, ours.base, ours.original in kept)

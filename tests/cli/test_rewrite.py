@@ -21,8 +21,7 @@ def test_the_changed_text_is_printed_and_the_file_stays(cli, tmp_path):
     script.write_text(SCRIPT)
     ran, from_stdin = cli.together(["rewrite", str(script)], ["rewrite", "/dev/null"])
     assert ran.out == OURS
-    said = "1 URL would go through http://127.0.0.1:8642; 1 without a fallback while it does not run"
-    assert ran.err == f"{script} (shell): {said}\n"
+    assert ran.err == f"{script} (shell): 1 URL would go through http://127.0.0.1:8642, and needs it to run\n"
     assert script.read_text() == SCRIPT
     assert (from_stdin.out, from_stdin.err) == (
         "",
@@ -41,7 +40,7 @@ def test_in_place_keeps_what_a_file_is_and_undo_gives_it_back(cli, tmp_path):
     ran = cli("rewrite", "-i", str(link), str(lima))
     assert ran.out == ""
     assert ran.err.splitlines() == [
-        f"{link} (shell): 1 URL goes through http://127.0.0.1:8642; 1 without a fallback while it does not run",
+        f"{link} (shell): 1 URL goes through http://127.0.0.1:8642, and needs it to run",
         f"{lima} (lima): 1 URL goes through http://127.0.0.1:8642",
     ]
     assert link.is_symlink()
@@ -161,6 +160,7 @@ def test_a_guest_is_not_sent_to_its_own_loopback(cli, tmp_path):
     there = cli("rewrite", "-i", "--proxy", "http://host.lima.internal:8642", str(data))
     assert there.err.startswith(f"{data} (cloud-init): 1 URL goes through http://host.lima.internal:8642")
     assert "- curl -O http://host.lima.internal:8642/images.example/pub/x\n" in data.read_text()
+    assert "nothing to change: http://host.lima.internal:8642 is there" in cli("rewrite", "-i", str(data)).err
     cli("rewrite", "-i", "--undo", str(data))
     assert "- curl -O https://images.example/pub/x\n" in data.read_text()
     assert "nothing to change" in cli("rewrite", str(foreign)).err
