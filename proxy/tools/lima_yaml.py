@@ -5,7 +5,7 @@ line ends stay. Lima takes the first entry of a list that it can fetch, so the o
 """
 
 import json
-from bisect import bisect_left
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,7 +14,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
-from ruamel.yaml.tokens import BlockEntryToken
 
 from ..rules.digests import Digest
 from ..rules.links import Links
@@ -24,6 +23,9 @@ LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOp
 """Where Lima has lists of files of which it takes the first that it can fetch (its limatype.LimaYAML)."""
 INNER = ("kernel", "initrd")
 """What an image may have besides, each with a location of its own."""
+
+_DASH = re.compile(r" *-\s")
+_OTHER_LINE_END = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
     that stands twice already is left, whatever `fallback` says. `digest_form`: the URL has the item's digest, if any.
     Raises ValueError, with line and reason, if the text is not one YAML document.
     """
-    root, dashes = _read(text)
+    root = _read(text)
     edits: list[_Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         if not isinstance(found, SequenceNode):
@@ -61,10 +63,25 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
             wanted = strict if digest_form else plain
             if wanted != given and before not in (plain, strict):
                 own = [_replaced(text, file.location, new) for file, new in zip(files, wanted, strict=True)]
-                dash = None if found.flow_style else dashes[bisect_left(dashes, item.start_mark.index) - 1]
-                edits += [_copy(text, item, own, dash)] if fallback else own
+                edits += [_copy(text, item, own, in_lines=not found.flow_style)] if fallback else own
             before = given
     return _edited(text, edits)
+
+
+def place_in(text: str, key: str, new: str) -> tuple[int, int]:
+    """Where the key `new` can be written into the map `key` of the document, and its indentation.
+
+    The end of the text and 0 if there is no such map yet. Raises ValueError if it has the key already, or is not
+    written in lines.
+    """
+    found = _at(_read(text), key)
+    if found is None:
+        return len(text), 0
+    if _at(found, new) is not None:
+        raise ValueError(f"it has {new} of its own")
+    if not isinstance(found, MappingNode) or found.flow_style or not found.value:
+        raise ValueError(f"its {key}: is not written in lines")
+    return _line_end(text, _end(found)), found.value[0][0].start_mark.column
 
 
 def direct(text: str, urls: Urls) -> str:
@@ -72,10 +89,10 @@ def direct(text: str, urls: Urls) -> str:
 
     Raises ValueError like `through`.
     """
-    root, dashes = _read(text)
+    root = _read(text)
     edits: list[_Edit] = []
     for found in (_at(root, *path) for path in LISTS):
-        entries = list(_entries(text, found, dashes)) if isinstance(found, SequenceNode) else []
+        entries = list(_entries(text, found)) if isinstance(found, SequenceNode) else []
         for entry, following in zip_longest(entries, entries[1:]):
             if following and _is_copy(urls, entry, following):
                 edits.append(_Edit(entry.start, entry.end, ""))
@@ -97,7 +114,7 @@ class _Entry:
     files: list[_File]
 
 
-def _entries(text: str, found: SequenceNode, dashes: list[int]) -> Iterator[_Entry]:
+def _entries(text: str, found: SequenceNode) -> Iterator[_Entry]:
     items = list(_items(found))
     for item, following in zip_longest(items, items[1:]):
         start, end = item.start_mark.index, _end(item)
@@ -107,8 +124,7 @@ def _entries(text: str, found: SequenceNode, dashes: list[int]) -> Iterator[_Ent
             bare = _edited(text, blanks, start, end)
             end = following.start_mark.index if following else end
         else:
-            start = text.rfind("\n", 0, dashes[bisect_left(dashes, start) - 1]) + 1
-            end = text.find("\n", end - 1) + 1 or len(text)
+            start, end = _lines(text, start, end)
             bare = _edited(text, blanks, start, end).rstrip("\r\n")
         yield _Entry(start, end, bare, files)
 
@@ -122,19 +138,19 @@ def _is_copy(urls: Urls, entry: _Entry, original: _Entry) -> bool:
     return bool(changed) and all(urls.is_link(each.location.value, url, each.digest) for each, url in changed)
 
 
-def _read(text: str) -> tuple[Node | None, list[int]]:
-    """The document, and where the dashes of its lists are. Raises ValueError."""
+def _read(text: str) -> Node | None:
+    if found := _OTHER_LINE_END.search(text):
+        raise ValueError(f"line {text.count(chr(10), 0, found.start()) + 1}: a line ends with {found[0]!r}")
     reader = YAML(typ="safe", pure=True)
     reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
     try:
-        root = reader.compose(text)
-        dashes = [each.start_mark.index for each in reader.scan(text) if isinstance(each, BlockEntryToken)]
+        root: Node | None = reader.compose(text)
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: a character that YAML forbids, or it is not UTF-8") from error
     except YAMLError as error:
         raise ValueError(_reason(error)) from error
-    return root, dashes
+    return root
 
 
 def _at(node: Node | None, *path: str) -> Node | None:
@@ -180,15 +196,22 @@ def _replaced(text: str, scalar: ScalarNode, new: str) -> _Edit:
     return _Edit(start, end, written.replace(scalar.value, new))
 
 
-def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], dash: int | None) -> _Edit:
-    """The item, so edited, before itself: on lines of its own, from its dash, or with a comma if it has no dash."""
+def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], *, in_lines: bool) -> _Edit:
+    """The item, so edited, before itself: from the line of its dash to its last, or with a comma between [ and ]."""
     start, end = item.start_mark.index, _end(item)
-    if dash is None:
+    if not in_lines:
         return _Edit(start, start, _edited(text, edits, start, end) + ", ")
-    start = text.rfind("\n", 0, dash) + 1
-    line_end = text.find("\n", end - 1) + 1 or len(text)
-    copy = _edited(text, edits, start, line_end)
+    start, end = _lines(text, start, end)
+    copy = _edited(text, edits, start, end)
     return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
+
+
+def _lines(text: str, start: int, end: int) -> tuple[int, int]:
+    """Where the lines of an item begin and end, of which that from `start` to `end` is part."""
+    start = text.rfind("\n", 0, start) + 1
+    while not _DASH.match(text, start):  # it stands alone, above comments
+        start = text.rfind("\n", 0, start - 1) + 1
+    return start, _line_end(text, end)
 
 
 def _end(node: Node) -> int:
@@ -198,6 +221,11 @@ def _end(node: Node) -> int:
         return max(map(_end, last)) if isinstance(last, tuple) else _end(last)
     end: int = node.end_mark.index
     return end
+
+
+def _line_end(text: str, at: int) -> int:
+    """Where the line ends whose last character of interest is before `at`, with its line end."""
+    return text.find("\n", at - 1) + 1 or len(text)
 
 
 def _edited(text: str, edits: Sequence[_Edit], start: int = 0, end: int | None = None) -> str:

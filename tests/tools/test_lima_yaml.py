@@ -123,3 +123,6 @@ def test_what_is_no_yaml_is_told_with_its_line():
         through("images:\n- location: 'https://u.example/a\n", LINKS)
     with pytest.raises(ValueError, match=r"^line 2: but found another document"):
         through("a: 1\n---\nb: 1\n---\n", LINKS)
+    for end in ("\r", "\x85", "\u2028"):
+        with pytest.raises(ValueError, match=r"^line 2: a line ends with "):
+            through(f"# x\nimages:{end}- location: https://u.example/a{end}", LINKS)
