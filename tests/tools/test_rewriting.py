@@ -162,6 +162,7 @@ CHANGED = {
     "数https://u.example/": f"数{U}/",
     "https://u.example/\udce9\t": f"{U}/\udce9\t",
     "x # https://u.example/": f"x # {U}/",
+    "The end: https://u.example/a/.": f"The end: {U}/a/.",
     "https://github.com/$OWNER/lima/releases/x": f"{BASE}/github.com/$OWNER/lima/releases/x",
 }
 UNTOUCHED = [
@@ -227,6 +228,7 @@ def test_a_token_in_the_address_is_kept():
 def test_of_a_vagrantfile_only_box_url_changes():
     text = text_of(Path(__file__).parent / "samples" / "Vagrantfile")
     new = rewritten(text, Kind.VAGRANT, SHIPPED, Form())
+    assert new.count(BASE) == 3
     assert re.findall(rf"\S*[\"']{BASE}[^\"']*.", new) == [
         f'"{BASE}/cloud-images.ubuntu.com/#{{RELEASE}}/current/#{{RELEASE}}-server-cloudimg-amd64-vagrant.box"',
         f"'{BASE}/vagrantcloud.com/debian/trixie64'",
@@ -318,6 +320,53 @@ def test_the_values_of_packer_variables_keep_their_names():
         f"{BASE}/cloud-images.ubuntu.com",
         "https://cloud-images.ubuntu.com",
     ]
+
+
+PACKER = {
+    "a list beside it": (
+        'source "a" "b" {\n  iso_url = "https://u.example/a"\n  iso_urls = []\n}\n',
+        f'source "a" "b" {{\n  iso_url = "{U}/a"\n  iso_urls = []\n}}\n',
+    ),
+    "a variable that is a list": (
+        'variable "iso_urls" {\n  default = ["https://u.example/a", "https://n.example/a"]\n}\n',
+        f'variable "iso_urls" {{\n  default = ["{U}/a", "https://u.example/a", "https://n.example/a"]\n}}\n',
+    ),
+    "lines": (
+        'source "a" "b" {\r\n\tiso_urls = [\r\n\t\t"https://u.example/a",\r\n\t]\r\n}',
+        f'source "a" "b" {{\r\n\tiso_urls = [\r\n\t\t"{U}/a",\r\n\t\t"https://u.example/a",\r\n\t]\r\n}}',
+    ),
+    "expressions": (
+        'source "a" "b" {\n  iso_url = "https://u.example/${a}" != var.x ? "https://u.example/b" : var.y\n'
+        '  iso_urls = ["https://u.example/c" == var.x ? var.y : "https://u.example/d", f("https://u.example/e")]\n}\n',
+        f'source "a" "b" {{\n  iso_url = "{U}/${{a}}" != var.x ? "{U}/b" : var.y\n'
+        f'  iso_urls = ["{U}/c" == var.x ? var.y : "{U}/d", f("{U}/e")]\n}}\n',
+    ),
+    "a block within": (
+        'source "a" "b" {\n  boot_iso {\n    iso_url = "https://u.example/a" // x\n  }\n}\n',
+        f'source "a" "b" {{\n  boot_iso {{\n    iso_urls = ["{U}/a", "https://u.example/a"] // x\n  }}\n}}\n',
+    ),
+    "other URLs": (
+        'source "a" "b" {\n  guest_additions_url = "https://u.example/a"\n  x = ["https://u.example/b"]\n}\n',
+        f'source "a" "b" {{\n  guest_additions_url = "{U}/a"\n  x = ["{U}/b"]\n}}\n',
+    ),
+    "comments and heredocs": (
+        'source "a" "b" {\n# iso_url = "https://u.example/a"\n/* "https://u.example/a" */\n  x = <<-E\n'
+        '    iso_url = "https://u.example/a"\n  E\n  y = "https://u.example/b"\n}\n',
+        'source "a" "b" {\n# iso_url = "https://u.example/a"\n/* "https://u.example/a" */\n  x = <<-E\n'
+        f'    iso_url = "https://u.example/a"\n  E\n  y = "{U}/b"\n}}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), PACKER.values(), ids=PACKER)
+def test_packer_gets_a_list_where_it_takes_one(text, expected):
+    assert rewritten(text, Kind.PACKER, URLS, Form()) == expected
+    assert undone(expected, Kind.PACKER, URLS) == text
+
+
+def test_lima_items_that_differ_are_no_pair():
+    text = f"images:\n- location: {U}/a\n  arch: x86_64\n- location: https://u.example/a\n  arch: aarch64\n"
+    assert undone(text, Kind.LIMA, URLS) == text.replace(U, "https://u.example")
 
 
 def test_a_list_made_by_hand_as_the_readme_says_is_taken_back_too():
