@@ -16,6 +16,7 @@ from proxy.rules.links import Links
 from proxy.rules.mirrors import Mirror, MirrorTable
 from proxy.tools.rewriting import Form, Irreversible, Kind, changes, kind_of, rewritten, undone
 from proxy.tools.urls import Urls
+from tests.clients.tools import needs
 from tests.harness import REPOSITORY
 
 BASE = "http://127.0.0.1:8642"
@@ -53,6 +54,7 @@ def test_a_sample_is_changed_and_comes_back(path):
         assert undone(new, kind, moved) == text
 
 
+@needs("go")
 def test_all_templates_of_lima_come_back():
     (go_mod,) = (REPOSITORY / "tests" / "clients").glob("lima*/go.mod")
     said = subprocess.run(
@@ -336,10 +338,10 @@ PACKER = {
         f'source "a" "b" {{\r\n\tiso_urls = [\r\n\t\t"{U}/a",\r\n\t\t"https://u.example/a",\r\n\t]\r\n}}',
     ),
     "expressions": (
-        'source "a" "b" {\n  iso_url = "https://u.example/${a}" != var.x ? "https://u.example/b" : var.y\n'
-        '  iso_urls = ["https://u.example/c" == var.x ? var.y : "https://u.example/d", f("https://u.example/e")]\n}\n',
-        f'source "a" "b" {{\n  iso_url = "{U}/${{a}}" != var.x ? "{U}/b" : var.y\n'
-        f'  iso_urls = ["{U}/c" == var.x ? var.y : "{U}/d", f("{U}/e")]\n}}\n',
+        'source "a" "b" {\n  iso_url = "https://u.example/${a}" != var.x ? "https://u.example/b" : var.y\n}\n'
+        'source "a" "c" {\n  iso_urls = ["https://u.example/c" == var.x ? var.y : "https://u.example/d", f("https://u.example/e")]\n}\n',
+        f'source "a" "b" {{\n  iso_url = "{U}/${{a}}" != var.x ? "{U}/b" : var.y\n}}\n'
+        f'source "a" "c" {{\n  iso_urls = ["{U}/c" == var.x ? var.y : "{U}/d", f("{U}/e")]\n}}\n',
     ),
     "a block within": (
         'source "a" "b" {\n  boot_iso {\n    iso_url = "https://u.example/a" // x\n  }\n}\n',
