@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from . import lima_yaml, packer, plain
+from . import lima_yaml, packer_urls, plain
 from .urls import URL, Urls
 
 
@@ -91,7 +91,7 @@ def rewritten(text: str, kind: Kind, urls: Urls, form: Form) -> str:
         case Kind.LIMA:
             new = lima_yaml.through(original, urls.links, fallback=form.fallback, digest_form=form.digest_form)
         case Kind.PACKER:
-            new = packer.through(original, urls, fallback=form.fallback, digest_form=form.digest_form)
+            new = packer_urls.through(original, urls, fallback=form.fallback, digest_form=form.digest_form)
         case Kind.VAGRANT:
             new = plain.vagrant_through(original, urls)
         case Kind.SHELL | Kind.TEXT | Kind.CLOUD_INIT:
@@ -110,7 +110,7 @@ def undone(text: str, kind: Kind, urls: Urls) -> str:
         case Kind.LIMA:
             return lima_yaml.direct(text, urls)
         case Kind.PACKER:
-            return packer.direct(text, urls)
+            return packer_urls.direct(text, urls)
         case Kind.VAGRANT:
             return plain.vagrant_direct(text, urls)
         case Kind.SHELL | Kind.TEXT | Kind.CLOUD_INIT:
