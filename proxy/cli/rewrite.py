@@ -112,15 +112,15 @@ def changed(file: str, urls: Urls, options: Options) -> Outcome:
     if options.undo:
         new = undone(old, kind, urls)
         return Outcome(file, kind, old, new, list(changes(new, old, kind, urls)))
-    is_known = kind is not Kind.CLOUD_INIT or options.proxy is not None
+    is_known = kind not in (Kind.CLOUD_INIT, Kind.GUEST) or options.proxy is not None
     if not is_known and (ours := next((ours for _, _, ours in urls.all_ours(old)), None)):
         urls, is_known = replace(urls, links=replace(urls.links, base=ours.base)), True  # as it was said before
     new = rewritten(old, kind, urls, Form(not options.no_fallback, options.digest_form))
     found = list(changes(old, new, kind, urls))
     if found and not is_known and LOOPBACK.fullmatch(urlsplit(urls.links.base).netloc):
         raise ValueError(
-            f"line {found[0].line} is for the guest, whose 127.0.0.1 is not this machine: name the address by which "
-            "the guest reaches it, such as --proxy http://host.lima.internal:8642"
+            f"line {found[0].line} is read in the guest, whose 127.0.0.1 is not this machine: say how it is reached "
+            "from there, such as --proxy http://host.lima.internal:8642 (Lima) or http://host.docker.internal:8642 (Docker)"
         )
     return Outcome(file, kind, old, new, found)
 

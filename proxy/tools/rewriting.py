@@ -23,6 +23,8 @@ class Kind(StrEnum):
     PACKER = "packer"
     VAGRANT = "vagrant"
     CLOUD_INIT = "cloud-init"
+    GUEST = "guest"
+    """Other files that a guest or container reads: Dockerfile, Kickstart, preseed, Ignition."""
     SHELL = "shell"
     TEXT = "text"
 
@@ -53,6 +55,9 @@ class Irreversible(ValueError):
 
 _LIMA = re.compile(r"^(?:minimumLimaVersion|vmType)[ \t]*:|^base:\s*(?:-\s*)?[\"']?template:", re.MULTILINE)
 _LIMA_FILES = re.compile(r"^[ \t{]*[\"']?(?:images|firmware|containerd|osOpts)[\"']?[ \t]*:", re.MULTILINE)
+_GUEST = re.compile(
+    r"(?:dockerfile|containerfile)(?:[.-].*)?|.*\.(?:dockerfile|ks|ign|bu)|ks\.cfg|preseed.*\.cfg|autoinstall\.ya?ml"
+)
 _CLOUD_INIT = re.compile(r"^(?:#cloud-config\b|Content-Type: *(?:text/cloud-config|multipart/mixed))", re.MULTILINE)
 _PACKER = re.compile(r"^(?:source|build|packer|variable)\b[^\n={]*\{", re.MULTILINE)
 _SHELL = re.compile(r"#![^\n]*\b(?:ba|da|k|z)?sh\b")
@@ -71,6 +76,8 @@ def kind_of(name: str, text: str) -> Kind:
         return Kind.SHELL
     if _CLOUD_INIT.search(text[:4096]):
         return Kind.CLOUD_INIT
+    if _GUEST.fullmatch(name):
+        return Kind.GUEST
     if '"builders"' in text if is_json else name.endswith((".hcl", "-")) and _PACKER.search(text):
         return Kind.PACKER
     # A template without images is one too: the scripts in it run in the guest, whose 127.0.0.1 is not ours.
@@ -94,7 +101,7 @@ def rewritten(text: str, kind: Kind, urls: Urls, form: Form) -> str:
             new = packer_urls.through(original, urls, fallback=form.fallback, digest_form=form.digest_form)
         case Kind.VAGRANT:
             new = plain.vagrant_through(original, urls)
-        case Kind.SHELL | Kind.TEXT | Kind.CLOUD_INIT:
+        case Kind.SHELL | Kind.TEXT | Kind.CLOUD_INIT | Kind.GUEST:
             new = plain.through(original, urls)
     if (back := undone(new, kind, urls)) != original:
         for line, (one, other) in enumerate(zip(back.split("\n"), original.split("\n"), strict=False), 1):
@@ -113,7 +120,7 @@ def undone(text: str, kind: Kind, urls: Urls) -> str:
             return packer_urls.direct(text, urls)
         case Kind.VAGRANT:
             return plain.vagrant_direct(text, urls)
-        case Kind.SHELL | Kind.TEXT | Kind.CLOUD_INIT:
+        case Kind.SHELL | Kind.TEXT | Kind.CLOUD_INIT | Kind.GUEST:
             return plain.direct(text, urls)
 
 

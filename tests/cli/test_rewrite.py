@@ -152,10 +152,13 @@ def test_wrong_usage_says_what_to_do(cli, tmp_path):
 def test_a_guest_is_not_sent_to_its_own_loopback(cli, tmp_path):
     data, foreign = tmp_path / "user-data", tmp_path / "foreign"
     data.write_text("#cloud-config\nruncmd:\n- curl -O https://images.example/pub/x\n")
+    container = tmp_path / "Dockerfile"
+    container.write_text("FROM scratch\nADD https://images.example/pub/x /\n")
+    assert "line 2 is read in the guest" in cli("rewrite", "-i", str(container), code=1).err
     foreign.write_text("#cloud-config\nruncmd:\n- curl -O https://n.example/pub/x\n")
     ran = cli("rewrite", str(data), code=1)
     assert ran.out == ""
-    assert "line 3 is for the guest" in ran.err
+    assert "line 3 is read in the guest" in ran.err
     assert "--proxy http://host.lima.internal:8642" in ran.err
     there = cli("rewrite", "-i", "--proxy", "http://host.lima.internal:8642", str(data))
     assert there.err.startswith(f"{data} (cloud-init): 1 URL goes through http://host.lima.internal:8642")
