@@ -120,7 +120,7 @@ def changed(file: str, urls: Urls, options: Options) -> Outcome:
     if found and not is_known and LOOPBACK.fullmatch(urlsplit(urls.links.base).netloc):
         raise ValueError(
             f"line {found[0].line} is read in the guest, whose 127.0.0.1 is not this machine: say how it is reached "
-            "from there, such as --proxy http://host.lima.internal:8642 (Lima) or http://host.docker.internal:8642 (Docker)"
+            "from there, such as --proxy http://host.lima.internal:8642, or http://host.docker.internal:8642"
         )
     return Outcome(file, kind, old, new, found)
 
