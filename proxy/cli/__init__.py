@@ -25,6 +25,7 @@ COMMANDS = {
     "pin": ("space", "Never evict these URLs."),
     "prefetch": ("prefetch", "Bring URLs, or what templates and lists name, into the cache."),
     "prune": ("space", "Remove what was not used for long."),
+    "rewrite": ("rewrite", "Change templates and scripts so that what they download comes through fetchonce."),
     "rm": ("entries", "Remove URLs from the cache."),
     "seed": ("seed", "Put what Lima or minikube will want into its own cache."),
     "serve": ("serve", "Run the proxy (the default command)."),

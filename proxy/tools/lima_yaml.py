@@ -8,13 +8,16 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from ..rules.digests import Digest
 from ..rules.links import Links
+from .urls import Urls
 
 LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOpts", "Windows", "virtioWin"))
 """Where Lima has lists of files of which it takes the first that it can fetch (its limatype.LimaYAML)."""
@@ -81,6 +84,60 @@ def place_in(text: str, key: str, new: str) -> tuple[int, int]:
     return _line_end(text, _end(found)), found.value[0][0].start_mark.column
 
 
+def direct(text: str, urls: Urls) -> str:
+    """What `through` made of it is taken back, and nothing else: the items before their originals go.
+
+    Raises ValueError like `through`.
+    """
+    root = _read(text)
+    edits: list[_Edit] = []
+    for found in (_at(root, *path) for path in LISTS):
+        entries = list(_entries(text, found)) if isinstance(found, SequenceNode) else []
+        for entry, following in zip_longest(entries, entries[1:]):
+            if following and _is_copy(urls, entry, following):
+                edits.append(_Edit(entry.start, entry.end, ""))
+                continue
+            for file in entry.files:
+                if url := urls.direct(file.location.value, file.digest):
+                    edits.append(_replaced(text, file.location, url))
+    return _edited(text, edits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A list item as text: its lines, or up to the next item if it has no dash."""
+
+    start: int
+    end: int
+    bare: str
+    """Without its locations and what follows it."""
+    files: list[_File]
+
+
+def _entries(text: str, found: SequenceNode) -> Iterator[_Entry]:
+    items = list(_items(found))
+    for item, following in zip_longest(items, items[1:]):
+        start, end = item.start_mark.index, _end(item)
+        files = _files(item)
+        blanks = [_Edit(file.location.start_mark.index, file.location.end_mark.index, "") for file in files]
+        if found.flow_style:
+            bare = _edited(text, blanks, start, end)
+            end = following.start_mark.index if following else end
+        else:
+            start, end = _lines(text, start, end)
+            bare = _edited(text, blanks, start, end).rstrip("\r\n")
+        yield _Entry(start, end, bare, files)
+
+
+def _is_copy(urls: Urls, entry: _Entry, original: _Entry) -> bool:
+    """Whether the entry is what `through` puts before the other."""
+    if entry.bare != original.bare or len(entry.files) != len(original.files):
+        return False
+    pairs = [(each, other.location.value) for each, other in zip(entry.files, original.files, strict=True)]
+    changed = [(each, url) for each, url in pairs if each.location.value != url]
+    return bool(changed) and all(urls.is_link(each.location.value, url, each.digest) for each, url in changed)
+
+
 def _read(text: str) -> Node | None:
     if found := _OTHER_LINE_END.search(text):
         raise ValueError(f"line {text.count(chr(10), 0, found.start()) + 1}: a line ends with {found[0]!r}")
@@ -88,6 +145,9 @@ def _read(text: str) -> Node | None:
     reader.composer.warn_double_anchors = False  # the copy of an item has its anchors; YAML lets the last one count
     try:
         root: Node | None = reader.compose(text)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: a character that YAML forbids, or it is not UTF-8") from error
     except YAMLError as error:
         raise ValueError(_reason(error)) from error
     return root
@@ -141,11 +201,17 @@ def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], *, in_lines: boo
     start, end = item.start_mark.index, _end(item)
     if not in_lines:
         return _Edit(start, start, _edited(text, edits, start, end) + ", ")
+    start, end = _lines(text, start, end)
+    copy = _edited(text, edits, start, end)
+    return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
+
+
+def _lines(text: str, start: int, end: int) -> tuple[int, int]:
+    """Where the lines of an item begin and end, of which that from `start` to `end` is part."""
     start = text.rfind("\n", 0, start) + 1
     while not _DASH.match(text, start):  # it stands alone, above comments
         start = text.rfind("\n", 0, start - 1) + 1
-    copy = _edited(text, edits, start, _line_end(text, end))
-    return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
+    return start, _line_end(text, end)
 
 
 def _end(node: Node) -> int:

@@ -30,7 +30,7 @@ COMMANDS = [
     *("hint", "completion", "man", "config", "config check", "config show"),
     *("lima", "lima install", "lima remove", "lima status"),
     *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),
-    *("seed lima", "seed minikube"),
+    *("seed lima", "seed minikube", "rewrite"),
 ]
 
 CONFIG = """\
