@@ -5,6 +5,7 @@ everything else to standard error.
 """
 
 import importlib
+import keyword
 from typing import Any
 
 import click
@@ -15,6 +16,8 @@ from ..version import VERSION
 
 COMMANDS = {
     "config": ("config", "Check or show the configuration."),
+    "export": ("carry", "Write what is stored into a tar, for another machine."),
+    "import": ("carry", "Bring in what another machine has exported."),
     "ls": ("entries", "List what is stored."),
     "pin": ("space", "Never evict these URLs."),
     "prefetch": ("prefetch", "Bring URLs into the cache, through the running server if there is one."),
@@ -44,7 +47,8 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         module, _ = COMMANDS[name]
-        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), name)
+        function = f"{name}_" if keyword.iskeyword(name) else name
+        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), function)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
