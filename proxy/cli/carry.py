@@ -145,7 +145,8 @@ async def imported(settings: Settings, file: str, quiet: bool) -> tuple[int, lis
     bars = progress_bars(quiet)
     told = Told(bars, "import", quiet)
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as source:
+        # Unbuffered: a buffered read of a pipe goes on after a signal.
+        with open(sys.stdin.fileno() if file == "-" else file, "rb", buffering=0, closefd=file != "-") as source:
             async with opened_store(settings) as store:
                 janitor = Janitor(store, settings.file.cache)
                 with bars:

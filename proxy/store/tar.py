@@ -5,12 +5,14 @@ Its TarFile would do more than is good here: it takes extended headers into memo
 Everything here blocks.
 """
 
+import io
 import re
 import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
 BLOCK_BYTES, RECORD_BYTES = 512, 10240
+SKIP_BYTES = 1024**2
 PAX_BYTES = 64 * 1024
 """An extended header is no longer than this; ours have one number."""
 WITHOUT_CONTENT = frozenset(
@@ -74,7 +76,7 @@ class TarWriter:
 class TarReader:
     """Reads a file, or a pipe. Raises BrokenTar, and OSError."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.RawIOBase) -> None:
         self._file = file
         self._can_seek = file.seekable()
         self.offset = 0
@@ -118,7 +120,7 @@ class TarReader:
         """Fill the buffer from the content of the current member, which has that much left."""
         filled = 0
         while filled < len(buffer):
-            count = self._file.readinto(buffer[filled:])  # type: ignore[attr-defined]
+            count = self._file.readinto(buffer[filled:])
             if not count:
                 raise BrokenTar("ends too early")
             filled += count
@@ -164,7 +166,7 @@ class TarReader:
             self.offset += count
             return
         while count:
-            piece = len(self._file.read(min(count, 1024**2)))
+            piece = len(self._file.read(min(count, SKIP_BYTES)) or b"")
             if not piece:
                 raise BrokenTar("ends too early")
             count, self.offset = count - piece, self.offset + piece

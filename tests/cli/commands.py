@@ -27,6 +27,7 @@ QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less t
 
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
+    *("export", "import"),
     *("config", "config check", "config show"),
 ]
 
