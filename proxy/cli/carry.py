@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 from rich.progress import Progress
@@ -188,14 +188,12 @@ def _key(mirrors: MirrorTable, spelling: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _archive_to(file: str) -> Iterator[BinaryIO]:
+def _archive_to(file: str) -> Iterator[IO[bytes]]:
     """What to write the archive into. A regular file gets its name when the block ends; a pipe or a device has it."""
     path = Path(file).resolve()
-    if file == "-":
-        with open(sys.stdout.fileno(), "wb", closefd=False) as out:
-            yield out
-    elif path.exists() and not path.is_file():
-        with open(path, "wb") as out:
+    if file == "-" or (path.exists() and not path.is_file()):
+        # Unbuffered: after a signal, what is in a buffer would still have to be written.
+        with open(sys.stdout.fileno() if file == "-" else path, "wb", buffering=0, closefd=file != "-") as out:
             yield out
     else:
         mask = os.umask(0)

@@ -277,7 +277,7 @@ class Importer:
             return False
         lock = self._store.try_lock(entry.key)
         if lock is None:
-            self._leave(entry, "it is being fetched right now. run the import again if that fails")
+            self._leave(entry, "it is being fetched or imported right now. run the import again if that fails")
             return False
         locks.enter_context(lock)
         stored = await self._store.lookup(entry.key)

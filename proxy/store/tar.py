@@ -9,7 +9,7 @@ import io
 import re
 import tarfile
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 BLOCK_BYTES, RECORD_BYTES = 512, 10240
 SKIP_BYTES = 1024**2
@@ -37,7 +37,7 @@ class Member:
 class TarWriter:
     """Writes to a file, or a pipe. Raises what the file raises."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.can_rewind = file.seekable()
         self.offset = 0
@@ -50,7 +50,9 @@ class TarWriter:
         self.write(info.tobuf(tarfile.PAX_FORMAT))
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]  # a pipe takes what it has room for
         self.offset += len(data)
 
     def end(self) -> None:

@@ -330,7 +330,7 @@ async def test_what_is_being_fetched_is_left_to_who_fetches_it(opened):
             carried, _, left = await imported(other, data)
         assert carried == ["b", "c"]  # the body comes with another of its URLs
         assert list(left) == ["a"]
-        assert "being fetched right now" in left["a"]
+        assert "being fetched or imported right now" in left["a"]
         assert await imported(other, data) == (["a"], ["b", "c"], {})
 
 
@@ -578,6 +578,21 @@ async def test_the_least_recently_used_goes_for_it_and_what_is_imported_counts_a
         assert set(await contents(other)) == {"pinned", "a", "b", "c"}
         uses = {record.entry.url: (record.usage.hits, record.usage.used_at) for record in await other.records()}
         assert uses["http://a/a"] == (0, NOW)
+
+
+async def test_what_others_evict_meanwhile_is_said(opened):
+    async with opened() as store, opened("here") as other:
+        data = await three(store)
+        told = []
+
+        def tell(outcome):
+            told.append(outcome)
+            if isinstance(outcome, Carried) and outcome.entry.url == "http://a/a":
+                other.blobs.sidecars.path(outcome.entry).unlink()
+
+        watch = Watch(tell, lambda done, size: None)
+        await Importer(other, Janitor(other, UNLIMITED), TarReader(io.BytesIO(data)), "x", watch).run(NOW)
+        assert told[-1] == Left("http://a/a", "it was removed or replaced again meanwhile")
 
 
 async def test_a_manifest_that_says_too_little_takes_no_more_than_there_is(opened):
