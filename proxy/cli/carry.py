@@ -198,8 +198,11 @@ def _archive_to(file: str) -> Iterator[IO[bytes]]:
     else:
         mask = os.umask(0)
         os.umask(mask)
-        with publishing(path, 0o666 & ~mask) as out:
+        # Others' file systems cannot all sync a directory. The file is synced: a stick is pulled out soon.
+        with publishing(path, 0o666 & ~mask, is_durable=False) as out:
             yield out
+            out.flush()
+            os.fsync(out.fileno())
 
 
 def _stoppable(work: Coroutine[Any, Any, T], kept: str) -> T:

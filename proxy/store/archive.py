@@ -37,7 +37,7 @@ VERSION = 1
 CHUNK_BYTES = 4 * 1024**2  # in memory at once; import has two
 ENTRY_BYTES = 512 * 1024  # of an entry's JSON; upstream's head has at most 100 KiB
 WAITING_BYTES = 16 * 1024**2  # of the entries before one body
-MANIFEST_BYTES = 256 * 1024**2  # 80 for each body
+MANIFEST_BYTES = 32 * 1024**2  # 80 for each body
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -171,7 +171,9 @@ def _damage(entry: Entry, fd: int, use: Callable[[bytes], object]) -> str | None
         digest.update(data)
         use(data)
         offset += len(data)
-    return None if digest.hexdigest() == entry.sha256 else f"its body is damaged: it has sha256:{digest.hexdigest()}"
+    if digest.hexdigest() != entry.sha256:
+        return f"its body is damaged: it has sha256:{digest.hexdigest()}. fetchonce verify --repair has it fetched anew"
+    return None
 
 
 class Importer:
@@ -195,7 +197,6 @@ class Importer:
                     self._meet(member, now)
                 elif self._waiting and member.name == _blob_name(self._waiting[0]):
                     await self._bring(member.size, now)
-                    self._waiting = []
             self._give_up_waiting()
         except BrokenTar as error:
             self._give_up_waiting()
@@ -266,7 +267,9 @@ class Importer:
                         wanted.append(entry)
                 except StoreError as error:
                     self._leave(entry, error.message)
+            self._waiting = wanted
             await self._bring_in(wanted, now)
+        self._waiting = []
         self._done += size
         self._progress(0)
 
@@ -283,11 +286,10 @@ class Importer:
         stored = await self._store.lookup(entry.key)
         if stored is None or (stored.sha256 != entry.sha256 and is_newer(entry, stored, now)):
             return True
-        if stored.sha256 == entry.sha256:
-            if is_newer(entry, stored, now):
-                await self._store.refresh(refreshed(stored, entry.head, entry.validated_at))
-            if entry.pinned and not stored.pinned:
-                await self._store.pin(entry.key)
+        if stored.sha256 == entry.sha256 and is_newer(entry, stored, now):
+            await self._store.refresh(refreshed(stored, entry.head, entry.validated_at))
+        if entry.pinned and not stored.pinned:
+            await self._store.pin(entry.key)
         self._watch.tell(Kept(stored, is_newer=stored.sha256 != entry.sha256))
         return False
 

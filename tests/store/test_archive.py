@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -49,8 +50,8 @@ async def put(store, name, body, **changes):
 @pytest.fixture
 def opened(tmp_path):
     @contextlib.asynccontextmanager
-    async def opened(name="there"):
-        store = Store(tmp_path / name)
+    async def opened(name="there", **options):
+        store = Store(tmp_path / name, **options)
         await store.start()
         try:
             yield store
@@ -297,11 +298,12 @@ async def test_a_second_import_copies_nothing(opened):
         assert (other.root / blob(BODY)).stat().st_ino == inode
 
 
+@pytest.mark.parametrize("pinned", ["there", "here"])
 @pytest.mark.parametrize(("at", "comes"), [(NOW - 50, True), (NOW - 150, False), (NOW + 1e6, False)])
-async def test_the_newer_generation_wins(opened, at, comes):
+async def test_the_newer_generation_wins_and_a_pin_holds(opened, at, comes, pinned):
     async with opened() as store, opened("here") as other:
-        await put(store, "a", b"theirs", at=at)
-        await put(other, "a", b"ours", at=NOW - 100, pinned=True)
+        await put(store, "a", b"theirs", at=at, pinned=pinned == "there")
+        await put(other, "a", b"ours", at=NOW - 100, pinned=pinned == "here")
         data, _ = await exported(store)
         assert await imported(other, data) == ((["a"], [], {}) if comes else ([], ["a"], {}))
         assert await contents(other) == {"a": b"theirs" if comes else b"ours"}
@@ -358,6 +360,7 @@ async def test_an_unfinished_body_is_not_written_into(opened):
 
 
 async def three(store):
+    """The archive of a, b and c, which it puts into the store."""
     for name, body in {"a": BODY, "b": BODY[::-1], "c": b"c"}.items():
         await put(store, name, body)
     return (await exported(store))[0]
@@ -396,6 +399,7 @@ async def test_of_a_truncated_archive_what_was_whole_is_in(opened):
                 assert "the archive" in left, end
                 assert "ends too early" in left["the archive"]
                 assert set(await contents(other)) == {*carried, *kept}
+                assert not {*carried, *kept} & left.keys()
                 seen.add(len([*carried, *kept]))
         assert seen == {0, 1, 2}
         assert (await imported(other, data))[2] == {}
@@ -608,3 +612,18 @@ async def test_a_manifest_that_says_too_little_takes_no_more_than_there_is(opene
         carried, _, left = await imported(store, data, CacheSection(max_size=40_000, min_free=0))
         assert carried == ["b"]
         assert "no space for http://a/a" in left["a"]
+
+
+async def test_a_url_that_shares_a_body_leaves_no_trace_where_its_records_cannot_be_written(opened):
+    async with opened() as store, opened("here", busy_seconds=0.1) as other:
+        await put(store, "a", BODY)
+        await put(store, "b", BODY)
+        await put(other, "a", BODY)
+        data, _ = await exported(store, "b")
+        with contextlib.closing(sqlite3.connect(other.root / "index" / "cache.db", isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            carried, _, left = await imported(other, data)
+        assert carried == []
+        assert "kept the index of" in left["b"]
+        assert [path.name.split(".")[1] for path in other.root.glob("blobs/*/*.json")] == [entry_of("a", b"").key]
+        assert await imported(other, data) == (["b"], [], {})
