@@ -240,6 +240,7 @@ async def test_a_damaged_body_is_left_out_and_the_archive_is_whole(opened, out):
         assert [each.name for each in left] == ["http://a/b", "http://a/c"]
         assert "damaged" in left[0].why
         assert set(members(data)) == {"manifest.json", page("a"), blob(BODY[:9000]), page("d"), blob(b"d")}
+        assert not any(data[-1024:])
         assert await imported(other, data) == (["a", "d"], [], {})
 
 
@@ -347,12 +348,12 @@ async def test_an_unfinished_body_is_not_written_into(opened):
                 partial.extents.add(0, 100)
                 record = PartialRecord(entry.key, entry.url, entry.mirror, entry.url, head, list(partial.extents))
                 await other.save(partial, record)
-            told = []
+            told, pages = [], set()
             bad = flipped(data, blob(BODY), 50)
-            watch = Watch(told.append, lambda done, size: None)
+            watch = Watch(told.append, lambda done, size, pages=pages: pages.update(other.root.glob("partial/*.json")))
             await Importer(other, Janitor(other, UNLIMITED), TarReader(io.BytesIO(bad)), "x", watch).run(NOW)
             assert [type(each) for each in told] == [Left]
-            assert len(await other.unfinished()) == stays
+            assert len(pages) == len(await other.unfinished()) == stays
             await other.forget_partial(entry.key)
 
 
@@ -403,6 +404,17 @@ async def test_of_a_truncated_archive_what_was_whole_is_in(opened):
                 seen.add(len([*carried, *kept]))
         assert seen == {0, 1, 2}
         assert (await imported(other, data))[2] == {}
+
+
+async def test_what_is_kept_does_not_need_the_body_that_is_cut_off(opened):
+    async with opened() as store, opened("here") as other:
+        await put(store, "a", BODY)
+        await put(store, "b", BODY)
+        await put(other, "a", b"newer", at=NOW - 1)
+        data, _ = await exported(store)
+        offset, _ = members(data)[blob(BODY)]
+        carried, kept, left = await imported(other, data[: offset + 9])
+        assert (carried, kept, set(left)) == ([], ["a"], {"b", "the archive"})
 
 
 async def test_a_damaged_header_ends_it(opened):
@@ -568,6 +580,10 @@ async def test_without_room_for_all_of_it_nothing_is_brought_in_or_evicted(opene
         # What is here already needs no room.
         await imported(other, (await exported(store, "a"))[0])
         limits = CacheSection(max_size=65_000, min_free=0)
+        pinned = await put(other, "pinned", BODY[:10_000], pinned=True)
+        with pytest.raises(OutOfSpace, match=r"needs 30.0 KB"):  # what is here of it may not go for the rest
+            await imported(other, data, limits)
+        await other.remove(pinned.key)
         assert await imported(other, data, limits) == (["b", "c"], ["a"], {})
         assert set(await contents(other)) == {"a", "b", "c"}
 
