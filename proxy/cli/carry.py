@@ -95,8 +95,9 @@ async def exported(
 ) -> tuple[int, list[dict[str, Any]]]:
     """The exit code, and what was exported."""
     name = "standard output" if file == "-" else file
+    nothing = StoreError(f"nothing to export is stored in {settings.cache_dir}. {name} was not written")
     if not settings.cache_dir.exists():
-        raise StoreError(f"nothing is stored in {settings.cache_dir} yet")
+        raise nothing
     async with opened_store(settings) as store:
         objects = [each for each in await list_objects(store) if each["state"] == "complete"]
         found = {pattern: selected(settings, objects, pattern) for pattern in patterns}
@@ -105,7 +106,7 @@ async def exported(
             click.echo(f"nothing whole that is stored in {settings.cache_dir} matches {pattern}", err=True)
         keys = {each["key"] for matching in (found.values() if patterns else [objects]) for each in matching}
         if not keys:
-            raise StoreError(f"{name} was not written: there is nothing to export")
+            raise nothing
         entries = [record.entry for record in await store.records() if record.entry.key in keys]
         bars = progress_bars(quiet)
         told = Told(bars, "export", quiet)
