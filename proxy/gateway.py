@@ -311,7 +311,9 @@ class Gateway:
         cache_status = CacheStatus(fwd=forward.ask.why, fwd_status=304) if forward.entry else CacheStatus(hit=True)
         return self._stored(forward.request, target, entry, cache_status, stack)
 
-    async def _passed(self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.AsyncExitStack) -> Delivery:
+    async def _passed(
+        self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.AsyncExitStack
+    ) -> Delivery:
         """A body that is not kept: the transfer that the fill began, or one of the client's own."""
         target, request, watch = forward.target, forward.request, forward.watch
         passthrough = fill.take_passthrough() if is_first else None

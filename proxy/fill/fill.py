@@ -36,7 +36,9 @@ class Question:
 
 
 class Fill:
-    def __init__(self, target: Target, question: Question, context: FillContext, ask_checksums: AskChecksums) -> None:
+    def __init__(
+        self, target: Target, question: Question, context: FillContext, ask_checksums: AskChecksums
+    ) -> None:
         self.target, self.question = target, question
         self.state: State = Asking()
         self.readers = 0

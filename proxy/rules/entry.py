@@ -90,7 +90,9 @@ class Entry:
         return digest.hex == (self.sha256 if digest.algorithm == "sha256" else self.sha512)
 
 
-OF_THE_BYTES = frozenset({"content-digest", "content-encoding", "content-md5", "content-type", "digest", "repr-digest"})
+OF_THE_BYTES = frozenset(
+    {"content-digest", "content-encoding", "content-md5", "content-type", "digest", "repr-digest"}
+)
 """They describe the stored bytes, so a 304 cannot change them: its own Content-Digest is of no bytes (RFC 9530 §2)."""
 
 

@@ -81,7 +81,9 @@ class Upstream:
         self._read_timeout = float(fill.read_timeout)
         self._via = f"1.1 {via}"
 
-    def open(self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None) -> Exchange:
+    def open(
+        self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None
+    ) -> Exchange:
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
 
         The credentials of the mirror whose URL it is replace such fields in `headers`. Neither go any further once a

@@ -191,10 +191,9 @@ async def test_the_front_goes_on_while_a_connection_far_ahead_stands_still(origi
     size, ahead = 30 << 20, 20 << 20
     resource = origin.pattern("/big.img", size, seed=3).throttle(2 << 20, times=1).close_at(3 << 20, times=1)
     resource.stall_at(ahead + (1 << 20), times=1)
-    async with (
-        await proxy.stream("/u/big.img") as front,
-        await proxy.stream("/u/big.img", {"Range": f"bytes={ahead}-"}) as far,
-    ):
+    async with await proxy.stream("/u/big.img") as front, await proxy.stream(
+        "/u/big.img", {"Range": f"bytes={ahead}-"}
+    ) as far:
         await far.read(1 << 20)
         await origin.stalled("/big.img")
         assert await front.read(ahead) == pattern_bytes(size, 3)[:ahead]
