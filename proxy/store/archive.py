@@ -46,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True):
     version: int
     urls: int
     bytes: int
-    bodies: dict[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")], Annotated[int, msgspec.Meta(ge=0)]]
+    bodies: dict[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")], Annotated[int, msgspec.Meta(ge=0)]]
     """Sizes by SHA-256."""
 
 
