@@ -25,9 +25,10 @@ from ..store.archive import Carried, Importer, Kept, Left, Outcome, Watch
 from ..store.files import publishing
 from ..store.janitor import Janitor
 from ..store.tar import TarReader, TarWriter
+from ..web.entries import list_objects
 from .bars import progress_bars, say_beside
-from .common import json_option, leave, opened_store, print_json, settings_options, size_text, url_text
-from .entries import list_objects, selected
+from .common import files, json_option, leave, opened_store, print_json, settings_options, size_text, url_text
+from .entries import selected
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Told:
 
 
 @click.command()
-@click.argument("file", metavar="FILE.tar")
+@click.argument("file", metavar="FILE.tar", shell_complete=files)
 @click.argument("patterns", nargs=-1, type=url_text, metavar="[PATTERN...]")
 @json_option
 @settings_options
@@ -122,7 +123,7 @@ async def exported(
 
 
 @click.command("import")
-@click.argument("file", metavar="FILE.tar")
+@click.argument("file", metavar="FILE.tar", shell_complete=files)
 @json_option
 @settings_options
 def import_(settings: Settings, file: str, as_json: bool) -> None:

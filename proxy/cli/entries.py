@@ -5,7 +5,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,9 +13,7 @@ import click
 from ..config import Settings
 from ..errors import RequestError
 from ..rules.mirrors import proxied_path
-from ..store.blobs import Record
-from ..store.partial import PartialRecord
-from ..store.store import Store
+from ..web.entries import list_objects, matches
 from .common import (
     age_text,
     json_option,
@@ -157,12 +154,6 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
     return removed, refused
 
 
-async def list_objects(store: Store) -> list[dict[str, Any]]:
-    objects = [_from_entry(record) for record in await store.records()]
-    objects += [_from_partial(record) for record in await store.unfinished()]
-    return sorted(objects, key=lambda each: each["url"])
-
-
 def named(
     settings: Settings, objects: list[dict[str, Any]], arguments: Iterable[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
@@ -211,47 +202,6 @@ def identify(settings: Settings, objects: list[dict[str, Any]], url: str) -> tup
     return target.key, target.url
 
 
-def matches(url: str, pattern: str) -> bool:
-    return fnmatchcase(url, pattern) if "*" in pattern or "?" in pattern else pattern in url
-
-
 def total_size(objects: Iterable[dict[str, Any]]) -> int:
     """Bytes of their bodies, each counted once."""
     return sum({each["digest"] or each["key"]: each["size"] for each in objects}.values())
-
-
-def _from_entry(record: Record) -> dict[str, Any]:
-    entry = record.entry
-    return {
-        "url": entry.url,
-        "mirror": entry.mirror,
-        "size": entry.size,
-        "digest": f"sha256:{entry.sha256}",
-        "verified": entry.verified,
-        "state": "complete",
-        "hits": record.usage.hits,
-        "pinned": entry.pinned,
-        "stored_at": entry.stored_at,
-        "used_at": record.usage.used_at or None,
-        "key": entry.key,
-        "validated_at": entry.validated_at,
-        "headers": entry.head.headers,
-    }
-
-
-def _from_partial(record: PartialRecord) -> dict[str, Any]:
-    return {
-        "url": record.url,
-        "mirror": record.mirror,
-        "size": sum(end - start for start, end in record.extents),
-        "digest": None,
-        "verified": None,
-        "state": "partial",
-        "hits": 0,
-        "pinned": False,
-        "stored_at": None,
-        "used_at": None,
-        "key": record.key,
-        "length": record.head.length,
-        "headers": record.head.headers,
-    }

@@ -11,6 +11,7 @@ from ..rules.entry import Entry
 from ..rules.eviction import Candidate, choose, total, unused_since
 from ..rules.units import parse_duration, parse_size
 from ..store.janitor import eviction_lock
+from ..web.entries import list_objects
 from .common import (
     age_text,
     json_option,
@@ -21,7 +22,7 @@ from .common import (
     table,
     url_text,
 )
-from .entries import list_objects, named
+from .entries import named
 
 
 def age_type(text: str) -> float:

@@ -163,6 +163,9 @@ class Blobs:
     def records(self) -> list[Record]:
         return [Record(entry, usage) for entry, usage in self.ground.current_index().records()]
 
+    def count_entries(self) -> int:
+        return self.ground.current_index().count_entries()
+
     def count(self, uses: Mapping[str, Usage]) -> None:
         self.ground.current_index().count(uses)
 

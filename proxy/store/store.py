@@ -319,6 +319,10 @@ class Store:
         """Bytes of the file system, and those of them that are free for us."""
         return await self._do(disk, self.root)
 
+    async def count(self) -> int:
+        """How many URLs are stored whole."""
+        return await self._do(self.blobs.count_entries)
+
     async def growing(self, own: Iterable[Path]) -> tuple[int, int]:
         """Of all partials but `own`: bytes on disk, and bytes that the processes filling them have reserved besides."""
         return await self._do(self.partials.growing, set(own))

@@ -28,7 +28,9 @@ QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less t
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
     *("export", "import"),
-    *("config", "config check", "config show"),
+    *("hint", "completion", "man", "config", "config check", "config show"),
+    *("lima", "lima install", "lima remove", "lima status"),
+    *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),
 ]
 
 CONFIG = """\
@@ -137,6 +139,9 @@ class Terminal:
                 break
             self.shown += data.decode(errors="replace")
         return self.shown
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
 
     def close(self) -> None:
         for fd in (self.fd, self._master):
