@@ -239,13 +239,12 @@ async def test_killed_in_the_middle_it_goes_on_the_next_time(origin, cli, there,
     assert blob_of(there, origin.url("/big.img")).read_bytes() == BIG
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_stopped_while_it_waits_for_a_pipe_it_ends_at_once(origin, cli, there, pipe, tmp_path, number):
+async def test_stopped_while_it_waits_for_a_pipe_it_ends_at_once(origin, cli, there, pipe, tmp_path):
     origin.body("/big.img", BIG)
     cli("prefetch", "/u/big.img")
     path = archived(cli, tmp_path)
     process = await half_imported(there, pipe, path)
-    ran = there.end(process, number, code=130, within=QUICK_SECONDS)
+    ran = there.end(process, signal.SIGINT, code=130, within=QUICK_SECONDS)
     assert ran.err == "stopped; what came is kept, and the next import goes on with the rest\n"
     assert not list(there.cache_dir.glob("partial/*"))
     # An export into a pipe that nobody reads.
@@ -253,7 +252,7 @@ async def test_stopped_while_it_waits_for_a_pipe_it_ends_at_once(origin, cli, th
     process = cli.start("export", "-", fds={"stdout": out})
     os.close(out)
     await until(lambda: os.read(reading, 1))
-    assert "nothing was written" in cli.end(process, number, code=130, within=QUICK_SECONDS).err
+    assert "nothing was written" in cli.end(process, signal.SIGTERM, code=130, within=QUICK_SECONDS).err
     os.close(reading)
 
 
@@ -293,15 +292,11 @@ def test_what_cannot_be_done(origin, cli, there, tmp_path):
     cli("prefetch", "/u/a.img")
     path = archived(cli, tmp_path)
     (tmp_path / "short.tar").write_bytes(path.read_bytes()[:5000])
-    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b" + bytes(5000))
     failed = {
         f"nothing to export is stored in {there.cache_dir}": [there, "export", str(tmp_path / "x.tar")],
         f"{tmp_path} was not written: Is a directory": [cli, "export", str(tmp_path)],
-        "/none/x.tar was not written: No such file": [cli, "export", str(tmp_path / "none" / "x.tar")],
         "/none.tar cannot be read: No such file": [there, "import", str(tmp_path / "none.tar")],
-        f"{tmp_path} cannot be read: Is a directory": [there, "import", str(tmp_path)],
         "short.tar ends too early. 0 URLs": [there, "import", str(tmp_path / "short.tar")],
-        "x.tar.gz is compressed: gzip -dc": [there, "import", str(tmp_path / "x.tar.gz")],
         "standard input ends too early": [there, "import", "-"],
     }
     started = {said: (where, where.start(*args)) for said, (where, *args) in failed.items()}
