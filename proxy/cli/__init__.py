@@ -5,6 +5,7 @@ everything else to standard error.
 """
 
 import importlib
+import keyword
 import os
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..version import VERSION
 COMMANDS = {
     "completion": ("completion", "Print a script by which your shell completes what you type."),
     "config": ("config", "Check or show the configuration."),
+    "export": ("carry", "Write what is stored into a tar, for another machine."),
+    "import": ("carry", "Bring in what another machine has exported."),
     "hint": ("hint", "Say what to type so that a tool fetches through fetchonce."),
     "lima": ("lima", "Lead Lima through fetchonce by itself, or take that back."),
     "ls": ("entries", "List what is stored."),
@@ -55,7 +58,8 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         module, _ = COMMANDS[name]
-        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), name)
+        function = f"{name}_" if keyword.iskeyword(name) else name
+        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), function)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -29,7 +29,7 @@ from .common import (
     table,
     url_text,
 )
-from .entries import identify
+from .entries import named
 from .sources import asked
 
 
@@ -54,7 +54,7 @@ def size_type(text: str) -> int:
 @json_option
 @settings_options
 def pin(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
-    """Never evict these stored URLs (in any spelling), nor their next generations."""
+    """Never evict these stored URLs (in any spelling, or globs as for rm), nor their next generations."""
     _pin(settings, urls, True, as_json)
 
 
@@ -63,7 +63,7 @@ def pin(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
 @json_option
 @settings_options
 def unpin(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
-    """Let pinned URLs be evicted again, like all others."""
+    """Let pinned URLs (in any spelling, or globs as for rm) be evicted again, like all others."""
     _pin(settings, urls, False, as_json)
 
 
@@ -74,22 +74,23 @@ def _pin(settings: Settings, urls: tuple[str, ...], pinned: bool, as_json: bool)
     else:
         for entry in done:
             click.echo(f"{'pinned' if pinned else 'unpinned'} {entry.url} ({size_text(entry.size)})")
-    for name in unknown:
-        click.echo(f"{name} is not stored" + (": fetchonce prefetch --pin URL" if pinned else ""), err=True)
+    for why in unknown:
+        click.echo(why, err=True)
     sys.exit(bool(unknown))
 
 
 async def set_pins(settings: Settings, urls: tuple[str, ...], pinned: bool) -> tuple[list[Entry], list[str]]:
-    """The entries as they are now, and the URLs of those that are not stored."""
-    done, unknown = [], []
+    """The entries as they are now, and for each other URL why not."""
+    done = []
     async with opened_store(settings) as store:
-        objects = await list_objects(store)
-        for key, name in dict.fromkeys(identify(settings, objects, url) for url in urls):
+        objects = [each for each in await list_objects(store) if each["state"] == "complete"]
+        pairs, unknown = named(settings, objects, urls)
+        for key, name in pairs:
             entry = await store.pin(key, pinned)
             if entry:
                 done.append(entry)
             else:
-                unknown.append(name)
+                unknown.append(f"{name} is not stored" + (": fetchonce prefetch --pin URL" if pinned else ""))
     return done, unknown
 
 

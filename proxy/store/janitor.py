@@ -15,7 +15,7 @@ the victims' keys (tried, never waited for), "store", SQLite's own.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from logging import INFO, WARNING
 from typing import Any
 
@@ -153,6 +153,15 @@ class Janitor:
         """The fill is over: it will write no more."""
         if reservation := self._reservations.pop(partial, None):
             reservation.cancel()
+
+    async def check_room(self, what: str, wanted: int, keep: Collection[str]) -> None:
+        """Raise OutOfSpace if `wanted` bytes cannot be made free while the blobs `keep` stay. Evicts nothing."""
+        async with self._turn:
+            candidates, space = await self._survey()
+            others = [each for each in candidates if each.blob not in keep]
+            eviction = await chosen(others, space.shortfall(wanted))
+            if eviction.shortfall:
+                raise self._out_of_space(what, wanted, candidates, space, eviction)
 
     @property
     def reserved(self) -> int:

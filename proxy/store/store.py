@@ -189,10 +189,10 @@ class Store:
                     return await self.refresh(replace(current, sha512=digest))
                 return replace(entry, sha512=digest)  # removed or replaced meanwhile: for this one answer
 
-    def touch(self, key: str, now: float) -> None:
-        """Count a use of the entry; written later."""
+    def touch(self, key: str, now: float, hits: int = 1) -> None:
+        """Count a use of the entry; written later. It was wanted, though perhaps not asked for (`hits` 0)."""
         use = self._uses.get(key, Usage())
-        self._uses[key] = Usage(use.hits + 1, now)
+        self._uses[key] = Usage(use.hits + hits, now)
 
     async def flush(self) -> None:
         uses, self._uses = self._uses, {}
@@ -226,6 +226,9 @@ class Store:
 
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.commit, partial, entry)
+
+    async def share(self, entry: Entry) -> Entry | None:
+        return await self._change(entry.key, self.blobs.share, entry)
 
     async def refresh(self, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.refresh, entry)
