@@ -4,6 +4,7 @@ Everything below raises. Only here does a ProxyError become a status and a JSON 
 been sent, an error can no longer change the status: the answer is broken off, and the server closes the connection.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -19,8 +20,11 @@ from .log import events, log
 from .rules.access import is_via
 from .rules.entry import Headers
 from .rules.headers import http_date
+from .stats import Stats, mirror_label
 from .store.pseudonym import pseudonym
 from .upstream.wording import WAY_OUT
+from .web.monitor import Monitor
+from .web.page import PATHS
 from .web.routes import own_endpoints
 
 Scope = MutableMapping[str, Any]
@@ -30,14 +34,14 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Application:
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, monitor: Monitor) -> None:
         self.gateway = gateway
-        self._own = own_endpoints(gateway)
+        self._own = own_endpoints(gateway, monitor)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
         target, server = scope["raw_target"], scope.get("server")
-        record = _AccessRecord(send, started)
+        record = _AccessRecord(send, started, self.gateway.stats)
         try:
             access = self.gateway.settings.access
             access.judge(target, scope["headers"], (scope.get("client") or (None,))[0], (server or (None,))[0])
@@ -45,7 +49,7 @@ class Application:
             if is_via(scope["headers"], pseudonym(self.gateway.store.root)):
                 what = _shown(target)[:200]
                 raise LoopDetected(f"{what} was asked for by this very fetchonce: upstream leads back to it. {WAY_OUT}")
-            if target.startswith(b"/-/") or target in (b"/", b"/-"):
+            if target.startswith(b"/-/") or target.partition(b"?")[0] in PATHS:
                 scope["path"] = target.partition(b"?")[0].decode("latin-1")
                 await self._own(scope, receive, record.send)
             else:
@@ -75,7 +79,8 @@ class Application:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        async with self.gateway.handle(Request(method, target, headers, gone)) as delivery:
+        base = access.own_base(scope["scheme"], scope["raw_target"], scope["headers"], scope.get("server"))
+        async with self.gateway.handle(Request(method, target, headers, gone, base)) as delivery:
             record.delivery = delivery
             await delivery.send(record.send)
 
@@ -92,14 +97,24 @@ class Application:
         await record.send({"type": "http.response.start", "status": error.status, "headers": encoded})
         await record.send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
+    def _count(self, method: str, target: bytes, result: str, record: "_AccessRecord") -> None:
+        stats, mirror = self.gateway.stats, None
+        if record.delivery:
+            mirror = record.delivery.target.mirror
+        else:
+            with contextlib.suppress(ProxyError):
+                mirror = self.gateway.mirrors.resolve(target).mirror
+        label = mirror_label(mirror)
+        stats.requests[label, method if method in ("GET", "HEAD") else "other", str(record.status), result] += 1
+        if record.first_ms is not None:
+            stats.first_byte.observe(record.first_ms / 1000)
+
     def _log(self, scope: Scope, target: bytes, record: "_AccessRecord") -> None:
         delivery, error = record.delivery, record.error
         result = "-"  # one of our own endpoints: no cache was involved
-        stats = self.gateway.stats
         if delivery or error:
             result = "ERROR" if error or not delivery else delivery.cache_status.result
-            stats.count_request(result)
-        stats.sent_bytes += delivery.sent if delivery else 0
+            self._count(scope["method"], target, result, record)
         level = logging.INFO if delivery or error else logging.DEBUG  # own endpoints: `status --watch` polls them
         if not access_log.isEnabledFor(level):
             return
@@ -127,10 +142,10 @@ class Application:
 class _AccessRecord:
     """What the access line says of one request, gathered on the way."""
 
-    __slots__ = ("_send", "delivery", "error", "first_ms", "is_aborted", "sent", "started", "status")
+    __slots__ = ("_send", "_stats", "delivery", "error", "first_ms", "is_aborted", "sent", "started", "status")
 
-    def __init__(self, send: Send, started: float) -> None:
-        self._send, self.started = send, started
+    def __init__(self, send: Send, started: float, stats: Stats) -> None:
+        self._send, self.started, self._stats = send, started, stats
         self.status = self.sent = 0
         self.first_ms: float | None = None
         self.delivery: Delivery | None = None
@@ -143,7 +158,10 @@ class _AccessRecord:
             self.first_ms = (time.monotonic() - self.started) * 1000
         await self._send(message)
         # Bytes handed to the server. Of a HEAD, or of the last piece before a break, fewer may have left.
-        self.sent += message.get("count", 0) + len(message.get("body", b""))
+        count = message.get("count", 0) + len(message.get("body", b""))
+        self.sent += count
+        if self.delivery and count:  # at once, and not at the end, which may be hours away
+            self._stats.sent_bytes[mirror_label(self.delivery.target.mirror),] += count
 
 
 def _base(scope: Scope) -> str:

@@ -100,6 +100,7 @@ class MirrorSection(Section, frozen=True):
     checksums: tuple[str, ...] = ()
     verify: Literal["strict", "warn", "off"] = "strict"
     ignore_query: bool = False
+    rewrite: tuple[str, ...] = ()
     connections: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
     forward_authorization: bool = True
     headers: dict[str, str] = msgspec.field(default_factory=dict)
@@ -339,7 +340,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         if not found:
             shown = re.sub(r"//[^/]*@", "//***@", url)
             raise wrong("upstreams", f'"{shown}": expected http(s)://[USER:PASSWORD@]HOST[:PORT]/[PATH/]')
-    for key in ("immutable", "moving"):
+    for key in ("immutable", "moving", "rewrite"):
         for pattern in getattr(section, key):
             try:
                 re.compile(pattern)

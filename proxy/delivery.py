@@ -34,6 +34,8 @@ class Request:
     headers: Headers
     gone: Callable[[], Awaitable[None]]
     """Waits until the client has left."""
+    base: str | None = None
+    """The URL by which the client names us, without a slash at its end; None if it has not named us."""
 
 
 class Body(Protocol):
@@ -137,6 +139,7 @@ class Delivery:
     """Seconds since the origin made or confirmed the answer (RFC 9111 §5.1)."""
     watch: Watch | None = None
     """None where the body never waits for upstream."""
+    takes_ranges: bool = True
     status: int = dataclasses.field(default=0, init=False)
     sent: int = dataclasses.field(default=0, init=False)
     """Body bytes handed to the kernel."""
@@ -153,7 +156,7 @@ class Delivery:
         if verdict == 412:
             message = "the precondition does not hold: the stored object is another generation"
             raise PreconditionFailed(message).with_cache_status(self.cache_status, self._age())
-        asked = field(headers, "range") if self.request.method == "GET" else None
+        asked = field(headers, "range") if self.request.method == "GET" and self.takes_ranges else None
         if asked is None or ranges.parse(asked) is None or not self._is_same_for_range():
             await self._whole(send)
             return
@@ -169,7 +172,7 @@ class Delivery:
         elif len(chosen) == 1:
             content_range = "content-range", ranges.content_range(chosen[0], length)
             await self._start(send, 206, self._part_fields(chosen[0].length, content_range))
-            await self._bytes(send, chosen[0].start, chosen[0].end)
+            await self.send_bytes(send, chosen[0].start, chosen[0].end)
             await send({"type": "http.response.body"})
         else:
             await self._multipart(send, chosen, length)
@@ -180,7 +183,7 @@ class Delivery:
     async def _whole(self, send: Send) -> None:
         await self._start(send, 200, self._fields(self.body.length))
         if self.request.method != "HEAD":
-            await self._bytes(send, 0, self.body.length)
+            await self.send_bytes(send, 0, self.body.length)
         await send({"type": "http.response.body"})
 
     async def _multipart(self, send: Send, chosen: tuple[ranges.Range, ...], length: int) -> None:
@@ -191,10 +194,10 @@ class Delivery:
         await self._start(send, 206, [*fields, ("content-type", parts.content_type)])
         for preamble, part in parts.parts:
             await send({"type": "http.response.body", "body": preamble, "more_body": True})
-            await self._bytes(send, part.start, part.end)
+            await self.send_bytes(send, part.start, part.end)
         await send({"type": "http.response.body", "body": parts.trailer})
 
-    async def _bytes(self, send: Send, start: int, end: int | None) -> None:
+    async def send_bytes(self, send: Send, start: int, end: int | None) -> None:
         """Send the bytes from `start` to `end` (None: wherever the body ends), as they come."""
         before = self.sent
         gone_at = -1
@@ -234,7 +237,7 @@ class Delivery:
             fields.append(("etag", etag))
         if length is not None:
             fields.append(("content-length", str(length)))
-        fields.append(("accept-ranges", "bytes"))
+        fields.append(("accept-ranges", "bytes" if self.takes_ranges else "none"))
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
         fields += [line for line in pages.confined(head.headers) if line not in fields]

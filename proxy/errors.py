@@ -7,6 +7,8 @@ ProxyError                    500
 │   ├── Forbidden             403   this client, or this page, may not ask
 │   ├── MethodNotAllowed      405
 │   ├── ProxyUnauthorized     407   the token is missing, and the client uses us as its proxy
+│   ├── NotStored             404   an entry that the API was asked about
+│   ├── Busy                  409   what is to be changed is being fetched right now
 │   ├── PreconditionFailed    412
 │   ├── RangeNotSatisfiable   416
 │   ├── Misdirected           421   Host is not one of our names
@@ -32,6 +34,7 @@ A message says what happened, which URL, what is kept and what to do. People see
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
 """
 
+import re
 from typing import Self
 
 from .rules.cache_status import CacheStatus
@@ -47,6 +50,11 @@ class ProxyError(Exception):
         self.message = message
         self.headers = headers
         """Extra response headers, such as Allow or Retry-After."""
+
+    @property
+    def cause(self) -> str:
+        """The kind of error in a word for metrics and lists: UpstreamTimeout is "upstream-timeout"."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(self).__name__).lower()
 
     def with_cache_status(self, cache_status: CacheStatus, *headers: tuple[str, str]) -> Self:
         """A copy that has `cache_status`, and `headers` besides. A copy, because other requests may hold this one."""
@@ -82,6 +90,14 @@ class MethodNotAllowed(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, headers=(("allow", "GET, HEAD"),))
+
+
+class NotStored(RequestError):
+    status = 404
+
+
+class Busy(RequestError):
+    status = 409
 
 
 class PreconditionFailed(RequestError):

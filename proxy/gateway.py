@@ -4,6 +4,7 @@ resolve    rules.mirrors   target → mirror, key, upstream URLs
 lookup     store           key → entry
 decide     rules.policy    request, entry, now → serve, ask or refuse
 join       flights, fill   ask: one fill for all who want the same
+rewrite    rewritten       lists of files: upstream's URLs → ours
 deliver    delivery        body → status, headers, ranges, bytes
 """
 
@@ -34,11 +35,13 @@ from .fill.reader import FillBody
 from .fill.states import Confirmed, Passed
 from .fill.verify import mismatch
 from .negative import NegativeCache
+from .rewritten import rewritten
 from .rules import policy, vary
 from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age, is_storable
+from .rules.links import Links
 from .rules.mirrors import MirrorTable, Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
@@ -66,7 +69,7 @@ class Gateway:
         self.stats = Stats()
         self.started_at = clock()
         self.store = Store(settings.cache_dir)
-        self.janitor = Janitor(self.store, settings.file.cache)
+        self.janitor = Janitor(self.store, settings.file.cache, self.stats.evicted)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
         self.negative = NegativeCache(clock)
@@ -100,6 +103,8 @@ class Gateway:
                 # If what others asked for is another variant, or what was stored is gone, this request is as new.
                 with contextlib.suppress(EntryGone):
                     delivery = await self._answer(request, target, stack)
+            if request.base and _is_rewritten(request, target):
+                delivery = await rewritten(delivery, Links(self.mirrors, request.base))
             yield delivery
 
     async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:
@@ -206,7 +211,8 @@ class Gateway:
     async def _forward(self, forward: Forward, question: Question, stack: contextlib.AsyncExitStack) -> Delivery | None:
         """The answer for which upstream is asked, by a fill that all share; None if it is not for this request."""
         request, target, watch = forward.request, forward.target, forward.watch
-        if request.method == "HEAD" and forward.entry is None and not self.flights.get(target.key):
+        is_told_by_head = request.method == "HEAD" and not _is_rewritten(request, target)
+        if is_told_by_head and forward.entry is None and not self.flights.get(target.key):
             head = await watch.wait(self._ask_head(target, question.fields))
             if head:
                 return Delivery(request, target, HeadBody(head), CacheStatus(fwd="uri-miss"), head.age)
@@ -351,6 +357,16 @@ class Gateway:
 def _forwarded(forward: Forward) -> CacheStatus:
     """Upstream has given a body; its 200 is told where something was stored before."""
     return CacheStatus(fwd=forward.ask.why, fwd_status=200 if forward.entry else None)
+
+
+def _is_rewritten(request: Request, target: Target) -> bool:
+    """Whether upstream's URLs in the body become ours.
+
+    Not where the client has not named us, wants a certain digest, or asks for upstream's bytes (RFC 9111 §5.2.1.6).
+    """
+    if request.base is None or target.digest or not target.mirror.is_rewritten(target.path):
+        return False
+    return "no-transform" not in policy.request_directives(request.headers)
 
 
 def _is_refusal(error: UpstreamError) -> bool:

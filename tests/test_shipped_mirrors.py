@@ -2,18 +2,22 @@
 # ruff: noqa: E501 - a URL stays on one line, to be found by looking for it
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.rules.mirrors import Mirror, MirrorTable, is_valid_name, parse_target, proxied_path
+from proxy.errors import UnknownMirror
+from proxy.rules.mirrors import Mirror, MirrorTable, Target, is_valid_name, parse_target, proxied_path
 
 FILES = sorted((Path(__file__).parent.parent / "config" / "mirrors").glob("*.toml"))
 TABLES = [(file, table) for file in FILES for table in tomllib.loads(file.read_text("utf-8"))["mirror"]]
 KEYS = {
-    "name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "connections", "forward_authorization",
+    "name", "upstreams", "immutable", "moving", "ttl", "checksums", "ignore_query", "rewrite", "connections",
+    "forward_authorization",
 }  # fmt: skip
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -29,6 +33,7 @@ def mirror_of(table: dict[str, Any]) -> Mirror:
         ttl=float(ttl[1]) * SECONDS[ttl[2]],
         checksums=tuple(table.get("checksums", ())),
         ignore_query=table.get("ignore_query", False),
+        rewrite=tuple(table.get("rewrite", ())),
         forward_authorization=table.get("forward_authorization", True),
     )
 
@@ -52,6 +57,9 @@ VAGRANT = "https://vagrantcloud.com"
 FREEBSD = "https://download.freebsd.org"
 VOID = "https://repo-default.voidlinux.org/live"
 INCUS = "https://images.linuxcontainers.org"
+GENTOO = "https://distfiles.gentoo.org"
+FINCH = "https://deps.runfinch.com"
+SCHEMATIC = "ce4c980550dd2ab1b17bbf2b08801c7eb59418eafe8f279833297925d67c7515"
 VIRTIO = "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads"
 
 IMMUTABLE, MOVING, NEITHER = "immutable", "moving", "neither"
@@ -168,6 +176,7 @@ URLS = [
     (f"{GITHUB}/kholia/OSX-KVM/raw/master/OVMF_CODE.fd", "github", NEITHER, ""),
     (f"{GITHUB}/kholia/OSX-KVM/raw/v1.2.3/OVMF_CODE.fd", "github", IMMUTABLE, ""),
     ("https://raw.githubusercontent.com/lima-vm/lima/master/templates/default.yaml", "github-raw", NEITHER, ""),
+    ("https://raw.githubusercontent.com/canonical/multipass/refs/heads/main/data/distributions/distribution-info.json", "github-raw", NEITHER, ""),
     ("https://raw.githubusercontent.com/lima-vm/lima/v2.2.0/templates/default.yaml", "github-raw", IMMUTABLE, ""),
     (f"{GCS}/minikube/iso/minikube-v1.34.0-amd64.iso", "minikube", IMMUTABLE, "{}.sha256"),
     (f"{GCS}/minikube/iso/minikube-v1.34.0-amd64.iso.sha256", "minikube", NEITHER, ""),
@@ -205,6 +214,35 @@ URLS = [
     (f"{GITHUB}/cirros-dev/cirros/releases/download/0.6.2/cirros-0.6.2-x86_64-disk.img", "cirros", IMMUTABLE, ""),
     (f"{VIRTIO}/stable-virtio/virtio-win.iso", "virtio-win", MOVING, ""),
     (f"{VIRTIO}/archive-virtio/virtio-win-0.1.221-1/virtio-win.iso", "virtio-win", IMMUTABLE, ""),
+    (f"{FREEBSD}/ftp/snapshots/VM-IMAGES/16.0-CURRENT/amd64/Latest/FreeBSD-16.0-CURRENT-amd64-BASIC-CLOUDINIT-zfs.raw.xz", "freebsd-snapshots", MOVING, "CHECKSUM.SHA512 CHECKSUM.SHA256"),
+    (f"{FREEBSD}/releases/amd64/14.1-RELEASE/base.txz", "freebsd", IMMUTABLE, "CHECKSUM.SHA512 CHECKSUM.SHA256"),
+    (f"{FEDORA}/alt/risc-v/release/42/Cloud/riscv64/images/Fedora-Cloud-Base-Generic-42.20250414-8635a3a5bfcd.riscv64.qcow2", "fedora", IMMUTABLE, ""),
+    (f"{ALMA}/9/vagrant/x86_64/AlmaLinux-9-Vagrant-libvirt-9.4-20240805.x86_64.box", "almalinux", IMMUTABLE, "CHECKSUM"),
+    (f"{ALMA}/9/vagrant/x86_64/AlmaLinux-9-Vagrant-libvirt-latest.x86_64.box", "almalinux", MOVING, "CHECKSUM"),
+    (f"{ROCKY}/9/images/x86_64/Rocky-9-Vagrant-Libvirt-9.4-20240509.0.x86_64.box", "rocky", IMMUTABLE, "{}.CHECKSUM CHECKSUM"),
+    (f"{ROCKY}/9/images/x86_64/Rocky-9-Vagrant-Libvirt.latest.x86_64.box", "rocky", MOVING, "{}.CHECKSUM CHECKSUM"),
+    (f"https://factory.talos.dev/image/{SCHEMATIC}/v1.11.5/nocloud-amd64.iso", "talos-factory", IMMUTABLE, ""),
+    (f"https://factory.talos.dev/image/{SCHEMATIC}/v1.12.0-beta.1/metal-arm64.raw.zst", "talos-factory", IMMUTABLE, ""),
+    ("https://factory.talos.dev/versions", "talos-factory", NEITHER, ""),
+    ("https://stable.release.flatcar-linux.net/amd64-usr/4230.2.1/flatcar_production_qemu_image.img", "flatcar-stable", IMMUTABLE, "{}.DIGESTS"),
+    ("https://stable.release.flatcar-linux.net/amd64-usr/current/flatcar_production_qemu_image.img", "flatcar-stable", MOVING, "{}.DIGESTS"),
+    ("https://stable.release.flatcar-linux.net/amd64-usr/current/version.txt", "flatcar-stable", MOVING, "{}.DIGESTS"),
+    ("https://beta.release.flatcar-linux.net/arm64-usr/4186.1.0/flatcar_production_pxe.vmlinuz", "flatcar-beta", IMMUTABLE, "{}.DIGESTS"),
+    ("https://beta.release.flatcar-linux.net/arm64-usr/current/flatcar_production_pxe.vmlinuz", "flatcar-beta", MOVING, "{}.DIGESTS"),
+    ("https://alpha.release.flatcar-linux.net/amd64-usr/4230.0.0/flatcar_production_openstack_image.img.bz2", "flatcar-alpha", IMMUTABLE, "{}.DIGESTS"),
+    ("https://alpha.release.flatcar-linux.net/amd64-usr/current/flatcar_production_openstack_image.img.bz2.DIGESTS", "flatcar-alpha", MOVING, ""),
+    ("https://lts.release.flatcar-linux.net/amd64-usr/4081.3.6/flatcar_production_vmware_ova.ova", "flatcar-lts", IMMUTABLE, "{}.DIGESTS"),
+    ("https://lts.release.flatcar-linux.net/amd64-usr/current-2024/flatcar_production_vmware_ova.ova", "flatcar-lts", MOVING, "{}.DIGESTS"),
+    (f"{GENTOO}/experimental/amd64/openstack/gentoo-openstack-amd64-default-latest.qcow2", "gentoo", MOVING, "{}.sha256 {}.DIGESTS"),
+    (f"{GENTOO}/experimental/amd64/openstack/gentoo-openstack-amd64-default-20260201.qcow2", "gentoo", IMMUTABLE, "{}.sha256 {}.DIGESTS"),
+    (f"{GENTOO}/releases/amd64/autobuilds/20260208T163056Z/stage3-amd64-openrc-20260208T163056Z.tar.xz", "gentoo", IMMUTABLE, "{}.sha256 {}.DIGESTS"),
+    (f"{GENTOO}/releases/amd64/autobuilds/current-install-amd64-minimal/install-amd64-minimal-20260712T170110Z.iso", "gentoo", IMMUTABLE, "{}.sha256 {}.DIGESTS"),
+    (f"{GENTOO}/releases/amd64/autobuilds/current-install-amd64-minimal/install-amd64-minimal-20260712T170110Z.iso.sha256", "gentoo", NEITHER, ""),
+    (f"{GENTOO}/releases/amd64/autobuilds/current-install-amd64-minimal/", "gentoo", MOVING, ""),
+    (f"{GENTOO}/releases/amd64/autobuilds/latest-stage3-amd64-openrc.txt", "gentoo", MOVING, "{}.sha256 {}.DIGESTS"),
+    (f"{FINCH}/common/x86-64/finch-rootfs-production-amd64-1771357941.tar.gz", "finch", IMMUTABLE, "{}.sha512sum"),
+    (f"{FINCH}/Fedora-Cloud-Base-38-1.6.x86_64-20230918164920.qcow2", "finch", IMMUTABLE, "{}.sha512sum"),
+    (f"{FINCH}/common/x86-64/", "finch", NEITHER, ""),
 ]  # fmt: skip
 
 
@@ -238,10 +276,20 @@ def test_every_pattern_has_an_url_in_the_table() -> None:
     unused = [
         (mirror.name, pattern)
         for mirror in MIRRORS
-        for pattern in (*mirror.immutable, *mirror.moving)
+        for pattern in (*mirror.immutable, *mirror.moving, *mirror.rewrite)
         if not any(re.search(pattern, path) for path in paths[mirror.name])
     ]
     assert unused == []
+
+
+def test_what_names_files_by_absolute_urls_is_rewritten() -> None:
+    rewritten = {url for url, *_ in URLS if (of := TABLE.resolve(url)).mirror.is_rewritten(of.path)}
+    assert rewritten == {
+        "https://builds.coreos.fedoraproject.org/streams/stable.json",
+        "https://raw.githubusercontent.com/canonical/multipass/refs/heads/main/data/distributions/distribution-info.json",
+        f"{VAGRANT}/api/v2/vagrant/generic/ubuntu2204",
+        f"{VAGRANT}/ubuntu/trusty64",
+    }
 
 
 @pytest.mark.parametrize(("file", "table"), TABLES, ids=[table["name"] for _, table in TABLES])
@@ -267,6 +315,12 @@ def test_file_says_what_it_is_for(file: Path) -> None:
     assert not re.search(r'"[^"\n]*\\[^"\n]*"', text)
 
 
+def test_the_readme_names_them_all() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    said = readme.partition("These come with it:")[2].partition("([config/mirrors]")[0].lower().replace("\n", " ")
+    assert [file.stem for file in FILES if file.stem not in said and file.stem.replace("-", " ") not in said] == []
+
+
 def test_names_and_bases_are_unique() -> None:
     names = [mirror.name for mirror in MIRRORS]
     bases = [(parse_target(url).host, parse_target(url).path) for mirror in MIRRORS for url in mirror.upstreams]
@@ -287,3 +341,32 @@ def test_checksum_file_of_a_moving_object_is_not_immutable(url: str) -> None:
     target = TABLE.resolve(url)
     if target.mirror.is_moving(target.path):
         assert not any(map(target.mirror.is_immutable, target.checksum_paths))
+
+
+UNSERVED = {
+    "aka.ms": "a short address of anything at all: whoever could ask for it could ask for everything",
+    "example.com": "an example",
+}
+"""Hosts in Lima's templates that no mirror has, and why."""
+
+
+def target_of(url: str) -> Target | None:
+    try:
+        return TABLE.resolve(url)
+    except UnknownMirror:
+        return None
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
+def test_every_image_of_lima_has_a_mirror_that_knows_whether_it_moves() -> None:
+    folder = Path(__file__).parent / "clients" / "lima"
+    module = "github.com/lima-vm/lima/v2"
+    subprocess.run(["go", "mod", "download", module], cwd=folder, check=True)
+    lima = subprocess.check_output(["go", "list", "-m", "-f", "{{.Dir}}", module], cwd=folder, text=True).strip()
+    templates = "".join(file.read_text("utf-8") for file in sorted(Path(lima).glob("templates/**/*.yaml")))
+    locations = set(re.findall(r"location: *[\"']?(https?://[^\s\"']+)", templates))
+    assert len(locations) > 200
+    targets = {url: target_of(url) for url in locations}
+    assert {parse_target(url).host for url, target in targets.items() if target is None} == UNSERVED.keys()
+    found = [target for target in targets.values() if target]
+    assert [each.url for each in found if each.mirror.is_immutable(each.path) == each.mirror.is_moving(each.path)] == []

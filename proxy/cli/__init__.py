@@ -5,27 +5,39 @@ everything else to standard error.
 """
 
 import importlib
+import keyword
+import os
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import log as logs
 from ..errors import ConfigError, ProxyError
 from ..version import VERSION
 
 COMMANDS = {
+    "completion": ("completion", "Print a script by which your shell completes what you type."),
     "config": ("config", "Check or show the configuration."),
+    "export": ("carry", "Write what is stored into a tar, for another machine."),
+    "import": ("carry", "Bring in what another machine has exported."),
+    "hint": ("hint", "Say what to type so that a tool fetches through fetchonce."),
+    "lima": ("lima", "Lead Lima through fetchonce by itself, or take that back."),
     "ls": ("entries", "List what is stored."),
+    "man": ("man", "Print the manual page."),
     "pin": ("space", "Never evict these URLs."),
-    "prefetch": ("prefetch", "Bring URLs into the cache, through the running server if there is one."),
+    "prefetch": ("prefetch", "Bring URLs, or what templates and lists name, into the cache."),
     "prune": ("space", "Remove what was not used for long."),
+    "rewrite": ("rewrite", "Change templates and scripts so that what they download comes through fetchonce."),
     "rm": ("entries", "Remove URLs from the cache."),
+    "seed": ("seed", "Put what Lima or minikube will want into its own cache."),
     "serve": ("serve", "Run the proxy (the default command)."),
     "show": ("entries", "Show everything about one stored URL."),
     "status": ("status", "Show running fills: bytes, rate, time left, readers, source."),
     "tls": ("tls", "A certificate for tools that insist on https."),
     "unpin": ("space", "Let pinned URLs be evicted again."),
     "url": ("entries", "Print the proxied form of an upstream URL."),
+    "vagrant": ("vagrant", "Have Vagrant's boxes come through fetchonce."),
     "verify": ("verify", "Read stored bodies again and compare their digests."),
 }
 """Each command's module and its line in --help. A module is imported when its command runs: `ls` needs no server."""
@@ -35,6 +47,8 @@ class Commands(click.Group):
     """Finds commands in COMMANDS, runs `serve` where none is named, and prints ProxyErrors as messages."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        if "_FETCHONCE_COMPLETE" in os.environ:  # a shell asks; our answer to bash is not click's
+            importlib.import_module(".completion", __name__)
         return super().main(*args, **{"prog_name": "fetchonce", **extra})  # also for `python -m proxy`
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,14 +58,24 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         module, _ = COMMANDS[name]
-        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), name)
+        function = f"{name}_" if keyword.iskeyword(name) else name
+        command: click.Command = getattr(importlib.import_module(f".{module}", __name__), function)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options, those of `serve` too. (A group's own would import every command.)"""
+        items = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        items += click.Command.shell_complete(self, ctx, incomplete)
+        serve = self.get_command(ctx, "serve") if incomplete.startswith("-") else None
+        return items + serve.shell_complete(ctx, incomplete) if serve else items
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and ctx.resilient_parsing:
+            return super().parse_args(ctx, args)  # a shell completes the first word
         if not args or (args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version")):
             if args and not args[0].startswith("-"):
                 return super().parse_args(ctx, args)  # click says that there is no such command

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 from rich.filesize import decimal
 
 from ..config import HTTPS, Settings, load
+from ..errors import ProxyError
 from ..rules.mirrors import MirrorTable, Target
+from ..store.index import stored_urls
 from ..store.servers import running
 from ..store.store import Store
 
@@ -21,22 +24,47 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options --config and --cache-dir, and call it with `settings` made from them."""
 
     def with_settings(config: str | None, cache_dir: str | None, **arguments: Any) -> Any:
-        overrides = {"cache": {"dir": cache_dir}} if cache_dir else {}
-        return command(settings=load(config, overrides), **arguments)
+        return command(settings=given_settings(config, cache_dir), **arguments)
 
     with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
     with_settings.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in (
-        click.option("--cache-dir", metavar="DIR", help="The cache directory [config: cache.dir]."),
-        click.option("--config", metavar="FILE", help="The configuration file [env: FETCHONCE_CONFIG]."),
+    for name, metavar, text in (
+        ("--cache-dir", "DIR", "The cache directory [config: cache.dir]."),
+        ("--config", "FILE", "The configuration file [env: FETCHONCE_CONFIG]."),
     ):
+        option = click.option(name, metavar=metavar, help=text, shell_complete=files)
         option(with_settings)
     return with_settings
 
 
-def url_text(argument: str) -> str:
+def given_settings(config: str | None, cache_dir: str | None) -> Settings:
+    """The settings of the configuration file, and what --cache-dir says. Raises ConfigError."""
+    return load(config, {"cache": {"dir": cache_dir}} if cache_dir else {})
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Has the shell complete the names of files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+class UrlText(click.ParamType):  # type: ignore[type-arg]  # older clicks have no argument here
     """The type of URL arguments. Bytes that are not UTF-8 become backslash escapes, which no mirror accepts."""
-    return argument.encode(errors="backslashreplace").decode()
+
+    name = "url"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value.encode(errors="backslashreplace").decode()
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The stored URLs. Says nothing where they cannot be read: a shell would put it between what is typed."""
+        try:
+            settings = given_settings(ctx.params.get("config"), ctx.params.get("cache_dir"))
+            return [CompletionItem(url) for url in stored_urls(settings.cache_dir, incomplete)]
+        except ProxyError:
+            return []
+
+
+url_text = UrlText()
 
 
 def resolve(settings: Settings, url: str) -> Target:

@@ -1,19 +1,19 @@
 """fetchonce ls, show, rm, url: what is in the cache. They read the cache directory, with or without a server."""
 
 import asyncio
+import contextlib
 import sys
 import time
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from ..config import Settings
+from ..errors import RequestError
 from ..rules.mirrors import proxied_path
-from ..store.blobs import Record
-from ..store.partial import PartialRecord
-from ..store.store import Store
+from ..web.entries import list_objects, matches
 from .common import (
     age_text,
     json_option,
@@ -90,7 +90,7 @@ def show(settings: Settings, url: str, as_json: bool) -> None:
 def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
     """Remove URLs from the cache, in any spelling. A client that is reading one reads it to its end.
 
-    A URL with * is a glob over whole URLs, as for ls.
+    A URL that is not stored is a glob over those that are, if it has * or ?.
     """
     removed, refused = asyncio.run(remove(settings, urls))
     if as_json:
@@ -99,6 +99,8 @@ def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
         for each in removed:
             unfinished = "the unfinished " if each["state"] == "partial" else ""
             click.echo(f"removed {unfinished}{each['url']} ({size_text(each['size'])})")
+        if len(removed) > 1:
+            click.echo(f"removed {len(removed)} URLs ({size_text(total_size(removed))})")
     for why in refused:
         click.echo(why, err=True)
     sys.exit(bool(refused))
@@ -136,10 +138,11 @@ async def read_objects(settings: Settings) -> list[dict[str, Any]]:
 
 async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
     """What was removed, and for each other URL why not. If one of them is not a URL, nothing is removed."""
-    removed, refused = [], []
+    removed = []
     async with opened_store(settings) as store:
         objects = await list_objects(store)
-        for key, name in dict.fromkeys(pair for url in urls for pair in named(settings, objects, url)):
+        pairs, refused = named(settings, objects, urls)
+        for key, name in pairs:
             gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
             if any(gone.values()):
                 removed += [each for each in objects if each["key"] == key and gone[each["state"]]]
@@ -151,17 +154,40 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
     return removed, refused
 
 
-async def list_objects(store: Store) -> list[dict[str, Any]]:
-    objects = [_from_entry(record) for record in await store.records()]
-    objects += [_from_partial(record) for record in await store.unfinished()]
-    return sorted(objects, key=lambda each: each["url"])
+def named(
+    settings: Settings, objects: list[dict[str, Any]], arguments: Iterable[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Key and URL of all objects that the arguments name, and of each glob that matches nothing a message.
+
+    A URL of a stored object, in any spelling, is that URL: it may hold * and ?. Raises RequestError, UnknownMirror.
+    """
+    found: list[tuple[str, str]] = []
+    unmatched = []
+    stored = {each["key"] for each in objects}
+    for argument in arguments:
+        is_glob = not {"*", "?"}.isdisjoint(argument)
+        try:
+            pair = identify(settings, objects, argument)
+        except RequestError:
+            if not is_glob:
+                raise
+            pair = "", argument
+        matching = [(each["key"], each["url"]) for each in objects if is_glob and matches(each["url"], argument)]
+        if pair[0] in stored or not matching:
+            matching = [pair] if pair[0] else []
+        if not matching:
+            unmatched.append(f"nothing stored matches {argument}")
+        found += matching
+    return list(dict.fromkeys(found)), unmatched
 
 
-def named(settings: Settings, objects: list[dict[str, Any]], argument: str) -> list[tuple[str, str]]:
-    """As `identify`, of every stored object that a glob matches; of one object, if there is none."""
-    is_exact = any(each["url"] == argument for each in objects)
-    found = [(each["key"], each["url"]) for each in objects if "*" in argument and fnmatchcase(each["url"], argument)]
-    return found if found and not is_exact else [identify(settings, objects, argument)]
+def selected(settings: Settings, objects: list[dict[str, Any]], pattern: str) -> list[dict[str, Any]]:
+    """The objects that match as for ls; if none does, the one that `pattern` is a URL of, in any spelling."""
+    found = [each for each in objects if matches(each["url"], pattern)]
+    with contextlib.suppress(RequestError):
+        key, _ = identify(settings, objects, pattern)
+        found = found or [each for each in objects if each["key"] == key]
+    return found
 
 
 def identify(settings: Settings, objects: list[dict[str, Any]], url: str) -> tuple[str, str]:
@@ -176,42 +202,6 @@ def identify(settings: Settings, objects: list[dict[str, Any]], url: str) -> tup
     return target.key, target.url
 
 
-def matches(url: str, pattern: str) -> bool:
-    return fnmatchcase(url, pattern) if "*" in pattern or "?" in pattern else pattern in url
-
-
-def _from_entry(record: Record) -> dict[str, Any]:
-    entry = record.entry
-    return {
-        "url": entry.url,
-        "mirror": entry.mirror,
-        "size": entry.size,
-        "digest": f"sha256:{entry.sha256}",
-        "verified": entry.verified,
-        "state": "complete",
-        "hits": record.usage.hits,
-        "pinned": entry.pinned,
-        "stored_at": entry.stored_at,
-        "used_at": record.usage.used_at or None,
-        "key": entry.key,
-        "validated_at": entry.validated_at,
-        "headers": entry.head.headers,
-    }
-
-
-def _from_partial(record: PartialRecord) -> dict[str, Any]:
-    return {
-        "url": record.url,
-        "mirror": record.mirror,
-        "size": sum(end - start for start, end in record.extents),
-        "digest": None,
-        "verified": None,
-        "state": "partial",
-        "hits": 0,
-        "pinned": False,
-        "stored_at": None,
-        "used_at": None,
-        "key": record.key,
-        "length": record.head.length,
-        "headers": record.head.headers,
-    }
+def total_size(objects: Iterable[dict[str, Any]]) -> int:
+    """Bytes of their bodies, each counted once."""
+    return sum({each["digest"] or each["key"]: each["size"] for each in objects}.values())

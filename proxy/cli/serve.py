@@ -28,6 +28,8 @@ from ..serving.server import Server
 from ..serving.sockets import bind, share
 from ..serving.supervisor import Link, Supervisor
 from ..serving.tls import CurrentCertificate, certificate
+from ..web.monitor import Monitor
+from ..web.slots import Slots
 from .common import base_url, leave
 
 SETS = {
@@ -77,6 +79,9 @@ class Serve:
         self._read_settings, self._offline = read_settings, offline
         self._settings = read_settings()
         self._listen: list[str] = []
+        self._shares: list[tuple[socket.socket, ...]] = []
+        """The sockets of each worker; none where there is one process."""
+        self._slots: Slots | None = None
         self._set_up_log()
         self._tls = self._tls_context()
 
@@ -99,9 +104,9 @@ class Serve:
                 log(events, logging.INFO, "server.stopped")
                 return 0
             shares = [share(each, file.server.workers) for each in sockets]
-            supervisor = Supervisor(
-                list(zip(*shares, strict=True)), self._work, reload=self._reload_all, started=self._say_started
-            )
+            self._shares = list(zip(*shares, strict=True))
+            self._slots = Slots(len(self._shares))
+            supervisor = Supervisor(self._shares, self._work, reload=self._reload_all, started=self._say_started)
             code = supervisor.run()
         log(events, logging.INFO, "server.stopped")
         return code
@@ -121,6 +126,8 @@ class Serve:
         settings = self._settings
         gateway = Gateway(settings, time.time, offline=self._offline)
         await gateway.start()
+        index = next((index for index, each in enumerate(self._shares) if each is listening), 0)
+        monitor = Monitor(gateway, self._slots, index)
         secure = [sock for sock, address in zip(listening, self._listen, strict=True) if address.startswith(HTTPS)]
         sockets = [sock for sock in listening if sock not in secure]
         if link or not sockets:  # our own commands speak plain http only
@@ -128,7 +135,7 @@ class Serve:
         try:
             section = settings.file.server
             server = Server(
-                Application(gateway),
+                Application(gateway, monitor),
                 sockets,
                 limits=Limits(
                     header_bytes=section.header_size,
@@ -158,7 +165,8 @@ class Serve:
                     link.ready()
                 else:
                     self._say_started()
-                await server.run()
+                async with monitor.running(server):
+                    await server.run()
         finally:
             for each in (*sockets, *secure):
                 each.close()

@@ -2,20 +2,15 @@
 
 import asyncio
 import contextlib
-import time
 from typing import Any
 
 import click
-from rich.live import Live
-from rich.text import Text
 
 from ..config import Settings
 from ..errors import ProxyError
 from ..store.servers import running
 from ..upstream.local import LocalServer
 from .common import age_text, json_option, print_json, settings_options, size_text
-
-WATCH_SECONDS = 0.5
 
 
 @click.command()
@@ -32,10 +27,10 @@ def status(settings: Settings, watch: bool, as_json: bool) -> None:
     if not watch:
         click.echo(as_text(read(settings)))
         return
-    with contextlib.suppress(KeyboardInterrupt), Live(Text(as_text(read(settings))), refresh_per_second=4) as live:
-        while True:
-            time.sleep(WATCH_SECONDS)
-            live.update(Text(as_text(read(settings))))
+    from .watch import watch as show  # rich takes longer to load than the rest of the command
+
+    with contextlib.suppress(KeyboardInterrupt):
+        show(lambda: read(settings), head)
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -53,18 +48,19 @@ async def _read(settings: Settings) -> dict[str, Any]:
         except ProxyError:
             if server is servers[-1]:
                 raise
-    return {"fills": [], "totals": {}, "workers": []}
+    return {"fills": [], "totals": {}, "failures": [], "workers": []}
 
 
-def as_text(whole: dict[str, Any]) -> str:
+def head(whole: dict[str, Any]) -> list[str]:
+    """Lines about the servers and what they have done."""
     if not whole["workers"]:
-        return "no server runs on this cache directory; start one with: fetchonce serve"
+        return ["no server runs on this cache directory; start one with: fetchonce serve"]
     totals = whole["totals"]
     servers: dict[str, list[dict[str, Any]]] = {}
     for worker in whole["workers"]:
         servers.setdefault(" ".join(worker["listen"]), []).append(worker)
     requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
-    lines = [
+    return [
         *(
             f"server on {address}{f', {len(workers)} workers' if len(workers) > 1 else ''}"
             f", up {age_text(max(each['uptime'] for each in workers))}"
@@ -72,6 +68,10 @@ def as_text(whole: dict[str, Any]) -> str:
         ),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
     ]
+
+
+def as_text(whole: dict[str, Any]) -> str:
+    lines = head(whole)
     for fill in whole["fills"]:
         done, length = fill["bytes"], fill["length"]
         of = f" of {size_text(length)} ({done * 100 // length}%)" if length else ""
@@ -82,4 +82,4 @@ def as_text(whole: dict[str, Any]) -> str:
             fill["url"] + (f" from {fill['source']}" if fill["source"] != fill["url"] else ""),
             f"  {fill['state']}: {size_text(done)}{of}, {size_text(fill['rate'])}/s{left}, {readers}",
         ]
-    return "\n".join(lines if whole["fills"] else [*lines, "nothing is being fetched"])
+    return "\n".join([*lines, "nothing is being fetched"] if whole["workers"] and not whole["fills"] else lines)

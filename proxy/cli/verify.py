@@ -1,10 +1,7 @@
 """fetchonce verify: do the stored bodies still match their digests? With and without a running server."""
 
 import asyncio
-import hashlib
-import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,12 +9,11 @@ import click
 
 from ..config import Settings
 from ..rules.entry import Entry
-from ..store.store import Store
+from ..store.integrity import find_damage
+from ..web.entries import list_objects
 from .bars import progress_bars, say_beside
 from .common import json_option, opened_store, print_json, settings_options, size_text, url_text
-from .entries import identify, list_objects
-
-READ_BYTES = 4 * 1024**2
+from .entries import identify
 
 
 @click.command()
@@ -67,7 +63,8 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
         with bar:
             task = bar.add_task("verifying", total=sum(same[0].size for same in blobs.values()))
             for same in blobs.values():
-                why = await asyncio.to_thread(find_damage, store, same[0], lambda count: bar.advance(task, count))
+                path = store.blobs.path(same[0])
+                why = await asyncio.to_thread(find_damage, path, same[0], lambda count: bar.advance(task, count))
                 if why:
                     # The others were removed or replaced while we read.
                     same = [entry for entry in same if store.blobs.has(entry)]
@@ -78,30 +75,6 @@ async def verified(settings: Settings, urls: tuple[str, ...], repair: bool, *, q
                     results.append(_result(entry.url, entry, "damaged" if why else "ok", why))
                     say(f"damaged  {entry.url}: {why}" if why else f"ok       {entry.url} ({size_text(entry.size)})")
     return results
-
-
-def find_damage(store: Store, entry: Entry, advance: Callable[[int], object]) -> str | None:
-    """What is wrong with the body of `entry`; None if nothing. Runs in a thread and reports each chunk to `advance`."""
-    state = hashlib.sha256()
-    count = 0
-    try:
-        with open(store.blobs.path(entry), "rb", buffering=0) as file:
-            while data := file.read(READ_BYTES):
-                state.update(data)
-                count += len(data)
-                advance(len(data))
-            if hasattr(os, "posix_fadvise"):
-                # We read it only once. The page cache belongs to what clients read.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    except FileNotFoundError:
-        return "its body is gone"
-    except OSError as error:
-        return f"its body cannot be read at byte {count}: {error.strerror}"
-    if count != entry.size:
-        return f"its body has {count} bytes instead of {entry.size}"
-    if state.hexdigest() != entry.sha256:
-        return f"expected sha256:{entry.sha256}, got sha256:{state.hexdigest()}"
-    return None
 
 
 def _result(url: str, entry: Entry | None, state: str, message: str | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..rules import vary
 from ..rules.entry import Entry, Head, refreshed
 from ..rules.freshness import is_storable
 from ..rules.splice import Held, Known
+from ..stats import Failure, mirror_label
 from ..store.locks import Lock
 from ..store.partial import Partial
 from .asking import Another, Answer, Rest, Unchanged, Whole
@@ -43,7 +44,7 @@ class Coordinator:
             lock = await self._fill.stoppable(self._wait_lock())
             if not await self._is_settled():
                 await self._bring()
-            self._context.stats.count_fill(self._fill.state.name)
+            self._count(self._fill.state.name)
         except ProxyError as error:
             self._fail(error)
             await self._put_away(error)
@@ -248,6 +249,7 @@ class Coordinator:
             await self._context.store.discard(growing.partial)
         self._fill.to(Complete(incoming, entry))
         seconds = round(self._context.clock() - self._fill.started_at, 3)
+        self._context.stats.fill_duration.observe(seconds)
         log(events, INFO, "fill.complete", key=key, bytes=growing.length, s=seconds, sha256=digests["sha256"])
 
     async def _verify(self, incoming: Incoming) -> str | None:
@@ -287,8 +289,15 @@ class Coordinator:
         self._fill.to(Failed(error, incoming))
         if incoming:
             incoming.growing.fail(error)
-        self._context.stats.count_fill("failed")
+        self._count("failed")
+        if not self._fill.is_stopped:
+            url, mirror = self._target.url.partition("?")[0], mirror_label(self._target.mirror)
+            failure = Failure(self._context.clock(), url, mirror, error.cause, error.message)
+            self._context.stats.failed(failure)
         log(events, INFO if self._fill.is_stopped else WARNING, "fill.failed", key=self._target.key[:12], error=error)
+
+    def _count(self, outcome: str) -> None:
+        self._context.stats.fills[mirror_label(self._target.mirror), outcome] += 1
 
     async def _put_away(self, error: ProxyError) -> None:
         """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""

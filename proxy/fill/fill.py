@@ -16,7 +16,7 @@ from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from .context import FillContext
-from .origin import Origin
+from .origin import Mishaps, Origin
 from .passthrough import Passthrough
 from .states import Asking, Complete, Confirmed, Failed, Incoming, Passed, State, Streaming
 from .verify import AskChecksums
@@ -37,9 +37,14 @@ class Question:
 
 class Fill:
     def __init__(
-        self, target: Target, question: Question, context: FillContext, ask_checksums: AskChecksums
+        self,
+        target: Target,
+        question: Question,
+        context: FillContext,
+        ask_checksums: AskChecksums,
+        mishaps: Mishaps,
     ) -> None:
-        self.target, self.question = target, question
+        self.target, self.question, self.mishaps = target, question, mishaps
         self.state: State = Asking()
         self.readers = 0
         self.started_at = context.clock()

@@ -88,8 +88,8 @@ class Flights:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._distrusted.get(target.key, frozenset())
         context, ask = self._context, self.checksums.expected
-        fill = Fill(target, question, context, ask)
         origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid)
+        fill = Fill(target, question, context, ask, origin.mishaps)
         coordinator = Coordinator(fill, origin, context, ask)
         self._fills[target.key] = fill
         self._tasks[target.key] = task = asyncio.create_task(coordinator.run(), name=f"fill {target.key[:12]}")

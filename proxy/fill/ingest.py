@@ -16,6 +16,7 @@ from ..rules.entry import field
 from ..rules.mirrors import Target
 from ..rules.segments import BIG_BYTES, READERS, Plan, Ramp, Segment, end_of, plan, schedule
 from ..rules.splice import Known
+from ..stats import mirror_label
 from ..store.partial import PartialRecord
 from .asking import Gap, Rest
 from .context import FillContext
@@ -247,7 +248,7 @@ class Ingest:
         segment.offset += count
         growing.add(segment.offset - count, segment.offset)
         self.fetched += count
-        self._context.stats.fetched_bytes += count
+        self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += count
         if segment not in self._flowing:
             self._flowing.add(segment)
             self._measure()

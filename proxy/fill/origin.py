@@ -9,7 +9,7 @@ store, would be another class with the same `open`.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
+from ..stats import mirror_label
 from ..upstream.client import Upstream
 from ..upstream.exchange import Exchange
 from ..upstream.wording import first_error
@@ -37,6 +38,15 @@ BACKOFF_MAX = 10.0
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class Mishaps:
+    """What went wrong with one fill, and did not end it; for people."""
+
+    resumes: int = 0
+    """How often a transfer broke and was asked for again."""
+    last: str | None = None
+
+
 class Origin:
     """The mirrors of one target, for one fill or one client. Remembers what failed since bytes last came."""
 
@@ -54,6 +64,7 @@ class Origin:
         self.urls = tuple(url for url in urls if url not in avoid) or urls
         """In the order to ask them."""
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
+        self.mishaps = Mishaps()
         self._url = self.urls[0]
         """The mirror that a rest is asked of."""
         self._resolved: dict[str, str] = {}
@@ -163,13 +174,15 @@ class Origin:
             is_over = isinstance(error, UpstreamChanged) and error.is_final
             if is_over or self._failures > self._context.settings.retries or delay > REST_WAIT_MAX:
                 raise error
+            self._context.stats.resumes[mirror_label(self._target.mirror),] += 1
+            self.mishaps.resumes += 1
             if self._failures > 1 or is_changed:  # the mirror that broke is asked once more
                 health.failed(self._url, self._now())
                 self._url = health.order(self.urls, self._now())[0]
         # With something to serve nobody is made to wait.
         elif self._stale or not error.is_transient or self._failures >= FIRST_TRIES or delay > FIRST_WAIT_MAX:
             raise error
-        self._trouble = None
+        self._trouble, self.mishaps.last = None, error.message
         key = self._target.key[:12]
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)

@@ -13,12 +13,15 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import quote
 
 from ..errors import ConfigError, Forbidden, Misdirected, ProxyUnauthorized, Unauthorized
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 """As the server hands them over: names in lower case."""
 Address = IPv4Address | IPv6Address
+Server = tuple[str, int | None] | None
+"""Our address in a connection, as ASGI has it."""
 
 OWN_NAMES = frozenset({"localhost", "host.lima.internal", "host.docker.internal", "host.containers.internal"})
 """Names by which clients on this machine, and its guests and containers, reach us."""
@@ -83,7 +86,7 @@ class Access:
             address.is_loopback or address.is_unspecified or (here is not None and address == _address(here))
         )
 
-    def own_path(self, target: bytes, server: tuple[str, int | None] | None) -> bytes:
+    def own_path(self, target: bytes, server: Server) -> bytes:
         """`target` in origin-form if it is in absolute-form and names us with our port; else unchanged.
 
         A client that uses our URLs and has us as its http_proxy too asks `GET http://127.0.0.1:8642/ubuntu/...`.
@@ -95,6 +98,25 @@ class Access:
         host = authority.decode("latin-1")
         port = host.rpartition(":")[2] if re.search(r":\d+\Z", host) else "80" if scheme.lower() == b"http" else "443"
         return slash + path or b"/" if port == str(server[1]) and self.is_own(host, server[0]) else target
+
+    def own_base(self, scheme: str, target: bytes, headers: RawHeaders, server: Server) -> str | None:
+        """The URL by which the client names us, without a path; None if it does not. After `judge`.
+
+        A client that has put the token into its URL needs it in the others too.
+        """
+        if target.startswith(b"/"):
+            authority = _field(headers, b"host") or ""
+        elif self.own_path(target, server) != target:
+            authority = target.partition(b"://")[2].partition(b"/")[0].decode("latin-1")
+        else:
+            return None
+        if _host(authority) is None:
+            return None
+        credentials = _field(headers, b"authorization")
+        if not credentials or not credentials.lower().startswith("basic ") or not self.is_token(credentials):
+            return f"{scheme}://{authority}"
+        user, _, token = base64.b64decode(credentials[6:]).decode("latin-1").partition(":")
+        return f"{scheme}://{quote(user, safe='')}:{quote(token, safe='')}@{authority}"
 
     def is_bearing(self, headers: RawHeaders) -> bool:
         """Whether the request shows the token, as Bearer or as the password of Basic, to us as an origin or proxy."""

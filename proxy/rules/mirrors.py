@@ -59,6 +59,8 @@ class Mirror:
     verify: str = "strict"
     """What to do if the digest in a checksum file does not match: strict (nothing is stored), warn, or off."""
     ignore_query: bool = False
+    rewrite: tuple[str, ...] = ()
+    """Like `immutable`: JSON that names its files by absolute URLs."""
     connections: int = 0
     """Connections for one object; 0: as [fill] says."""
     forward_authorization: bool = True
@@ -74,6 +76,9 @@ class Mirror:
 
     def is_moving(self, path: str) -> bool:
         return _matches(self.moving, path)
+
+    def is_rewritten(self, path: str) -> bool:
+        return _matches(self.rewrite, path)
 
     def is_checksum(self, name: str) -> bool:
         """Whether the file `name` is itself a checksum file."""

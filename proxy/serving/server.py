@@ -52,6 +52,12 @@ class Server:
         self._is_forced = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
+        self._state = ServerState()
+
+    @property
+    def connections(self) -> int:
+        """How many connections of clients are open."""
+        return len(self._state.connections)
 
     def stop(self) -> None:
         """Accept nothing new, and give running answers `stop_timeout` seconds. For any thread or signal handler."""
@@ -67,7 +73,7 @@ class Server:
     async def run(self) -> None:
         """Serve until SIGTERM (stop) or SIGINT (interrupt), or until one of these methods is called."""
         loop = self._loop = asyncio.get_running_loop()
-        state = ServerState()
+        state = self._state
         threads = ThreadPoolExecutor(SEND_THREADS, "send")
         shared = Shared(self._config(), state, loop, threads, self._limits)
         listeners: list[asyncio.Server | TlsListener] = []

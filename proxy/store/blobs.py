@@ -163,6 +163,9 @@ class Blobs:
     def records(self) -> list[Record]:
         return [Record(entry, usage) for entry, usage in self.ground.current_index().records()]
 
+    def count_entries(self) -> int:
+        return self.ground.current_index().count_entries()
+
     def count(self, uses: Mapping[str, Usage]) -> None:
         self.ground.current_index().count(uses)
 
@@ -254,6 +257,28 @@ class Blobs:
                 self._drop_files(old)
         partial.unlink()
         return entry
+
+    def share(self, entry: Entry) -> Entry | None:
+        """Make a body that is stored already the entry of one more key. Returns it as it is stored; None without one.
+
+        As in `commit`, the pin is carried over, and the old generation goes last.
+        """
+        with self.ground.exclusively():
+            if size_of(self.path(entry)) != entry.size:
+                return None
+            old = self._current(entry.key)
+            if old:
+                entry = replace(entry, pinned=old.pinned)
+            try:
+                self._write(entry)
+            except (OSError, *INDEX_ERRORS):
+                if not (old and old.sha256 == entry.sha256):
+                    with contextlib.suppress(OSError):
+                        self.sidecars.path(entry).unlink()
+                raise
+            if old and old.sha256 != entry.sha256:
+                self._drop_files(old)
+            return entry
 
     def _count_committed(self, size: int) -> None:
         """Needs the lock."""

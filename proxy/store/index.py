@@ -5,8 +5,10 @@ knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the dir
 Not thread-safe: SQLite connections are per thread, and the store's one thread owns this one.
 """
 
+import contextlib
 import os
 import sqlite3
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +74,25 @@ class Brief(msgspec.Struct, frozen=True):
     stored_at: float
     head: Length
     pinned: bool
+
+
+class Named(msgspec.Struct, frozen=True):
+    url: str
+
+
+def stored_urls(root: Path, prefix: str) -> list[str]:
+    """The URLs in the index of the cache directory `root` that begin with `prefix`, sorted; none if it cannot be read.
+
+    It only reads, as the index is: it takes no lock and mends nothing, so that it takes no time.
+    """
+    file = urllib.parse.quote(f"{root}/index/{diskcache.core.DBNAME}")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=0.5)) as database:
+            rows = database.execute("SELECT value FROM Cache WHERE key > 'entry:' AND key < 'entry;'")
+            urls = (msgspec.json.decode(row, type=Named).url for (row,) in rows)
+            return sorted(url for url in urls if url.startswith(prefix))
+    except INDEX_ERRORS:
+        return []
 
 
 class Index:
@@ -148,6 +169,10 @@ class Index:
         sql = "SELECT key, value FROM Cache WHERE key > ? AND key < ?"
         for key, value in self._rows._sql(sql, (f"{kind}:", f"{kind};")):
             yield key.removeprefix(f"{kind}:"), msgspec.json.decode(value, type=row)
+
+    def count_entries(self) -> int:
+        sql = "SELECT COUNT(*) FROM Cache WHERE key > 'entry:' AND key < 'entry;'"
+        return int(self._rows._sql(sql).fetchone()[0])
 
     def usage(self, key: str) -> Usage:
         row = self._rows.get(f"use:{key}")

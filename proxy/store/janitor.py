@@ -15,7 +15,7 @@ the victims' keys (tried, never waited for), "store", SQLite's own.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from logging import INFO, WARNING
 from typing import Any
 
@@ -92,8 +92,10 @@ class Reservation:
 class Janitor:
     """Make it, `await start()` once the store has started, and `await close()` before the store closes."""
 
-    def __init__(self, store: Store, limits: CacheSection) -> None:
+    def __init__(self, store: Store, limits: CacheSection, on_evicted: Callable[[int], None] = lambda _: None) -> None:
+        """`on_evicted` is told the bytes of each body that was evicted."""
         self.limits = limits
+        self._on_evicted = on_evicted
         self._store = store
         self._reservations: dict[Partial, Reservation] = {}
         """Of this process's running fills."""
@@ -152,6 +154,20 @@ class Janitor:
         if reservation := self._reservations.pop(partial, None):
             reservation.cancel()
 
+    async def check_room(self, what: str, wanted: int, keep: Collection[str]) -> None:
+        """Raise OutOfSpace if `wanted` bytes cannot be made free while the blobs `keep` stay. Evicts nothing."""
+        async with self._turn:
+            candidates, space = await self._survey()
+            others = [each for each in candidates if each.blob not in keep]
+            eviction = await chosen(others, space.shortfall(wanted))
+            if eviction.shortfall:
+                raise self._out_of_space(what, wanted, candidates, space, eviction)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that the fills of this process have reserved."""
+        return sum(each.total for each in self._reservations.values())
+
     # -- room ---------------------------------------------------------------------------------------------------------
 
     async def _reserve(self, partial: Partial, url: str, length: int | None) -> None:
@@ -165,7 +181,7 @@ class Janitor:
         # Announced before we look: of two processes that do this at once, at least one sees the other.
         reservation.announce(there + wanted)
         try:
-            if (await self._space()).shortfall(wanted):
+            if (await self.space()).shortfall(wanted):
                 async with eviction_lock(self._store):
                     candidates, space = await self._survey()
                     eviction = await chosen(candidates, space.shortfall(wanted))
@@ -208,7 +224,7 @@ class Janitor:
             is_own = self._attention.is_set()
             self._attention.clear()
             try:
-                if not is_own or (await self._space()).shortfall():
+                if not is_own or (await self.space()).shortfall():
                     await self.tidy()
             except StoreError as error:
                 log(events, WARNING, "janitor.failed", error=error)
@@ -221,6 +237,7 @@ class Janitor:
         gone = await self._store.evict(eviction.victims)
         for each in gone:
             log(events, INFO, "evicted", url=each.url, bytes=each.size)
+            self._on_evicted(each.size)
         if self._surveyed:
             blobs = total(each for each in gone if not is_unfinished(each))
             self._surveyed = self._surveyed[0] - blobs, self._surveyed[1]
@@ -231,14 +248,14 @@ class Janitor:
         survey = await self._store.survey()
         blobs = await asyncio.to_thread(lambda: total(each for each in survey.bodies if not is_unfinished(each)))
         self._surveyed = blobs + survey.damaged, survey.committed
-        space = await self._space()
+        space = await self.space()
         if survey.damaged and space.shortfall():
             await self._store.clear_damaged()
             self._surveyed = blobs, survey.committed
-            space = await self._space()
+            space = await self.space()
         return list(survey.bodies), space
 
-    async def _space(self) -> Space:
+    async def space(self) -> Space:
         """How full it is, at most: what other processes have removed since the last survey still counts."""
         committed, before = self._store.blobs.committed_bytes(), self._committed
         self._committed = committed

@@ -189,10 +189,10 @@ class Store:
                     return await self.refresh(replace(current, sha512=digest))
                 return replace(entry, sha512=digest)  # removed or replaced meanwhile: for this one answer
 
-    def touch(self, key: str, now: float) -> None:
-        """Count a use of the entry; written later."""
+    def touch(self, key: str, now: float, hits: int = 1) -> None:
+        """Count a use of the entry; written later. It was wanted, though perhaps not asked for (`hits` 0)."""
         use = self._uses.get(key, Usage())
-        self._uses[key] = Usage(use.hits + 1, now)
+        self._uses[key] = Usage(use.hits + hits, now)
 
     async def flush(self) -> None:
         uses, self._uses = self._uses, {}
@@ -226,6 +226,9 @@ class Store:
 
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.commit, partial, entry)
+
+    async def share(self, entry: Entry) -> Entry | None:
+        return await self._change(entry.key, self.blobs.share, entry)
 
     async def refresh(self, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.refresh, entry)
@@ -315,6 +318,10 @@ class Store:
     async def disk(self) -> tuple[int, int]:
         """Bytes of the file system, and those of them that are free for us."""
         return await self._do(disk, self.root)
+
+    async def count(self) -> int:
+        """How many URLs are stored whole."""
+        return await self._do(self.blobs.count_entries)
 
     async def growing(self, own: Iterable[Path]) -> tuple[int, int]:
         """Of all partials but `own`: bytes on disk, and bytes that the processes filling them have reserved besides."""

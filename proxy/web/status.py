@@ -1,6 +1,7 @@
 """What the servers do at one moment, as values that JSON can hold."""
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 from ..errors import ProxyError
 from ..fill.fill import Fill
 from ..gateway import Gateway
+from ..stats import total
 from ..store.servers import ServerRecord, running
 from ..upstream.local import LocalServer
 
 OWN_PATH = "/-/status/own"
 ANSWER_SECONDS = 1.0
 """How long to wait for the status of another server."""
+FAILURES_SECONDS = 3600.0
+"""How far back failures are shown."""
 
 
 async def whole_status(gateway: Gateway) -> dict[str, Any]:
@@ -23,6 +27,8 @@ async def whole_status(gateway: Gateway) -> dict[str, Any]:
     parts = await asyncio.gather(*(_ask(server, token) for server in servers if server.pid != os.getpid()))
     whole = merged([status(gateway), *filter(None, parts)])
     listen = {server.pid: list(server.listen) for server in servers}
+    space = await gateway.janitor.space()
+    whole["space"] = {"stored": space.stored, "max_size": space.max_size, "free": space.free}
     whole["workers"] = [{**worker, "listen": listen.get(worker["pid"], [])} for worker in whole["workers"]]
     return whole
 
@@ -41,10 +47,11 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
     Processes that share a fill get one row: that of the process that fetches, with the readers of all.
     """
-    whole: dict[str, Any] = {"fills": [], "totals": {}, "workers": []}
+    whole: dict[str, Any] = {"fills": [], "totals": {}, "failures": [], "workers": []}
     fills: dict[str, dict[str, Any]] = {}
     for part in parts:
         whole["workers"] += part["workers"]
+        whole["failures"] += part["failures"]
         _add(whole["totals"], part["totals"])
         for fill in part["fills"]:
             other = fills.get(fill["key"])
@@ -53,6 +60,7 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 fill = {**first, "readers": fill["readers"] + other["readers"]}
             fills[fill["key"]] = fill
     whole["fills"] = list(fills.values())
+    whole["failures"].sort(key=lambda failure: failure["at"], reverse=True)
     return whole
 
 
@@ -65,17 +73,18 @@ def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def status(gateway: Gateway) -> dict[str, Any]:
-    """What this process does: `fills`, `totals` (bytes) and one row of `workers`."""
+    """What this process does: `fills`, `totals` (bytes), the `failures` of the last hour and one row of `workers`."""
     now = gateway.clock()
     stats = gateway.stats
     return {
         "fills": [fill_status(fill, now) for fill in gateway.flights.running()],
         "totals": {
-            "requests": dict(stats.requests),
-            "fills": dict(stats.fills),
-            "sent_bytes": stats.sent_bytes,
-            "fetched_bytes": stats.fetched_bytes,
+            "requests": total(stats.requests, 3),
+            "fills": total(stats.fills, 1),
+            "sent_bytes": stats.sent_bytes.total(),
+            "fetched_bytes": stats.fetched_bytes.total(),
         },
+        "failures": [dataclasses.asdict(each) for each in stats.recent if each.at > now - FAILURES_SECONDS],
         "workers": [
             {
                 "pid": os.getpid(),
@@ -104,6 +113,8 @@ def fill_status(fill: Fill, now: float) -> dict[str, Any]:
         "readers": fill.readers,
         "source": fill.source.partition("?")[0],  # the query of a signed URL is a password
         "is_following": fill.is_following,
+        "resumes": fill.mishaps.resumes,
+        "trouble": fill.mishaps.last,
         "started_at": fill.started_at,
         "error": fill.error.message if fill.error else None,
     }

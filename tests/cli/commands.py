@@ -28,7 +28,11 @@ QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less t
 
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
-    *("config", "config check", "config show"),
+    *("export", "import"),
+    *("hint", "completion", "man", "config", "config check", "config show"),
+    *("lima", "lima install", "lima remove", "lima status"),
+    *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),
+    *("seed lima", "seed minikube", "rewrite"),
 ]
 
 CONFIG = """\
@@ -59,9 +63,11 @@ class Cli:
         self.cache_dir, self.config = cache_dir, config
         self.started: list[subprocess.Popen[str]] = []
 
-    def __call__(self, *args: str | bytes, code: int = 0, env: Mapping[str, str] | None = None) -> Ran:
+    def __call__(
+        self, *args: str | bytes, code: int = 0, env: Mapping[str, str] | None = None, stdin: str = ""
+    ) -> Ran:
         """Run it to its end; it must end with `code` and without a traceback."""
-        ran = forks.run(self.command(*args), cwd=REPOSITORY, env=self.env(env), timeout=END_SECONDS)
+        ran = forks.run(self.command(*args), cwd=REPOSITORY, env=self.env(env), timeout=END_SECONDS, input=stdin)
         return self.judged(args, Ran(ran.returncode, ran.stdout, ran.stderr), code)
 
     def start(
@@ -136,6 +142,9 @@ class Terminal:
                 break
             self.shown += data.decode(errors="replace")
         return self.shown
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
 
     def close(self) -> None:
         for fd in (self.fd, self._master):

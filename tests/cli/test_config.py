@@ -84,6 +84,7 @@ stale_if_error = "2d"
 checksums = ["SHA256SUMS"]
 verify = "warn"
 ignore_query = true
+rewrite = ["/x.json$"]
 connections = 3
 forward_authorization = false
 headers = {X-Key = "***"}

@@ -125,7 +125,10 @@ def test_rm_removes_several_and_says_which_it_does_not_know(origin, cli):
     cli("prefetch", "/u/a.img", "/u/b.img", "/u/c.img")
     assert "neither a path nor" in cli("rm", "/u/a.img", "a.img", code=1).err  # a slip removes nothing
     ran = cli("rm", "/u/a.img", "/u/none.img", origin.url("/b.img"), code=1)
-    assert ran.out.splitlines() == [f"removed {origin.url(path)} (1.0 kB)" for path in ("/a.img", "/b.img")]
+    assert ran.out.splitlines() == [
+        *(f"removed {origin.url(path)} (1.0 kB)" for path in ("/a.img", "/b.img")),
+        "removed 2 URLs (2.0 kB)",
+    ]
     assert ran.err == f"{origin.url('/none.img')} is not stored\n"
     assert [each["url"] for each in cli("rm", "--json", "/u/c.img").json()] == [origin.url("/c.img")]
     assert not cli.ls()
@@ -133,15 +136,43 @@ def test_rm_removes_several_and_says_which_it_does_not_know(origin, cli):
 
 
 def test_rm_takes_patterns_as_ls_does(origin, cli):
-    for path in ("/a.img", "/b.img", "/c.iso", "/star*.img"):
-        origin.body(path, os.urandom(1000))
-    cli("prefetch", "/u/a.img", "/u/b.img", "/u/c.iso", "/u/star*.img")
+    body = os.urandom(1000)
+    stored = ("/a.img", "/b.img", "/c.iso", "/star*.img", "/get?x=1", "/get/x=1")
+    for path in stored:
+        origin.body(path, body if path in ("/a.img", "/b.img") else os.urandom(1000))
+    cli("prefetch", *(f"/u{path}" for path in stored))
+    # What is a stored URL, in any spelling, is no glob.
     assert cli("rm", origin.url("/star*.img")).out == f"removed {origin.url('/star*.img')} (1.0 kB)\n"
+    assert cli("rm", "/u/get?x=1").out == f"removed {origin.url('/get?x=1')} (1.0 kB)\n"
     ran = cli("rm", "*.img", origin.url("/a.img"))
-    assert ran.out.splitlines() == [f"removed {origin.url(path)} (1.0 kB)" for path in ("/a.img", "/b.img")]
-    assert list(cli.ls()) == [origin.url("/c.iso")]
-    cli("rm", f"{origin.url('/')}*.img", code=1)
-    assert list(cli.ls()) == [origin.url("/c.iso")]
+    assert ran.out.splitlines() == [
+        *(f"removed {origin.url(path)} (1.0 kB)" for path in ("/a.img", "/b.img")),
+        "removed 2 URLs (1.0 kB)",  # of one body
+    ]
+    assert list(cli.ls()) == [origin.url("/c.iso"), origin.url("/get/x=1")]
+    ran = cli("rm", "*.img", f"{origin.url('/c.is')}?", "/u/get*.x", code=1)
+    assert ran.out == f"removed {origin.url('/c.iso')} (1.0 kB)\n"
+    assert ran.err.splitlines() == ["nothing stored matches *.img", f"{origin.url('/get*.x')} is not stored"]
+    assert list(cli.ls()) == [origin.url("/get/x=1")]
+
+
+def test_pin_and_unpin_take_patterns_too(origin, cli):
+    for path in ("/a.img", "/b.img", "/c.iso"):
+        origin.body(path, os.urandom(1000))
+    cli("prefetch", "/u/a.img", "/u/b.img", "/u/c.iso")
+    assert [each["url"] for each in cli("pin", "--json", "*.img").json()] == [
+        origin.url("/a.img"),
+        origin.url("/b.img"),
+    ]
+    assert {url: each["pinned"] for url, each in cli.ls().items()} == {
+        origin.url("/a.img"): True,
+        origin.url("/b.img"): True,
+        origin.url("/c.iso"): False,
+    }
+    ran = cli("unpin", "*a.im?", "*.qcow2", code=1)
+    assert ran.out == f"unpinned {origin.url('/a.img')} (1.0 kB)\n"
+    assert ran.err == "nothing stored matches *.qcow2\n"
+    assert [url for url, each in cli.ls().items() if each["pinned"]] == [origin.url("/b.img")]
 
 
 async def test_rm_is_in_force_at_once_and_who_reads_reads_on(origin, cli, server):

@@ -1,5 +1,6 @@
 """`prefetch`, alone and by a running server."""
 
+import hashlib
 import json
 import re
 import signal
@@ -7,6 +8,9 @@ import signal
 import pytest
 
 from tests.cli.commands import BODY, FRESH, QUICK_SECONDS
+
+SHA256, WRONG = f"sha256:{hashlib.sha256(BODY).hexdigest()}", f"sha256:{'0' * 64}"
+UNKNOWN = {"location": "https://other.example/fw"}
 
 
 def test_prefetch_without_a_server_says_plain_lines_and_fetches_once(origin, cli):
@@ -150,3 +154,70 @@ def test_a_server_that_dies_fails_every_prefetch_it_had(origin, cli, server):
     server.kill()
     ran = cli.end(prefetch, code=1, within=QUICK_SECONDS)
     assert ran.err.count("the server went away") == 2
+
+
+# -- templates and lists -----------------------------------------------------------------------------------------------
+
+
+def template(path, *images, **more):
+    """A Lima template for this test's machine, whatever it is."""
+    path.write_text(json.dumps({"images": list(images), "plain": True, **more}))
+    return str(path)
+
+
+@pytest.mark.parametrize("with_server", [False, True], ids=["alone", "with a server"])
+def test_of_a_template_what_its_tool_would_take_by_its_digests(origin, cli, proxy_factory, tmp_path, with_server):
+    if with_server:
+        proxy_factory(cache_dir=cli.cache_dir)
+    for path in ("/kernel", "/a.img", "/b.img"):
+        origin.body(path, BODY).headers(cache_control=FRESH)
+    own = f"http://127.0.0.1:8642/http/{origin.url('/a.img').removeprefix('http://')}"
+    vm = template(
+        tmp_path / "my vm.yaml",
+        {"location": origin.url("/gone.img"), "digest": SHA256},
+        {"location": own, "digest": SHA256, "kernel": {"location": origin.url("/kernel"), "digest": WRONG}},
+        {"location": origin.url("/a.img"), "digest": SHA256},
+        {"location": origin.url("/b.img")},
+    )
+    image, kernel = cli("prefetch", "--json", vm, code=1).json()
+    assert (image["url"], image["state"], image["digest"]) == (origin.url("/a.img"), "complete", SHA256)
+    assert (kernel["url"], kernel["state"]) == (origin.url("/kernel"), "failed")
+    assert WRONG in kernel["message"]
+    assert [request.path for request in origin.log if request.path.endswith(".img")] == ["/gone.img", "/a.img"]
+    ran = cli("prefetch", template(tmp_path / "vm.yaml", {"location": origin.url("/gone.img")}, {"location": own}))
+    assert [line.split()[0] for line in ran.err.splitlines()] == ["failed", "instead", "cached"]
+
+
+def test_a_list_from_standard_input_beside_urls_and_files(origin, cli, tmp_path):
+    for name in "abc":
+        origin.body(f"/{name}.img", BODY).headers(cache_control=FRESH)
+    (tmp_path / "list.txt").write_text(f"/u/b.img {SHA256}\n{origin.url('/a.img')}\n")
+    listed = f"# ours\r\n{origin.url('/a.img')}\r\n"
+    ran = cli("prefetch", "--json", "-", str(tmp_path / "list.txt"), "/u/c.img", stdin=listed)
+    assert [each["url"] for each in ran.json()] == [origin.url("/a.img"), origin.url("/b.img"), "/u/c.img"]
+    assert set(cli.ls()) == {origin.url(f"/{name}.img") for name in "abc"}
+
+
+def test_what_cannot_be_read_fails_and_the_others_are_in(origin, cli, tmp_path):
+    origin.body("/a.img", BODY).headers(cache_control=FRESH)
+    vm = template(
+        tmp_path / "vm.yaml", {"location": origin.url("/a.img")}, base=["gone.yaml"], firmware={"images": [UNKNOWN]}
+    )
+    ran = cli("prefetch", str(tmp_path / "none.yaml"), "template:none", vm, "h.example/x.img", code=1)
+    failed = [line.removeprefix("failed   ") for line in ran.err.splitlines() if line.startswith("failed ")]
+    assert f"there is no file {tmp_path}/none.yaml" in failed
+    assert len(failed) == 5
+    assert any("template:none" in line for line in failed)
+    assert any(line.startswith(f"{vm}: its base gone.yaml is left out") for line in failed)
+    assert any(line.startswith("https://other.example/fw: no mirror is configured") for line in failed)
+    assert any("a URL begins with https://" in line for line in failed)
+    assert set(cli.ls()) == {origin.url("/a.img")}
+
+
+def test_usage_of_prefetch(cli, tmp_path):
+    vm = template(tmp_path / "vm.yaml", {"location": "https://h/a.img"})
+    for arguments, told in (
+        (["--digest", SHA256, vm], "--digest is for one URL"),
+        (["--arch", "vax", vm], "expected one of aarch64, armv7l"),
+    ):
+        assert told in cli("prefetch", *arguments, code=2).err

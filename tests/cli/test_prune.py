@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.cli.commands import BIG, BODY, FRESH, blob_of, brought_in
+from tests.cli.test_prefetch import template
 
 
 def test_pin_and_unpin_take_every_spelling_and_say_what_they_do_not_know(origin, cli):
@@ -137,3 +138,36 @@ def test_verify_draws_a_bar_on_a_terminal(origin, cli, terminal):
     cli.end(verify)
     assert "verifying" in shown
     assert "━" in shown
+
+
+def test_prune_keeps_what_templates_and_lists_refer_to(origin, cli, tmp_path):
+    cli.config.write_text(cli.config.read_text().replace('name = "u"', 'name = "u"\nchecksums = ["SUMS"]'))
+    urls = brought_in(origin, cli, *"abcdef")
+    origin.body("/SUMS", b"of a.img").headers(cache_control=FRESH)
+    cli("prefetch", "/u/SUMS")
+    digest = cli.ls()[urls["f"]]["digest"]
+    cli("pin", "/u/e.img")
+    images = [
+        {"location": urls["a"], "arch": "riscv64"},
+        {"location": f"http://127.0.0.1:8642/http/{urls['b'].partition('//')[2]}", "arch": "riscv64"},
+        {"location": "https://other.example/elsewhere.img", "digest": digest, "arch": "s390x"},
+    ]
+    vm = template(tmp_path / "vm.yaml", *images)
+    (tmp_path / "list.txt").write_text("/u/c.img\n")
+    keep = ["prune", "--keep-referred", vm, str(tmp_path / "list.txt")]
+    ran = cli(*keep, str(tmp_path / "none.yaml"), code=1)
+    reason = f"there is no file {tmp_path}/none.yaml"
+    assert ran.err.endswith(f"nothing was removed, as what is referred to is not known:\n{reason}\n")
+    (tmp_path / "open.pkr.hcl").write_text('source "qemu" "a" { iso_urls = [var.open, "/u/d.img"] }\n')
+    assert "${var.open}" in cli(*keep, str(tmp_path / "open.pkr.hcl"), code=1).err
+    assert [each["url"] for each in cli(*keep, "--dry-run", "--json").json()["removed"]] == [urls["d"]]
+    assert len(cli.ls()) == 7
+    assert re.fullmatch(rf"100.0 kB  used \w+ ago  {urls['d']}\nfreed 100.0 kB\n", cli(*keep).out)
+    assert set(cli.ls()) == {origin.url("/SUMS"), *(urls[name] for name in "abcef")}
+    both = cli(*keep, "--to-size", "350KB", "--json").json()  # in addition
+    assert [each["url"] for each in both["removed"]] == [urls["a"], urls["b"]]
+
+
+def test_usage_of_keep_referred(cli):
+    assert "--keep-referred needs templates" in cli("prune", "--keep-referred", code=2).err
+    assert "templates are for prune --keep-referred" in cli("prune", "vm.yaml", code=2).err

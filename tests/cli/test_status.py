@@ -8,7 +8,7 @@ from tests.harness import until
 
 
 def test_status_without_a_server(cli):
-    assert cli("status", "--json").json() == {"fills": [], "totals": {}, "workers": []}
+    assert cli("status", "--json").json() == {"fills": [], "totals": {}, "failures": [], "workers": []}
 
 
 async def test_status_tells_of_fills_and_totals(origin, cli, server):

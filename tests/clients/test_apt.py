@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from tests.clients.tools import FORMS, needs, run, sha256
+from tests.clients.tools import FORMS, needs, run, sha256, typed
 from tests.harness import until
 
 pytestmark = [needs("apt-ftparchive"), needs("dpkg-deb"), needs("gpg")]
@@ -117,7 +117,8 @@ def make_apt(tmp_path, archive, origin, proxy):
         root = tmp_path / f"root-{next(made)}"
         if form == "as http_proxy":
             return Apt(root, archive, base, proxy.url())
-        return Apt(root, archive, proxy.url(f"/{base.removeprefix('http://')}"))
+        deb, _ = typed("apt", proxy, **{"deb.debian.org/debian": base.removeprefix("http://")})
+        return Apt(root, archive, deb.split()[1])
 
     return make
 
@@ -208,7 +209,8 @@ async def test_two_machines_at_once_are_one_fetch(origin, proxy, archive, make_a
 async def test_debootstrap_gets_two_systems_from_one_fetch(origin, proxy, archive, tmp_path, form):
     made = [archive.package(name, payload=os.urandom(1 << 20), Priority="required") for name in ("dpkg", "apt")]
     archive.publish(origin)
-    base, env = proxy.url("/u/debian"), {}
+    (_, line), env = typed("debootstrap", proxy, **{"deb.debian.org": "u"}), {}
+    base = line.split()[-1]
     if form == "as http_proxy":
         base, env = origin.url("/debian"), {"http_proxy": proxy.url()}
     command = ["debootstrap", "--download-only", "--variant=minbase"]

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.clients.tools import SEED, SIZE, build_go, needs, run, sha256
+from tests.clients.tools import SEED, SIZE, needs, run, sha256
 from tests.harness import REPOSITORY
 from tests.origin import pattern_sha256
 
@@ -145,74 +145,3 @@ async def test_qemu_img_reads_over_http(origin, proxy, qcow2, tmp_path, filled):
     # -m 1: with more coroutines its HTTP driver hangs now and then, directly against an origin too.
     await run("qemu-img", "convert", "-m", "1", "-O", "raw", url, tmp_path / "copy.raw")
     await run("qemu-img", "compare", qcow2, tmp_path / "copy.raw")
-
-
-# -- Lima's downloader ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def limadl(tmp_path_factory):
-    """Lima's own downloader as a program."""
-    return build_go("lima", tmp_path_factory.mktemp("lima"))
-
-
-@pytest.mark.timeout(600)
-async def test_eight_limas_with_eight_caches_are_one_fetch(origin, proxy, image, tmp_path, limadl):
-    digest = f"sha256:{pattern_sha256(SIZE, SEED)}"
-    url = proxy.url("/u/images/noble.img")
-
-    async def lima(number):
-        out = tmp_path / f"out-{number}"
-        _, said = await run(limadl, "-cache", tmp_path / f"cache-{number}", "-out", out, "-digest", digest, url)
-        return json.loads(said), sha256(out)
-
-    for said, got in await asyncio.gather(*map(lima, range(8))):
-        assert said["status"] == "downloaded"
-        assert said["validated"]
-        assert got == pattern_sha256(SIZE, SEED)
-    assert origin.count("/images/noble.img") == 1
-    assert origin.bytes_sent("/images/noble.img") == SIZE
-
-
-@pytest.mark.timeout(600)
-async def test_lima_does_not_fetch_a_digestless_image_again(origin, proxy, image, tmp_path, limadl):
-    url = proxy.url("/u/images/noble.img")
-    seen = []
-    for number in range(2):
-        _, said = await run(limadl, "-cache", tmp_path / "cache", "-out", tmp_path / str(number), url)
-        seen.append(json.loads(said)["status"])
-        assert sha256(tmp_path / str(number)) == pattern_sha256(SIZE, SEED)
-    assert seen == ["downloaded", "used-cache"]
-    assert origin.count("/images/noble.img", None) == 1  # its HEAD was answered here
-    heads = [line for line in proxy.log if "method=HEAD" in line]
-    assert len(heads) == 1
-    origin.stop()
-    await run(limadl, "-cache", tmp_path / "cache", "-out", tmp_path / "3", url)
-
-
-@pytest.mark.timeout(600)
-async def test_lima_tells_a_wrong_digest_and_shows_our_messages(origin, proxy, image, tmp_path, limadl):
-    wrong = f"sha256:{'0' * 64}"
-    code, _ = await run(
-        limadl,
-        "-cache",
-        tmp_path / "c",
-        "-out",
-        tmp_path / "o",
-        "-digest",
-        wrong,
-        proxy.url("/u/images/noble.img"),
-        check=False,
-    )
-    assert code == 1
-    process = await asyncio.create_subprocess_exec(
-        limadl,
-        "-cache",
-        tmp_path / "c",
-        "-out",
-        tmp_path / "o2",
-        proxy.url("/example.org/x.img"),
-        stderr=subprocess.PIPE,
-    )
-    _, err = await process.communicate()
-    assert b"--allow example.org" in err

@@ -2,10 +2,11 @@
 If-Range, whose answer it appends whatever it is. A checksum file that it cannot get ends it."""
 
 import asyncio
+import json
 
 import pytest
 
-from tests.clients.tools import SEED, SIZE, build_go, run, sha256
+from tests.clients.tools import SEED, SIZE, build_go, run, sha256, typed
 from tests.origin import pattern_bytes, pattern_sha256
 
 PATH = "/images/noble.img"
@@ -19,16 +20,17 @@ def gogetter(tmp_path_factory):
 
 @pytest.fixture
 def url(origin, proxy, image):
-    """The image's, with its checksum file's, as iso_url and iso_checksum come to it."""
-    origin.body(f"{PATH}.sha256", f"{pattern_sha256(SIZE, SEED)}  noble.img\n".encode())
-    return proxy.url(f"/u{PATH}") + "?checksum=file:" + proxy.url(f"/u{PATH}.sha256")
+    """The image's, with its checksum file's, as Packer's iso_urls and iso_checksum come to it."""
+    origin.body("/SHA256SUMS", f"{pattern_sha256(SIZE, SEED)}  noble.img\n".encode())
+    urls, checksum = (json.loads(line.partition(" = ")[2]) for line in typed("Packer", proxy, PATH=PATH[1:]))
+    return f"{urls[0]}?checksum={checksum}"
 
 
 async def test_two_at_once_are_one_fetch_and_a_whole_file_is_not_asked_for(origin, proxy, url, tmp_path, gogetter):
     files = [tmp_path / str(number) / "noble.img" for number in range(2)]
     await asyncio.gather(*(run(gogetter, url, file) for file in files))
     assert {sha256(file) for file in files} == {pattern_sha256(SIZE, SEED)}
-    assert origin.count(PATH) == origin.count(f"{PATH}.sha256") == 1
+    assert origin.count(PATH) == origin.count("/SHA256SUMS") == 1
     assert origin.bytes_sent(PATH) == SIZE
     asks = len(proxy.accesses("GET", PATH))
     origin.stop()

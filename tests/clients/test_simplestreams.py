@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.tools import FORMS, SEED, SIZE, needs, run, sha256
+from tests.clients.tools import FORMS, SEED, SIZE, needs, run, sha256, typed
 from tests.origin import pattern_bytes, pattern_sha256
 
 pytestmark = needs("gpg")
@@ -63,11 +63,12 @@ def mirror(origin, proxy, signer):
     """sstream-mirror into a folder; what images are there, by path."""
 
     async def mirror(form, folder):
-        base, env = proxy.url("/m"), {}
+        (line,), env = typed("sstream-mirror", proxy, **{"cloud-images.ubuntu.com": "m"}), {}
+        url = line.split()[1]
         if form == "as http_proxy":
-            base, env = origin.url().rstrip("/"), {"http_proxy": proxy.url()}
+            url, env = origin.url(INDEX), {"http_proxy": proxy.url()}
         program = Path(sys.executable).with_name("sstream-mirror")
-        await run(program, f"--keyring={signer / 'key.gpg'}", f"{base}{INDEX}", folder, env=env)
+        await run(program, f"--keyring={signer / 'key.gpg'}", url, folder, env=env)
         return {f"/releases/{file.relative_to(folder)}": sha256(file) for file in folder.rglob("*.img")}
 
     return mirror

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.tools.hints import Addresses, find
 from tests.harness import REPOSITORY
 
 SIZE = 48 << 20
@@ -22,14 +24,14 @@ def needs(program):
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
-async def run(*command, check=True, cwd=None, env=None):
-    """(exit code, standard output) of a program, which must succeed unless `check` is off."""
+async def run(*command, check=True, cwd=None, env=None, merged=False):
+    """(exit code, output) of a program, which must succeed unless `check` is off. `merged`: with standard error."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     process = await asyncio.create_subprocess_exec(
         *map(str, command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
         cwd=cwd,
         env={**environment, **(env or {})},
     )
@@ -43,8 +45,19 @@ async def run(*command, check=True, cwd=None, env=None):
     return process.returncode, out
 
 
-def build_go(name, folder):
-    """The program in tests/clients/NAME, built from its Go modules."""
+def typed(tool, proxy, **places):
+    """What the README says to type for `tool`, line by line, to this proxy: HOST is its mirror `u`.
+
+    `places`: what to put in place of other words.
+    """
+    (hint,) = find(tool)
+    places = {"HOST": "u", **places}
+    lines = [Addresses(base=proxy.url("")).fill(step.text) for step in hint.steps]
+    return [functools.reduce(lambda line, pair: line.replace(*pair), places.items(), line) for line in lines]
+
+
+def build_go(name, folder, package="."):
+    """The program `package` of the module in tests/clients/NAME, from its Go modules, as FOLDER/NAME."""
     go = shutil.which("go")
     if not go:
         pytest.skip("Go is not installed")
@@ -53,10 +66,12 @@ def build_go(name, folder):
         pytest.skip(f"the modules need Go 1.25 or newer, here is {'.'.join(map(str, version))}")
     program, cache = folder / name, REPOSITORY / ".cache" / "go-build"
     cache.mkdir(parents=True, exist_ok=True)
+    # Without optimizing, and without what debuggers need, all of limactl compiles in two thirds of the time.
+    fast = ["-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w -X github.com/lima-vm/lima/v2/pkg/version.Version=2.2.0"]
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would compile everything twice
         subprocess.run(
-            [go, "build", "-trimpath", "-o", program, "."],
+            [go, "build", "-trimpath", *fast, "-o", program, package],
             cwd=Path(__file__).parent / name,
             env={**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(cache)},
             check=True,

@@ -112,6 +112,7 @@ async def test_ranges_are_announced_without_a_length_too(proxy, standing):
 
 async def test_end_to_end_fields_are_handed_on_and_those_of_one_connection_are_not(origin, proxy):
     ours = {"content-disposition": 'attachment; filename="x"', "x-amz-meta-id": "1", "link": "</sig>", "vary": "Accept"}
+    ours |= {"x-goog-stored-content-length": "9", "x-goog-hash": "md5=x"}  # Harvester reads the length there
     theirs = {"set-cookie": "a=b", "connection": "x-hop", "x-hop": "1", "keep-alive": "timeout=5", "alt-svc": "clear"}
     resource = origin.body(f"/fields/{next(numbers)}.img", SMALL).headers(
         ours | theirs | {"cache-control": "max-age=9"}

@@ -126,6 +126,22 @@ def test_an_absolute_form_that_means_us(target, own):
     assert OPEN.own_path(target, None) == OPEN.own_path(target, ("/run/socket", None)) == target
 
 
+def test_the_address_by_which_a_client_names_us():
+    access, here = Access.of((), ("cache.example",), "to/ken"), ("192.168.1.5", 8642)
+
+    def base(target, of=None, *more, server=here):
+        return access.own_base("https", target, (*(host(of) if of else ()), *more), server)
+
+    assert base(b"/u/x", "cache.example:99") == "https://cache.example:99"
+    assert base(b"/u/x", "[::1]") == "https://[::1]"
+    assert base(b"/u/x") is base(b"/u/x", 'a"b') is base(b"http://far.example/x", "cache.example") is None
+    assert base(b"http://cache.example:8642/u", "far.example") == "https://cache.example:8642"
+    for login, shown in (("me:to/ken", "me:to%2Fken@"), (":to/ken", ":to%2Fken@"), ("me:other", ""), ("to/ken", "")):
+        basic = b"Basic " + base64.b64encode(login.encode())
+        assert base(b"/u/x", "cache.example", (b"authorization", basic)) == f"https://{shown}cache.example"
+    assert base(b"/u/x", "localhost", (b"authorization", b"Bearer to/ken")) == "https://localhost"
+
+
 @pytest.mark.parametrize(
     ("client", "is_known"),
     [
