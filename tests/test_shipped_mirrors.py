@@ -359,7 +359,7 @@ def target_of(url: str) -> Target | None:
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
 def test_every_image_of_lima_has_a_mirror_that_knows_whether_it_moves() -> None:
-    folder = Path(__file__).parent / "clients" / "lima"
+    folder = Path(__file__).parent / "clients" / "limactl"
     module = "github.com/lima-vm/lima/v2"
     subprocess.run(["go", "mod", "download", module], cwd=folder, check=True)
     lima = subprocess.check_output(["go", "list", "-m", "-f", "{{.Dir}}", module], cwd=folder, text=True).strip()
