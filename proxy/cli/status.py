@@ -63,6 +63,7 @@ def as_text(whole: dict[str, Any]) -> str:
     servers: dict[str, list[dict[str, Any]]] = {}
     for worker in whole["workers"]:
         servers.setdefault(" ".join(worker["listen"]), []).append(worker)
+    leaving = servers.pop("", [])
     requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
     lines = [
         *(
@@ -70,6 +71,7 @@ def as_text(whole: dict[str, Any]) -> str:
             f", up {age_text(max(each['uptime'] for each in workers))}"
             for address, workers in servers.items()
         ),
+        *(f"process {worker['pid']}, from before the upgrade, ends what it has begun" for worker in leaving),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
     ]
     for fill in whole["fills"]:
