@@ -70,6 +70,7 @@ class AccessSection(Section, frozen=True):
     allow_hosts: tuple[str, ...] = ()
     clients: tuple[str, ...] = ("127.0.0.0/8", "::1")
     token: str = ""
+    token_file: str = ""
     hosts: tuple[str, ...] = ()
 
 
@@ -171,7 +172,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     try:
         for host in file.access.allow_hosts:
             allowed_host(host)
-        access = Access.of(file.access.clients, file.access.hosts, file.access.token)
+        access = Access.of(file.access.clients, file.access.hosts, _token(file.access))
     except ConfigError as error:
         key = error.message.partition(":")[0].rpartition(".")[2]
         raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
@@ -365,6 +366,19 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
     of_mirror = {key: given[key] for key in Mirror.__dataclass_fields__.keys() & given.keys()}
     logins = tuple(credentials) if any(credentials) else ()
     return Mirror(**(of_mirror | {"upstreams": tuple(urls), "credentials": logins}))
+
+
+def _token(section: AccessSection) -> str:
+    """Raises ConfigError."""
+    if not section.token_file:
+        return section.token
+    try:
+        token = Path(section.token_file).expanduser().read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"access.token_file: {section.token_file}: cannot be read: {error}") from error
+    if not token:
+        raise ConfigError(f"access.token_file: {section.token_file}: expected a token in it, and it is empty")
+    return token
 
 
 def _logins(path: str | None) -> Callable[[str], str | None]:

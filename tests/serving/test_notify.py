@@ -199,8 +199,8 @@ def test_https_is_spoken_on_a_socket_of_that_name_or_of_an_address_that_is_confi
 
 
 def test_what_cannot_be_listened_on_is_refused(tmp_path):
-    plain, (one, other) = socket.socket(), socket.socketpair()
-    with one, plain, other, open(tmp_path / "file", "w") as file, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+    datagrams, (one, other) = socket.socket(type=socket.SOCK_DGRAM), socket.socketpair()
+    with one, other, datagrams, socket.socket() as plain, open(tmp_path / "file", "w") as file:
         for each in (plain, other, datagrams, file):
             code, said = ended(activated(tmp_path / "cache", [each]), None)
             assert code == 2
