@@ -357,7 +357,8 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         by_url = userinfo and unquote(userinfo if ":" in userinfo else f"{userinfo}:")
         by_netrc = login(re.split("[:/]", rest)[0]) if login else None
         credentials.append(_credentials(section.headers, by_url or by_netrc))
-    of_mirror = {key: getattr(section, key) for key in set(section.__struct_fields__) & set(Mirror.__dataclass_fields__)}
+    keys = set(section.__struct_fields__) & set(Mirror.__dataclass_fields__)
+    of_mirror = {key: getattr(section, key) for key in keys}
     logins = tuple(credentials) if any(credentials) else ()
     return Mirror(**(of_mirror | {"upstreams": tuple(urls), "credentials": logins}))
 
@@ -367,7 +368,7 @@ def _token(section: AccessSection) -> str:
     path = section.token_file
     try:
         token = Path(path).expanduser().read_text("utf-8").strip() if path else section.token
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"access.token_file: cannot be read: {error}") from error
     if path and not token:
         raise ConfigError(f"access.token_file: expected a token in {path}, and it is empty")

@@ -90,7 +90,7 @@ forward_authorization = false
 headers = {X-Key = "***"}
 netrc = "HERE/file"
 """
-"""What is secret is *** already, because it is shown as that. HERE is a directory with an empty `file` and a `token`."""
+"""What is secret is *** already, as it is shown as that. HERE is a directory with an empty `file`, and a `token`."""
 
 
 @pytest.mark.parametrize("text", ["", AWKWARD, EVERY_KEY], ids=["defaults", "awkward", "every key"])
