@@ -3,8 +3,8 @@
 The texts are in templates/. deploy/ holds each as it is made with the defaults of Installation.
 """
 
+import html
 import os
-import plistlib
 import site
 import sys
 from collections.abc import Callable, Sequence
@@ -96,9 +96,9 @@ def socket_unit(of: Installation, *, is_user: bool = False) -> str:
 def plist(of: Installation) -> str:
     return _filled(
         "fetchonce.plist",
-        arguments=_plist_lines(list(of.command)),
-        environment=_plist_lines(dict(of.environment)),
-        log=_plist_lines([of.log]).strip().removeprefix("<string>").removesuffix("</string>"),
+        arguments=_plist_lines(*(("string", word) for word in of.command)),
+        environment="\n".join(_plist_lines(("key", name), ("string", value)) for name, value in of.environment),
+        log=html.escape(of.log),
     )
 
 
@@ -195,11 +195,9 @@ def _unit_command(words: Sequence[str]) -> str:
     return " ".join(_unit_word(word.replace("$", "$$")) for word in words)
 
 
-def _plist_lines(value: list[str] | dict[str, str]) -> str:
-    """What stands within <array> or <dict>."""
-    lines = plistlib.dumps(value).decode().splitlines()
-    inner = [line for line in lines[3:-1] if line not in ("<array>", "</array>", "<dict>", "</dict>")]
-    return "\n".join(f"\t{line}" for line in inner)
+def _plist_lines(*elements: tuple[str, str]) -> str:
+    """Elements by tag and text, as they stand within <array> or <dict>."""
+    return "\n".join(f"\t\t<{tag}>{html.escape(text)}</{tag}>" for tag, text in elements)
 
 
 def _owner(directory: str) -> str:

@@ -5,6 +5,7 @@ import plistlib
 import re
 import shlex
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -129,10 +130,9 @@ def test_the_command_names_this_installation(cli, tmp_path):
 
     script = tmp_path / "a dir" / "fetchonce"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nimport sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom proxy.cli import main\nmain()\n")
+    lines = ["#!" + sys.executable, f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})", "import proxy.__main__"]
+    script.write_text("\n".join(lines))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    import subprocess
-
     given = ["service", "systemd", "--system", "--listen", "127.0.0.1:99", "--config", cli.config]
     ran = subprocess.run([script, *given], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert words(directives(ran.stdout)["ExecStart"][0]) == [
