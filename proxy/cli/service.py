@@ -98,7 +98,7 @@ def plist(of: Installation) -> str:
         "fetchonce.plist",
         arguments=_plist_lines(*(("string", word) for word in of.command)),
         environment="\n".join(_plist_lines(("key", name), ("string", value)) for name, value in of.environment),
-        log=html.escape(of.log),
+        log=html.escape(of.log, quote=False),
     )
 
 
@@ -197,7 +197,7 @@ def _unit_command(words: Sequence[str]) -> str:
 
 def _plist_lines(*elements: tuple[str, str]) -> str:
     """Elements by tag and text, as they stand within <array> or <dict>."""
-    return "\n".join(f"\t\t<{tag}>{html.escape(text)}</{tag}>" for tag, text in elements)
+    return "\n".join(f"\t\t<{tag}>{html.escape(text, quote=False)}</{tag}>" for tag, text in elements)
 
 
 def _owner(directory: str) -> str:
