@@ -154,8 +154,10 @@ class Handover:
 
 
 def command() -> list[str]:
-    """How this process was started."""
-    return [sys.executable, *sys.orig_argv[1:]]
+    """How this process was started. A script goes by its own path: an update may have given it another Python."""
+    words = sys.orig_argv[1:]
+    is_script = bool(words) and os.path.isfile(words[0]) and os.access(words[0], os.X_OK)
+    return words if is_script else [sys.executable, *words]
 
 
 def _taken(fd: int) -> socket.socket:
