@@ -233,7 +233,8 @@ class Serve:
             log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
             return False
         if not is_worker and not unchanged:
-            log(events, logging.WARNING, "config.needs_restart", keys="listen, cache.dir, server.workers")
+            keys, hint = "listen, cache.dir, server.workers", "SIGUSR2, or a restart"
+            log(events, logging.WARNING, "config.needs_restart", keys=keys, hint=hint)
         self._settings = fresh
         self._set_up_log()
         if fresh_certificate and self._tls:
