@@ -128,18 +128,17 @@ MADE: dict[str, Callable[[Installation], str]] = {
 @click.option("--config", metavar="FILE", help="The configuration file that it reads [env: FETCHONCE_CONFIG].")
 @click.option("--listen", multiple=True, metavar="ADDRESS", help="Where it listens, as for serve.")
 @click.option("--cache-dir", metavar="DIR", help="The cache directory, as for serve.")
-def service(
-    kind: str, is_user: bool | None, is_socket: bool, config: str | None, listen: tuple[str, ...], cache_dir: str | None
-) -> None:
+def service(kind: str, is_user: bool | None, is_socket: bool, **given: Any) -> None:
     """Print the file that runs fetchonce as a service: filled in, with where to put it on top.
 
     It names this installation. What an upgrade of a service does is said there too.
     """
     if kind != "systemd" and (is_socket or is_user is not None):
         raise click.UsageError("--user, --system and --socket are for systemd")
+    config, listen = given["config"], given["listen"]
     overrides: dict[str, Any] = {"listen": listen} if listen else {}
-    if cache_dir:
-        overrides["cache"] = {"dir": cache_dir}
+    if given["cache_dir"]:
+        overrides["cache"] = {"dir": given["cache_dir"]}
     of = installation(load(config, overrides), config or os.environ.get("FETCHONCE_CONFIG"), bool(listen))
     is_user = os.geteuid() != 0 if is_user is None else is_user
     if kind != "systemd":

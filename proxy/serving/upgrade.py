@@ -114,12 +114,15 @@ class Handover:
         given = json.dumps({"link": theirs.fileno(), "sockets": fds, "listen": list(self._listen)})
         # WATCHDOG_PID names us. Without it the new process knows that the watchdog waits for it.
         env = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"} | {VARIABLE: given}
+        # A signal that is ignored stays so in the new process until it can take it; else it would die of a second one.
+        ours = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         try:
             self._process = subprocess.Popen(command(), env=env, pass_fds=(theirs.fileno(), *fds))
         except OSError as error:
             self._fail(error=error)
             return False
         finally:
+            signal.signal(signal.SIGUSR2, ours)
             theirs.close()
         log(events, INFO, "upgrade.started", pid=self._process.pid)
         return True

@@ -26,7 +26,7 @@ END_SECONDS = 30.0  # no command may take this long
 QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less than a read timeout
 
 COMMANDS = [
-    *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
+    *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status", "service"),
     *("config", "config check", "config show"),
 ]
 

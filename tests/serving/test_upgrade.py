@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 import tempfile
+from hashlib import sha256
 
 import pytest
 import trustme
@@ -13,7 +14,7 @@ import trustme
 from proxy.store.servers import running
 from proxy.upstream.local import LocalServer
 from tests.harness import Truncated, until
-from tests.origin import pattern_bytes, pattern_sha256
+from tests.origin import pattern_bytes
 from tests.serving.lineage import lineages
 
 SIZE = 12 << 20
@@ -31,19 +32,24 @@ async def test_sixteen_downloads_and_those_that_come_later_survive_five_upgrades
     origin.pattern("/x.img", SIZE, SEED).throttle(2 << 20).stall_at(SIZE - 1000).headers(**FRESH)
     server = lineage("--workers", str(workers))
 
-    async def download():
-        async with await server.proxy.stream("/u/x.img") as stream:
+    async def begun():
+        """A download that has its first bytes."""
+        stream = await server.proxy.stream("/u/x.img")
+        assert await stream.read(1000) == pattern_bytes(SIZE, SEED, 0, 1000)
+        return asyncio.create_task(rest(stream))
+
+    async def rest(stream):
+        async with stream:
             return await stream.sha256()
 
-    downloads = [asyncio.create_task(download()) for _ in range(16)]
-    await server.proxy.wait_readers(16)
+    downloads = await asyncio.gather(*(begun() for _ in range(16)))
     for _ in range(UPGRADES):
         await server.upgrade()
-        downloads += [asyncio.create_task(download()) for _ in range(4)]
-        await server.proxy.wait_readers(len(downloads))
+        downloads += await asyncio.gather(*(begun() for _ in range(4)))
     assert len(set(server.pids)) == UPGRADES + 1
     origin.release()
-    assert set(await asyncio.gather(*downloads)) == {(pattern_sha256(SIZE, SEED), SIZE)}
+    whole = sha256(pattern_bytes(SIZE, SEED, 1000)).hexdigest()
+    assert set(await asyncio.gather(*downloads)) == {(whole, SIZE - 1000)}
     assert (origin.count("/x.img"), origin.bytes_sent("/x.img")) == (1, SIZE)
     await server.ended(UPGRADES)
     assert (await server.proxy.get("/u/x.img", {"Range": "bytes=0-9"})).headers["cache-status"] == "fetchonce; hit"
@@ -98,10 +104,13 @@ async def test_a_new_version_that_cannot_start_changes_nothing(origin, lineage, 
     await server.ended(1)
 
 
-async def test_a_second_signal_is_no_second_upgrade(lineage):
-    server = lineage()
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_signal_is_no_second_upgrade_whoever_gets_it(lineage, workers):
+    server = lineage("--workers", str(workers))
     for _ in range(2):
         os.kill(server.pid, signal.SIGUSR2)
+    await server.proxy.wait_log("upgrade.started")
+    os.killpg(server.pid, signal.SIGUSR2)  # the workers and the process that comes up, too
     await server.upgraded()
     await server.ended(1)
     assert len(server.said("upgrade.started")) == 1
