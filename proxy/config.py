@@ -357,8 +357,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         by_url = userinfo and unquote(userinfo if ":" in userinfo else f"{userinfo}:")
         by_netrc = login(re.split("[:/]", rest)[0]) if login else None
         credentials.append(_credentials(section.headers, by_url or by_netrc))
-    keys = set(section.__struct_fields__) & set(Mirror.__dataclass_fields__)
-    of_mirror = {key: getattr(section, key) for key in keys}
+    of_mirror = {key: getattr(section, key) for key in section.__struct_fields__ if key in Mirror.__dataclass_fields__}
     logins = tuple(credentials) if any(credentials) else ()
     return Mirror(**(of_mirror | {"upstreams": tuple(urls), "credentials": logins}))
 
