@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import msgspec
 import platformdirs
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from .errors import ConfigError
 from .rules.access import Access
@@ -70,6 +70,7 @@ class AccessSection(Section, frozen=True):
     allow_hosts: tuple[str, ...] = ()
     clients: tuple[str, ...] = ("127.0.0.0/8", "::1")
     token: str = ""
+    token_file: str = ""
     hosts: tuple[str, ...] = ()
 
 
@@ -168,11 +169,10 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         if layer:
             document = _merged(document, layer)
             file = _convert(document, functools.partial(_place, origin))
-
     try:
         for host in file.access.allow_hosts:
             allowed_host(host)
-        access = Access.of(file.access.clients, file.access.hosts, file.access.token)
+        access = Access.of(file.access.clients, file.access.hosts, _token(file.access))
     except ConfigError as error:
         key = error.message.partition(":")[0].rpartition(".")[2]
         raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
@@ -183,7 +183,6 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         if wrong:
             place = f"{main}:{line_of(main, ['upstream', key])}"
             raise ConfigError(f'{place}: upstream.{key}: "{getattr(file.upstream, key)}": {wrong}')
-
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}
     directories = [SHIPPED / "mirrors"] if file.shipped_mirrors else []
@@ -240,15 +239,12 @@ def _check(path: Path, document: dict[str, Any], only: str | None = None) -> Fil
 
 
 def _convert(document: dict[str, Any], place: Callable[[list[str | int], str], str]) -> File:
+    units = {Duration: parse_duration, Size: parse_size}
     try:
-        return msgspec.convert(document, File, strict=False, dec_hook=_decode)
+        return msgspec.convert(document, File, strict=False, dec_hook=lambda kind, value: units[kind](value))
     except msgspec.ValidationError as error:
         keys, text = _explain(str(error))
         raise ConfigError(place(keys, f"{_dotted(keys)}: {text}")) from error
-
-
-def _decode(kind: type, value: object) -> object:
-    return parse_duration(value) if kind is Duration else parse_size(value)
 
 
 def _explain(message: str) -> tuple[list[str | int], str]:
@@ -362,10 +358,21 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         by_url = userinfo and unquote(userinfo if ":" in userinfo else f"{userinfo}:")
         by_netrc = login(re.split("[:/]", rest)[0]) if login else None
         credentials.append(_credentials(section.headers, by_url or by_netrc))
-    given = asdict(section)
-    of_mirror = {key: given[key] for key in Mirror.__dataclass_fields__.keys() & given.keys()}
+    of_mirror = {key: getattr(section, key) for key in section.__struct_fields__ if key in Mirror.__dataclass_fields__}
     logins = tuple(credentials) if any(credentials) else ()
     return Mirror(**(of_mirror | {"upstreams": tuple(urls), "credentials": logins}))
+
+
+def _token(section: AccessSection) -> str:
+    """Raises ConfigError."""
+    path = section.token_file
+    try:
+        token = Path(path).expanduser().read_text("utf-8").strip() if path else section.token
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"access.token_file: cannot be read: {error}") from error
+    if path and not token:
+        raise ConfigError(f"access.token_file: expected a token in {path}, and it is empty")
+    return token
 
 
 def _logins(path: str | None) -> Callable[[str], str | None]:

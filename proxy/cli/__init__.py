@@ -32,6 +32,7 @@ COMMANDS = {
     "rm": ("entries", "Remove URLs from the cache."),
     "seed": ("seed", "Put what Lima or minikube will want into its own cache."),
     "serve": ("serve", "Run the proxy (the default command)."),
+    "service": ("service", "Print the file that runs it as a service or container."),
     "show": ("entries", "Show everything about one stored URL."),
     "status": ("status", "Show running fills: bytes, rate, time left, readers, source."),
     "tls": ("tls", "A certificate for tools that insist on https."),

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import click
@@ -22,12 +24,14 @@ from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
 from ..rules.mirrors import MirrorTable
+from ..serving import notify
 from ..serving.handshake import TlsSockets
 from ..serving.request import Limits
 from ..serving.server import Server
-from ..serving.sockets import bind, share
+from ..serving.sockets import address_of, bind, share
 from ..serving.supervisor import Link, Supervisor
 from ..serving.tls import CurrentCertificate, certificate
+from ..serving.upgrade import Handover, Inherited
 from ..web.monitor import Monitor
 from ..web.slots import Slots
 from .common import base_url, leave
@@ -40,6 +44,8 @@ SETS = {
     "log_level": ("log", "level"),
 }
 """Section and key that an option sets."""
+PRIVATE = "127.0.0.1:0"
+"""Where only this process answers: our own commands, and the other processes of the server."""
 
 
 @click.command()
@@ -55,7 +61,11 @@ SETS = {
 @click.option("--offline", is_flag=True, help="Never ask upstream; serve what is stored, at any age.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
 def serve(config: str | None, offline: bool, **options: Any) -> None:
-    """Run the proxy until SIGTERM or Ctrl-C. SIGHUP reads the configuration again."""
+    """Run the proxy until SIGTERM or Ctrl-C. SIGHUP reads the configuration again.
+
+    SIGUSR2 upgrades: a new process takes over the addresses, with the program and configuration as they are by then,
+    and the old one ends once its running answers and fills have.
+    """
     overrides: dict[str, Any] = {"mirror": [mirror_table(text) for text in options["mirror"]]}
     if options["listen"]:
         overrides["listen"] = options["listen"]
@@ -76,12 +86,14 @@ class Serve:
     """One run of the command. Raises ConfigError."""
 
     def __init__(self, read_settings: Callable[[], Settings], offline: bool) -> None:
-        self._read_settings, self._offline = read_settings, offline
-        self._settings = read_settings()
+        self._inherited = Inherited.receive(os.environ)
+        self._read_settings, self._offline = partial(self._listening, read_settings), offline
+        self._settings = self._read_settings()
         self._listen: list[str] = []
         self._shares: list[tuple[socket.socket, ...]] = []
-        """The sockets of each worker; none where there is one process."""
+        """The sockets of each worker."""
         self._slots: Slots | None = None
+        self._watchdog = notify.watchdog_seconds()
         self._set_up_log()
         self._tls = self._tls_context()
 
@@ -91,25 +103,41 @@ class Serve:
         for address in file.listen:
             refuse_network(address, self._settings)
         with contextlib.ExitStack() as stack:
-            sockets = []
+            sockets: list[list[socket.socket]] = []
+            """Of each address."""
             for address in file.listen:
-                sockets.append(bind(address))
-                stack.callback(sockets[-1].close)
+                sockets.append(self._inherited.claim(address) or [bind(address)])
+                for each in sockets[-1]:
+                    stack.callback(each.close)
+            self._inherited.close_unclaimed()
             self._listen = [
-                f"{HTTPS if address.startswith(HTTPS) else ''}{address_of(each)}"
-                for address, each in zip(file.listen, sockets, strict=True)
+                f"{HTTPS if address.startswith(HTTPS) else ''}{address_of(first)}"
+                for address, (first, *_) in zip(file.listen, sockets, strict=True)
             ]
+            shares = zip(*(share(each, file.server.workers) for each in sockets), strict=True)
+            self._shares = [tuple(chain.from_iterable(share)) for share in shares]
+            every = dict.fromkeys(chain.from_iterable(self._shares))
+            handover = Handover(tuple(every), self._listen if self._inherited.listen else ())
             if file.server.workers == 1:
-                asyncio.run(self._serve(sockets))
+                asyncio.run(self._serve(self._shares[0], handover))
                 log(events, logging.INFO, "server.stopped")
                 return 0
-            shares = [share(each, file.server.workers) for each in sockets]
-            self._shares = list(zip(*shares, strict=True))
             self._slots = Slots(len(self._shares))
-            supervisor = Supervisor(self._shares, self._work, reload=self._reload_all, started=self._say_started)
+            supervisor = Supervisor(
+                self._shares, self._work, reload=self._reload_all, started=self._say_started, handover=handover
+            )
             code = supervisor.run()
         log(events, logging.INFO, "server.stopped")
         return code
+
+    def _listening(self, read_settings: Callable[[], Settings]) -> Settings:
+        """The settings, with the addresses of the sockets that we were given to listen on, if we were."""
+        settings = read_settings()
+        given, configured = self._inherited.listen, settings.file.listen
+        if not given:
+            return settings
+        listen = tuple(f"{HTTPS}{each}" if f"{HTTPS}{each}" in configured else each for each in given)
+        return replace(settings, file=replace(settings.file, listen=listen))
 
     def _work(self, sockets: Sequence[socket.socket], link: Link) -> int:
         try:
@@ -122,16 +150,18 @@ class Serve:
             return 1
         leave(0)
 
-    async def _serve(self, listening: Sequence[socket.socket], link: Link | None = None) -> None:
+    async def _serve(self, listening: Sequence[socket.socket], above: Link | Handover) -> None:
+        """Serve until a signal or the supervisor ends it. `above`: the link of a worker, or what begins an upgrade."""
         settings = self._settings
         gateway = Gateway(settings, time.time, offline=self._offline)
         await gateway.start()
-        index = next((index for index, each in enumerate(self._shares) if each is listening), 0)
+        is_worker = isinstance(above, Link)
+        index = next(index for index, each in enumerate(self._shares) if each is listening)  # some share all sockets
         monitor = Monitor(gateway, self._slots, index)
-        secure = [sock for sock, address in zip(listening, self._listen, strict=True) if address.startswith(HTTPS)]
+        secure = [sock for sock in listening if f"{HTTPS}{address_of(sock)}" in self._listen]
         sockets = [sock for sock in listening if sock not in secure]
-        if link or not sockets:  # our own commands speak plain http only
-            sockets.append(bind("127.0.0.1:0"))
+        if is_worker or not sockets:  # our own commands speak plain http only
+            sockets.append(bind(PRIVATE))
         try:
             section = settings.file.server
             server = Server(
@@ -148,25 +178,24 @@ class Serve:
             )
 
             def reload() -> None:
-                self._reload(gateway.reload, is_worker=bool(link))
-
-            def on_end(link: Link) -> None:
-                loop.remove_reader(link)
-                server.interrupt()
+                self._reload(gateway.reload, is_worker=is_worker)
 
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, reload)
             for number in (signal.SIGTERM, signal.SIGINT):
                 # The server installs its own later, but a signal may come as soon as we have said that we started.
                 loop.add_signal_handler(number, server.stop)
-            async with gateway.store.announced(self._listen, address_of(sockets[-1] if link else sockets[0])):
-                if link:
-                    loop.add_reader(link, on_end, link)
-                    link.ready()
+            own = address_of(sockets[-1] if is_worker else sockets[0])
+            async with (
+                gateway.store.announced(self._listen, own),
+                monitor.running(server),
+                in_touch(above, server, gateway, self._watchdog),
+            ):
+                if isinstance(above, Link):
+                    above.ready()
                 else:
                     self._say_started()
-                async with monitor.running(server):
-                    await server.run()
+                await server.run()
         finally:
             for each in (*sockets, *secure):
                 each.close()
@@ -176,6 +205,11 @@ class Serve:
         urls = ",".join(map(base_url, self._listen))
         file, cache_dir = self._settings.file, self._settings.cache_dir
         log(events, logging.INFO, "server.started", listen=urls, cache_dir=cache_dir, workers=file.server.workers)
+        notify.ready(self._status())
+        self._inherited.ready()
+
+    def _status(self) -> str:
+        return f"serving {', '.join(map(base_url, self._listen))}"
 
     def _reload_all(self) -> bool:
         """In the supervisor: workers that start later start with these settings."""
@@ -183,6 +217,14 @@ class Serve:
 
     def _reload(self, take: Callable[[Settings], object], *, is_worker: bool = False) -> bool:
         """Read the settings again and give them to `take`. False if one of the two finds them wrong."""
+        if is_worker:
+            return self._take(take, is_worker=True)
+        notify.reloading("reading the configuration again")
+        is_taken = self._take(take, is_worker=False)
+        notify.ready(self._status() if is_taken else f"{self._status()}; the new configuration is wrong")
+        return is_taken
+
+    def _take(self, take: Callable[[Settings], object], *, is_worker: bool) -> bool:
         try:
             fresh, unchanged = as_running(self._read_settings(), self._settings)
             fresh_certificate = certificate(fresh)
@@ -191,7 +233,8 @@ class Serve:
             log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
             return False
         if not is_worker and not unchanged:
-            log(events, logging.WARNING, "config.needs_restart", keys="listen, cache.dir, server.workers")
+            keys, hint = "listen, cache.dir, server.workers", "SIGUSR2, or a restart"
+            log(events, logging.WARNING, "config.needs_restart", keys=keys, hint=hint)
         self._settings = fresh
         self._set_up_log()
         if fresh_certificate and self._tls:
@@ -228,11 +271,64 @@ def as_running(fresh: Settings, now: Settings) -> tuple[Settings, bool]:
     return replace(fresh, file=file), file == fresh.file
 
 
-def address_of(listener: socket.socket) -> str:
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{name}"
-    return f"[{name[0]}]:{name[1]}" if listener.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+@contextlib.asynccontextmanager
+async def in_touch(
+    above: Link | Handover, server: Server, gateway: Gateway, watchdog: float | None
+) -> AsyncIterator[None]:
+    """While the block runs: obey and inform the supervisor (a worker), or upgrade at SIGUSR2 (where there is none).
+
+    `watchdog`: seconds between two signs that the loop turns.
+    """
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+
+    def leave() -> None:
+        private = bind(PRIVATE)
+        server.leave(private, lambda: any(not fill.is_following for fill in gateway.flights.running()))
+        tasks.append(loop.create_task(gateway.store.announce_leaving(address_of(private))))
+
+    def on_word(link: Link) -> None:
+        if link.is_to_leave():
+            leave()
+        else:
+            loop.remove_reader(link)
+            server.interrupt()
+
+    def on_news(handover: Handover) -> None:
+        loop.remove_reader(handover)
+        if handover.end():
+            leave()
+
+    def upgrade(handover: Handover) -> None:
+        if not server.stopping and handover.begin():
+            loop.add_reader(handover, on_news, handover)
+
+    async def inform() -> None:
+        while True:
+            if watchdog:
+                above.alive() if isinstance(above, Link) else notify.notify(WATCHDOG=1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(watchdog):
+                    is_stop = await server.wait_stop()
+                    break
+        if is_stop and isinstance(above, Handover):
+            notify.notify(STOPPING=1)
+            if above.is_under_way:
+                loop.remove_reader(above)
+                above.cancel()
+
+    if isinstance(above, Link):
+        loop.add_reader(above, on_word, above)
+    else:
+        loop.add_signal_handler(signal.SIGUSR2, upgrade, above)
+    tasks.append(loop.create_task(inform()))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        if isinstance(above, Link):
+            loop.remove_reader(above)
 
 
 def refuse_network(address: str, settings: Settings) -> None:

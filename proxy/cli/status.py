@@ -59,6 +59,7 @@ def head(whole: dict[str, Any]) -> list[str]:
     servers: dict[str, list[dict[str, Any]]] = {}
     for worker in whole["workers"]:
         servers.setdefault(" ".join(worker["listen"]), []).append(worker)
+    leaving = servers.pop("", [])
     requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
     return [
         *(
@@ -66,6 +67,7 @@ def head(whole: dict[str, Any]) -> list[str]:
             f", up {age_text(max(each['uptime'] for each in workers))}"
             for address, workers in servers.items()
         ),
+        *(f"process {worker['pid']}, from before the upgrade, ends what it has begun" for worker in leaving),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
     ]
 

@@ -84,8 +84,8 @@ class ClientConnection(HttpToolsProtocol):
         """Requests begun so far."""
         self._piece = 0
         """Size of the piece that the parser was given last."""
-        self._is_spread = False
-        """Whether the head came in more than one piece."""
+        self._is_spread = self._is_last = False
+        """Whether the head came in more than one piece; whether the connection ends with the next response."""
         self._head_bytes = self._body_bytes = self._body_wire = 0
         """Read so far of the current request; `_body_wire` counts its chunk framing and trailers too."""
         self._deadline = Deadline(shared.loop, self._on_deadline)
@@ -222,7 +222,11 @@ class ClientConnection(HttpToolsProtocol):
         scope["raw_target"] = url  # type: ignore[typeddict-unknown-key]
         scope["path"], scope["raw_path"], scope["query_string"] = split_target(method, url)
         response = self._incoming = Response(
-            self, keep_alive=version == "1.1" and parser.should_keep_alive() and not parser.should_upgrade()
+            self,
+            keep_alive=version == "1.1"
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+            and not self._is_last,
         )
         self._reading = Reading.BODY
         self._deadline.clear()
@@ -310,6 +314,13 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.write_eof()
         self.flow.resume_reading()
         self._deadline.set(LINGER_SECONDS)
+
+    def leave(self) -> None:
+        """As shutdown, but a request that may be on its way is answered: the client cannot be told that it was not."""
+        if self.running is None or (self.running.response_started and not self._waiting):
+            self._is_last = True
+        else:
+            self.shutdown()
 
     def shutdown(self) -> None:
         """The server stops: finish what has been asked, and read no further request."""

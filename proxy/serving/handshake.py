@@ -47,11 +47,19 @@ class TlsListener:
             sock.setblocking(False)
         self._listen()
 
-    def close(self) -> None:
-        """Accept nothing further, and cancel the handshakes under way. The listening sockets stay open."""
-        self._stop_listening()
+    @property
+    def handshakes(self) -> int:
+        """How many are under way."""
+        return len(self._handshakes)
+
+    def stop_listening(self) -> None:
+        """Accept nothing further. The listening sockets stay open."""
+        self._remove_readers()
         if self._pause:
             self._pause.cancel()
+
+    def close(self) -> None:
+        """Cancel the handshakes under way, once nothing is accepted any more."""
         for handshake in self._handshakes:
             handshake.cancel()
 
@@ -60,7 +68,7 @@ class TlsListener:
         for sock in self._tls.sockets:
             self._loop.add_reader(sock, self._accept, sock)
 
-    def _stop_listening(self) -> None:
+    def _remove_readers(self) -> None:
         for sock in self._tls.sockets:
             self._loop.remove_reader(sock)
 
@@ -70,7 +78,7 @@ class TlsListener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another worker was faster, or the client has left
         except OSError as error:
-            self._stop_listening()  # else the loop would call us again at once
+            self._remove_readers()  # else the loop would call us again at once
             self._pause = self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._listen)
             log(events, WARNING, "server.accept_failed", error=error, again_in=ACCEPT_AGAIN_SECONDS)
             return

@@ -1,4 +1,5 @@
-"""The server: it accepts connections until it is told to stop, then ends them. For any ASGI app without lifespan.
+"""The server: it accepts connections until it is told to stop or to leave, then ends them. For any ASGI app without
+lifespan.
 
 We use uvicorn's protocol (connection.py), but not its Server. That one may wait for ever on a client that never reads,
 raises once more the signal that stopped it, and polls ten times a second.
@@ -11,7 +12,7 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
@@ -30,6 +31,8 @@ POLL_SECONDS = 0.05
 """Between two checks, while stopping, whether anything still runs."""
 GRACE_SECONDS = 0.5
 """For the app to notice that its connections were aborted, and once more after it is cancelled."""
+LEAVE_SECONDS = 6 * 3600.0
+"""After `leave`: 50 GB at 2.5 MB/s take less. A client that was suspended does not keep an old version for longer."""
 
 
 class Server:
@@ -45,11 +48,13 @@ class Server:
         stop_timeout: float = 10.0,
     ) -> None:
         self.stopping = False
-        """True from the first signal or stop(): an endless answer should look at it and end."""
+        """True from the first signal, stop() or leave(): an endless answer should look at it and end."""
         self._app, self._limits = app, limits or Limits()
         self._sockets, self._tls = sockets, tls
         self._stop_timeout = stop_timeout
-        self._is_forced = False
+        self._is_forced = self._is_leaving = False
+        self._private: socket.socket | None = None
+        self._is_busy: Callable[[], bool] = lambda: False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._state = ServerState()
@@ -61,14 +66,34 @@ class Server:
 
     def stop(self) -> None:
         """Accept nothing new, and give running answers `stop_timeout` seconds. For any thread or signal handler."""
+        self._is_leaving = False
         self.stopping = True
         if self._loop:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def interrupt(self) -> None:
         """stop(); the second call ends running answers at once. For the loop's thread."""
-        self._is_forced = self.stopping
+        self._is_forced = self.stopping and not self._is_leaving
         self.stop()
+
+    def leave(self, private: socket.socket, is_busy: Callable[[], bool]) -> None:
+        """Another process accepts from our sockets now: accept only from `private`, which becomes the server's.
+
+        Everything that was begun goes to its end, and as long as `is_busy` says so the server stays for the app. A
+        client may be sending its next request right now, so each connection gets one more answer. stop() ends all that.
+        For the loop's thread.
+        """
+        if self.stopping:
+            private.close()
+            return
+        self._private, self._is_busy = private, is_busy
+        self.stop()
+        self._is_leaving = True
+
+    async def wait_stop(self) -> bool:
+        """Wait for stop() or leave(); whether it was stop()."""
+        await self._stop.wait()
+        return not self._is_leaving
 
     async def run(self) -> None:
         """Serve until SIGTERM (stop) or SIGINT (interrupt), or until one of these methods is called."""
@@ -76,17 +101,20 @@ class Server:
         state = self._state
         threads = ThreadPoolExecutor(SEND_THREADS, "send")
         shared = Shared(self._config(), state, loop, threads, self._limits)
-        listeners: list[asyncio.Server | TlsListener] = []
+        listeners: list[asyncio.Server] = []
+        secure: TlsListener | None = None
+
+        async def listen(sock: socket.socket) -> None:
+            listeners.append(await loop.create_server(lambda: ClientConnection(shared), sock=sock, backlog=BACKLOG))
+
         if self.stopping:
             self._stop.set()
         with self._signals(loop):
             try:
                 for sock in self._sockets:
-                    listeners.append(
-                        await loop.create_server(lambda: ClientConnection(shared), sock=sock, backlog=BACKLOG)
-                    )
+                    await listen(sock)
                 if self._tls:
-                    listeners.append(TlsListener(self._tls, lambda: ClientConnection(shared), self._limits))
+                    secure = TlsListener(self._tls, lambda: ClientConnection(shared), self._limits)
                 await self._stop.wait()
             except asyncio.CancelledError:
                 self._is_forced = True
@@ -95,9 +123,17 @@ class Server:
                 self.stopping = True
                 for listener in listeners:
                     listener.close()
+                if secure:
+                    secure.stop_listening()
                 for sock in (*self._sockets, *(self._tls.sockets if self._tls else ())):
                     sock.close()
                 try:
+                    if self._private:
+                        await listen(self._private)
+                        await self._left(state, secure)
+                        listeners[-1].close()
+                    if secure:
+                        secure.close()
                     await self._drain(state)
                 finally:
                     threads.shutdown(wait=False)
@@ -119,6 +155,19 @@ class Server:
         )
         config.load()
         return config
+
+    async def _left(self, state: ServerState, secure: TlsListener | None) -> None:
+        """Wait until nothing that was begun before `leave` runs, or stop() is called."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LEAVE_SECONDS
+        is_quiet = False
+        while self._is_leaving and not is_quiet and loop.time() < deadline:
+            # Each time anew: what was accepted just before becomes a connection later, after its handshake.
+            for connection in list(state.connections):
+                if isinstance(connection, ClientConnection):  # all are
+                    connection.leave()
+            await asyncio.sleep(POLL_SECONDS)
+            is_quiet = not (state.connections or state.tasks or (secure and secure.handshakes) or self._is_busy())
 
     async def _drain(self, state: ServerState) -> None:
         """Give running answers time to end, then end them."""

@@ -4,8 +4,8 @@ The supervisor serves nothing. It has no thread and no event loop, so it may for
 the settings in the supervisor's memory, whatever the file says by then. It holds every listening socket: clients that
 come while a worker is dead wait for its successor instead of being reset.
 
-A socket pair links it with each worker. The worker writes one byte when it serves. If either process ends, however that
-happens, the other sees the end of the link.
+A socket pair links it with each worker. The worker says when it serves, and then that its loop turns; it is told to
+leave when another process has taken over. If either ends, however that happens, the other sees the end of the link.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from logging import ERROR, INFO, WARNING
 from typing import Any, NoReturn
 
 from ..log import events, log
+from . import notify
+from .upgrade import Handover
 
 STEADY_SECONDS = 5.0
 """A worker that lived for less died early."""
@@ -27,8 +29,10 @@ DEATHS_MAX = 5
 """Early deaths of a worker in a row; one more, and the server ends."""
 BACKOFF_SECONDS = 0.2
 """Before the second replacement in a row, doubled for each further one. The first comes at once."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 READY = b"+"
+ALIVE = b"."
+LEAVE = b"-"
 
 
 class Link:
@@ -38,8 +42,17 @@ class Link:
         self._sock = sock
 
     def fileno(self) -> int:
-        """Readable once the supervisor is gone, or wants this worker to end at once."""
+        """Readable once the supervisor has something to say."""
         return self._sock.fileno()
+
+    def is_to_leave(self) -> bool:
+        """What it says: that another process has taken over. Else it is gone, or wants this worker to end at once."""
+        return _said(self._sock) == LEAVE
+
+    def alive(self) -> None:
+        """Say that the loop turns."""
+        with contextlib.suppress(OSError):  # the supervisor is gone, which is_to_leave sees
+            self._sock.send(ALIVE)
 
     def ready(self) -> None:
         """Say that this worker serves and takes signals."""
@@ -78,7 +91,8 @@ class Supervisor:
     """One worker for each of `sockets`, which it owns and closes.
 
     `work` is the life of a worker: it gets its sockets and its link, and returns the exit code. `reload` reads the
-    settings again and tells whether they are in force. `started` is called when all workers serve.
+    settings again and tells whether they are in force. `started` is called when all workers serve. `handover` begins at
+    SIGUSR2.
     """
 
     def __init__(
@@ -88,11 +102,14 @@ class Supervisor:
         *,
         reload: Callable[[], bool],
         started: Callable[[], None],
+        handover: Handover,
     ) -> None:
         self._workers = [_Worker(own) for own in sockets]
-        self._work, self._reload, self._started = work, reload, started
-        self._is_started = self._is_stopping = False
+        self._work, self._reload, self._started, self._handover = work, reload, started, handover
+        self._is_started = self._is_stopping = self._is_leaving = False
         self._code = 0
+        self._alive: set[int] = set()
+        """Workers that have said so since the watchdog heard of it last."""
         self._wakes, self._waker = socket.socketpair()
 
     def run(self) -> int:
@@ -109,13 +126,18 @@ class Supervisor:
                 if isinstance(worker.state, _Due) and worker.state.at <= time.monotonic():
                     self._start(worker)
             links = [process.link for process in self._processes()]
-            readable, _, _ = select.select([self._wakes, *links], [], [], self._seconds_to_next_start())
+            watched: list[socket.socket | Handover] = [self._wakes, *links]
+            if self._handover.is_under_way:
+                watched.append(self._handover)
+            readable, _, _ = select.select(watched, [], [], self._seconds_to_next_start())
             if self._wakes in readable:
                 for number in self._wakes.recv(4096):
                     self._on_signal(signal.Signals(number))
             for worker in self._workers:
                 if isinstance(worker.state, _Process) and worker.state.link in readable:
                     self._on_link(worker, worker.state)
+            if self._handover in readable and self._handover.is_under_way and self._handover.end():
+                self._leave()
         return self._code
 
     def _processes(self) -> list[_Process]:
@@ -149,10 +171,11 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
+                # An upgrade is the supervisor's alone, also where all processes are sent its signal.
+                signal.signal(each, signal.SIG_IGN if each == signal.SIGUSR2 else signal.SIG_DFL)
             # SIGINT stays blocked. A terminal sends Ctrl-C to us too, and with the supervisor's SIGTERM it would count
             # twice.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR2})
             mine = set(map(id, worker.sockets))
             others = [sock for each in self._workers for sock in each.sockets if id(sock) not in mine]
             links = [process.link for process in self._processes()]
@@ -166,7 +189,10 @@ class Supervisor:
         if number == signal.SIGHUP:
             if not self._is_stopping and self._reload():
                 self._signal_workers(signal.SIGHUP)
-        elif not self._is_stopping:
+        elif number == signal.SIGUSR2:
+            if self._is_started and not self._is_stopping:
+                self._handover.begin()
+        elif not self._is_stopping or self._is_leaving:
             self._stop(0)
         elif number == signal.SIGINT:
             for process in self._processes():
@@ -174,21 +200,42 @@ class Supervisor:
                     process.link.shutdown(socket.SHUT_WR)
 
     def _stop(self, code: int) -> None:
+        if not self._is_leaving:
+            notify.notify(STOPPING=1)
+        self._handover.cancel()
+        self._is_leaving = False
+        self._end(code)
+        self._signal_workers(signal.SIGTERM)
+
+    def _leave(self) -> None:
+        """Another process has our sockets: the workers end what they have begun."""
+        self._is_leaving = True
+        self._end(0)
+        for process in self._processes():
+            if process.is_ready:
+                with contextlib.suppress(OSError):  # it has just ended
+                    process.link.send(LEAVE)
+            else:
+                os.kill(process.pid, signal.SIGTERM)
+
+    def _end(self, code: int) -> None:
         self._is_stopping, self._code = True, code
         for worker in self._workers:
             if isinstance(worker.state, _Due):
                 worker.state = None
             for sock in worker.sockets:
                 sock.close()  # before the workers close theirs, else a connection could come that nobody accepts
-        self._signal_workers(signal.SIGTERM)
 
     def _signal_workers(self, number: signal.Signals) -> None:
         for process in self._processes():
             os.kill(process.pid, number)  # if it is dead, its number is still its own until we wait for it
 
     def _on_link(self, worker: _Worker, process: _Process) -> None:
-        if not process.link.recv(len(READY)):
+        if not _said(process.link):
             self._reap(worker, process)
+            return
+        if process.is_ready:
+            self._is_alive(process)
             return
         worker.state = replace(process, is_ready=True)
         log(events, INFO, "worker.started", pid=process.pid)
@@ -200,6 +247,13 @@ class Supervisor:
         if all(isinstance(each.state, _Process) and each.state.is_ready for each in self._workers):
             self._is_started = True
             self._started()
+
+    def _is_alive(self, process: _Process) -> None:
+        """It has said that its loop turns. The watchdog hears of it once all have; a dead one is replaced instead."""
+        self._alive.add(process.pid)
+        if not self._is_leaving and self._alive >= {each.pid for each in self._processes() if each.is_ready}:
+            notify.notify(WATCHDOG=1)
+            self._alive.clear()
 
     def _reap(self, worker: _Worker, process: _Process) -> None:
         process.link.close()
@@ -229,3 +283,11 @@ class Supervisor:
         wait = BACKOFF_SECONDS * 2 ** (worker.early_deaths - 2) if worker.early_deaths > 1 else 0.0
         log(events, WARNING, "worker.died", **how, replaced_in=wait)
         worker.state = _Due(time.monotonic() + wait)
+
+
+def _said(link: socket.socket) -> bytes:
+    """What is on the link; b"" once the other end is gone."""
+    try:
+        return link.recv(4096)
+    except ConnectionError:  # it has left something unread
+        return b""

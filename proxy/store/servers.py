@@ -18,7 +18,7 @@ from .locks import Lock, is_locked
 class ServerRecord:
     pid: int
     listen: tuple[str, ...]
-    """HOST:PORT or unix:PATH, for everybody."""
+    """HOST:PORT or unix:PATH, for everybody. Empty: another server has taken over, and this one ends its answers."""
     own: str
     """An address in the same form, at which only this server answers."""
 
@@ -34,8 +34,15 @@ class Announcement:
 
     def renew(self) -> None:
         """Announce it, unless that stands already."""
-        if self._lock and self._path.exists():
-            return
+        if not self._lock or not self._path.exists():
+            self._publish()
+
+    def leave(self, own: str) -> None:
+        """Announce that clients are another server's now, and that this one still answers at `own`."""
+        self._record = ServerRecord(self._record.pid, (), own)
+        self._publish()
+
+    def _publish(self) -> None:
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
         with publishing(self._path, is_durable=False) as file:
             # Locked before it has its name: a file that is not locked yet would be taken for a dead server's.
@@ -52,7 +59,7 @@ class Announcement:
 
 
 def running(cache_dir: Path) -> list[ServerRecord]:
-    """The servers that run on `cache_dir`. Removes the files of dead ones."""
+    """The servers that run on `cache_dir`, those that leave it last. Removes the files of dead ones."""
     found = []
     for path in sorted((cache_dir / "servers").glob("[0-9]*")):
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -61,4 +68,4 @@ def running(cache_dir: Path) -> list[ServerRecord]:
                 found.append(ServerRecord(record["pid"], tuple(record["listen"]), record["own"]))
             else:
                 path.unlink(missing_ok=True)
-    return found
+    return sorted(found, key=lambda server: not server.listen)

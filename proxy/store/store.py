@@ -105,6 +105,11 @@ class Store:
             self._announcement = None
             await self._do(announcement.close)
 
+    async def announce_leaving(self, own: str) -> None:
+        """Another process serves now; this one ends what it has begun, and answers at `own`."""
+        if self._announcement:
+            await self._do(self._announcement.leave, own)
+
     def _mended(self) -> None:
         """In the thread: what lies in the directory beside bodies is gone too."""
         if self._announcement:

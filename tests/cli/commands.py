@@ -28,7 +28,7 @@ QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less t
 
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
-    *("export", "import"),
+    *("export", "import", "service"),
     *("hint", "completion", "man", "config", "config check", "config show"),
     *("lima", "lima install", "lima remove", "lima status"),
     *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),

@@ -60,6 +60,7 @@ ca_bundle = "HERE/file"
 allow_hosts = ["a.example"]
 clients = ["10.0.0.0/8"]
 token = "***"
+token_file = "HERE/token"
 hosts = ["cache.example"]
 [server]
 workers = 2
@@ -90,7 +91,7 @@ forward_authorization = false
 headers = {X-Key = "***"}
 netrc = "HERE/file"
 """
-"""What is secret is *** already, because it is shown as that. HERE is a directory that holds an empty `file`."""
+"""What is secret is *** already, as it is shown as that. HERE is a directory with an empty `file`, and a `token`."""
 
 
 @pytest.mark.parametrize("text", ["", AWKWARD, EVERY_KEY], ids=["defaults", "awkward", "every key"])
@@ -98,6 +99,7 @@ def test_config_show_loads_to_the_same_settings(cli, tmp_path, monkeypatch, text
     for name in [name for name in os.environ if name.startswith("FETCHONCE_")]:
         monkeypatch.delenv(name)
     (tmp_path / "file").touch()
+    (tmp_path / "token").write_text("t")
     cli.config.write_text(text.replace("HERE", str(tmp_path)))
     shown = cli("config", "show", "--cache-dir", str(cli.cache_dir)).out
     again = tmp_path / "elsewhere" / "fetchonce.toml"
@@ -114,6 +116,7 @@ def test_config_show_loads_to_the_same_settings(cli, tmp_path, monkeypatch, text
 def test_every_key_has_each_key_and_none_of_the_defaults(tmp_path):
     """Or else the test above could not see that `config show` forgets one."""
     (tmp_path / "file").touch()
+    (tmp_path / "token").write_text("t")
     path = tmp_path / "fetchonce.toml"
     path.write_text(EVERY_KEY.replace("HERE", str(tmp_path)))
     file = load(str(path)).file
@@ -148,3 +151,18 @@ def test_config_show_does_not_show_what_is_secret(cli):
     mirror = next(each for each in told["mirror"] if each["name"] == "v")
     assert mirror["upstreams"] == ["https://a.example/"]
     assert mirror["headers"] == {"X-Key": "***", "Authorization": "***"}
+
+
+def test_a_token_file_holds_the_token_and_is_read_again(cli, tmp_path):
+    token = tmp_path / "token"
+    cli.config.write_text(f'[access]\ntoken = "old"\ntoken_file = "{token}"\n')
+    for text, word in [(None, "cannot be read"), ("\n", "it is empty"), ("a b", "expected printable ASCII")]:
+        if text is not None:
+            token.write_text(text)
+        err = cli("config", "check", code=2).err
+        assert word in err
+        assert f"{cli.config}:" in err
+    for text in ("s3cret\n", "other"):
+        token.write_text(text)
+        assert load(str(cli.config)).access.token == text.strip()
+    assert "other" not in cli("config", "show").out
