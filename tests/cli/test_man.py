@@ -2,9 +2,10 @@
 
 import re
 
+import click
 import pytest
 
-from proxy.cli import COMMANDS
+from proxy.cli import COMMANDS, main
 from proxy.web.metrics import METRICS
 from tests.harness import REPOSITORY, fetchonce
 
@@ -25,6 +26,21 @@ def test_the_manual_page_has_every_command_and_no_stray_control_line():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_readme_names_every_command(name):
     assert re.search(rf"fetchonce ([\w|]+\|)?{name}\b", README), name
+
+
+def options(command, path):
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield f"{path} {parameter.opts[0]}", parameter.help
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            yield from options(command.get_command(click.Context(command), name), f"{path} {name}")
+
+
+def test_every_option_says_what_it_does():
+    told = dict(options(main, "fetchonce"))
+    assert len(told) > 100
+    assert [option for option, text in told.items() if not text] == []
 
 
 def test_the_readme_names_every_endpoint_and_the_metrics_page_every_metric():
