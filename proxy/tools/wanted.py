@@ -95,14 +95,17 @@ def is_source(argument: str) -> bool:
 def read(argument: str, choice: Choice) -> Found:
     """What the file, the template ("template:NAME") or standard input ("-") wants. Raises RequestError."""
     argument = argument.removeprefix("file://")
-    if argument.startswith("template:"):
-        from .lima_templates import read_template  # here, as below: loading a parser takes longer than `ls`
+    try:
+        if argument.startswith("template:"):
+            from .lima_templates import read_template  # here, as below: loading a parser takes longer than `ls`
 
-        found = read_template(argument, choice)
-    elif argument != "-" and Path(argument).is_dir():
-        found = _read_directory(Path(argument), choice)
-    else:
-        found = _read_text(argument, text_of(argument), choice)
+            found = read_template(argument, choice)
+        elif argument != "-" and Path(argument).is_dir():
+            found = _read_directory(Path(argument), choice)
+        else:
+            found = _read_text(argument, text_of(argument), choice)
+    except RecursionError as error:
+        raise RequestError(f"{shown(argument)} is nested too deeply to be read") from error
     if not found.wanted and not found.troubles:
         raise RequestError(f"{shown(argument)} names no URL to fetch")
     return found
@@ -151,7 +154,8 @@ def digest_of(text: object, algorithm: object = None) -> Digest | None:
 
 
 def is_url(text: object) -> bool:
-    return isinstance(text, str) and text.lower().startswith(("https://", "http://"))
+    # What is not printable no mirror accepts, and a terminal might act on it.
+    return isinstance(text, str) and text.isprintable() and text.lower().startswith(("https://", "http://"))
 
 
 def in_turn(wanted: list[Wanted]) -> tuple[Wanted, ...]:
