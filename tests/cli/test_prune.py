@@ -2,9 +2,12 @@
 
 import os
 import re
+import time
 
 import pytest
 
+from proxy.cli.space import Pruning, chosen
+from proxy.rules.eviction import Candidate
 from tests.cli.commands import BIG, BODY, FRESH, blob_of, brought_in
 from tests.cli.test_prefetch import template
 from tests.harness import until
@@ -168,6 +171,14 @@ def test_prune_keeps_what_templates_and_lists_refer_to(origin, cli, tmp_path):
     assert set(cli.ls()) == {origin.url("/SUMS"), *(urls[name] for name in "abcef")}
     both = cli(*keep, "--to-size", "350KB", "--json").json()  # in addition
     assert [each["url"] for each in both["removed"]] == [urls["a"], urls["b"]]
+
+
+def test_of_many_bodies_those_to_go_are_found_at_once():
+    bodies = [Candidate(f"{number}", "", f"{number}", 1, float(number)) for number in range(20_000)]
+    began = time.process_time()
+    gone = chosen(bodies, Pruning(older_than=10_000.0, to_size=5_000, kept=None, dry_run=True), 20_000.0)
+    assert gone == bodies[:15_000]
+    assert time.process_time() - began < 5
 
 
 def test_usage_of_keep_referred(cli):
