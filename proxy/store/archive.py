@@ -27,6 +27,7 @@ from ..errors import EntryGone, StoreError
 from ..rules.entry import Entry, refreshed
 from ..rules.foreign import Unbelievable, attested, believed, is_newer
 from .files import size_of
+from .integrity import damage_of
 from .janitor import Janitor
 from .locks import Lock
 from .partial import Partial
@@ -36,9 +37,10 @@ from .tar import BrokenTar, Member, TarReader, TarWriter
 T = TypeVar("T")
 
 VERSION = 1
-CHUNK_BYTES = 4 * 1024**2  # in memory at once; import has two
+CHUNK_BYTES = 4 * 1024**2  # import has two in memory at once
 ENTRY_BYTES = 512 * 1024  # of an entry's JSON; upstream's head has at most 100 KiB
 WAITING_BYTES = 16 * 1024**2  # of the entries before one body
+REPAIR = "fetchonce verify --repair has it fetched anew"
 MANIFEST_BYTES = 32 * 1024**2  # 80 for each body
 
 
@@ -139,8 +141,8 @@ def _write(store: Store, same: Sequence[Entry], tar: TarWriter, advance: Callabl
     except EntryGone:
         return "it was removed meanwhile"
     with body:
-        if not tar.can_rewind and (damage := _damage(first, body.fd, lambda data: None)):
-            return damage
+        if not tar.can_rewind and (damage := damage_of(body.fd, first, lambda data: None)):
+            return f"{damage}. {REPAIR}"
         start = tar.offset
         for entry in same:
             tar.add(_entry_name(entry), _page(entry), entry.stored_at)
@@ -150,32 +152,14 @@ def _write(store: Store, same: Sequence[Entry], tar: TarWriter, advance: Callabl
             tar.write(data)
             advance(len(data))
 
-        damage = _damage(first, body.fd, write)
+        damage = damage_of(body.fd, first, write)
         if damage is None:
             tar.end()
-        elif tar.can_rewind:
-            tar.rewind(start)
-        else:
+            return None
+        if not tar.can_rewind:
             raise StoreError(f"{first.url} has changed while it was read: {damage}. the archive ends there")
-        return damage
-
-
-def _damage(entry: Entry, fd: int, use: Callable[[bytes], object]) -> str | None:
-    """What is wrong with the body `fd`; None if nothing. Each piece is given to `use`, and never more than the size."""
-    digest, offset = hashlib.sha256(), 0
-    while offset < entry.size:
-        try:
-            data = os.pread(fd, min(CHUNK_BYTES, entry.size - offset), offset)
-        except OSError as error:
-            return f"its body cannot be read at byte {offset}: {error.strerror}"
-        if not data:
-            return f"its body has {offset} bytes instead of {entry.size}"
-        digest.update(data)
-        use(data)
-        offset += len(data)
-    if digest.hexdigest() != entry.sha256:
-        return f"its body is damaged: it has sha256:{digest.hexdigest()}. fetchonce verify --repair has it fetched anew"
-    return None
+        tar.rewind(start)
+        return f"{damage}. {REPAIR}"
 
 
 class Importer:
