@@ -15,7 +15,6 @@ thread: the loop of a command has nothing else to do.
 import asyncio
 import contextlib
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
