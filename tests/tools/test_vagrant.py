@@ -34,6 +34,7 @@ def test_a_hook_can_be_read_back_replaced_and_taken_out(text, first, second, is_
 
 def test_what_is_no_hook_of_ours_is_none():
     assert installed(None) is installed("") is installed("# >>> fetchonce: a\n# <<< fetchonce\n") is None
+    assert installed(with_hook(None, HOOKS[0], is_new_directory=False).replace("images.example", "\\x")) is None
 
 
 def test_places_are_the_bases_of_all_upstreams_and_the_allowed_hosts():
