@@ -1,6 +1,7 @@
 """What the commands share: options, settings, URLs, output."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -23,11 +24,10 @@ from ..store.store import Store
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options --config and --cache-dir, and call it with `settings` made from them."""
 
+    @functools.wraps(command)
     def with_settings(config: str | None, cache_dir: str | None, **arguments: Any) -> Any:
         return command(settings=given_settings(config, cache_dir), **arguments)
 
-    with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
-    with_settings.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for name, metavar, text in (
         ("--cache-dir", "DIR", "The cache directory [config: cache.dir]."),
         ("--config", "FILE", "The configuration file [env: FETCHONCE_CONFIG]."),

@@ -1,5 +1,6 @@
 """The arguments of commands that take URLs, files, templates and standard input alike."""
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -26,11 +27,10 @@ class Asked(NamedTuple):
 def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options --arch and --all-arch, and call it with a `choice` made from them."""
 
+    @functools.wraps(command)
     def with_choice(arch: str | None, all_arch: bool, **arguments: Any) -> Any:
         return command(choice=Choice(arch, all_arch), **arguments)
 
-    with_choice.__name__, with_choice.__doc__ = command.__name__, command.__doc__
-    with_choice.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
         click.option("--all-arch", is_flag=True, help="Of templates: all that they name, for every architecture."),
         click.option("--arch", type=arch_type, metavar="ARCH", help="Of templates: x86_64, aarch64 [this machine's]."),

@@ -28,6 +28,7 @@ ARCHES = {
 _HEX = re.compile(r"[0-9a-fA-F]{64}(?:[0-9a-fA-F]{64})?")
 _HCL = re.compile(r'^\s*(?:source|variable|locals|packer|build|data|local)\b[^=\n]*\{', re.MULTILINE)
 _YAML = re.compile(r"^(?:images|base|minimumLimaVersion|containerd|vmType|arch|os)[ \t]*:", re.MULTILINE)
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 _QUICKEMU = re.compile(r"^\s*(?:guest_os|disk_img)=", re.MULTILINE)
 
 
@@ -235,7 +236,7 @@ def _read_list(argument: str, text: str) -> Found:
     """A URL on each line, in any spelling, with a digest beside it or without; `#` begins a comment."""
     wanted, troubles = [], []
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.split("#", 1)[0].split() if not is_url(line.strip()) else re.split(r"\s+#", line)[0].split()
+        words = _COMMENT.sub("", line).split()
         if not words:
             continue
         urls = [word for word in words if is_url(word) or word.startswith("/")]

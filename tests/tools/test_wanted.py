@@ -298,12 +298,12 @@ def test_quickemu(write):
 def test_lists(write):
     text = (
         "\ufeff# what we need\r\n\r\nhttps://h/a.img\r\n"
-        f"/ubuntu/b.img {SHA256}  # ours\n{SHA512.hex} http://h/c.img\nhttps://h/d.img#not-a-comment\n"
+        f"/ubuntu/b.img {SHA256}  # ours\n{SHA512.hex} http://h/c.img#c\nhttps://h/d.img#not-a-comment\n"
     )
     assert read(write("list.txt", text), INTEL).wanted == (
         Wanted("https://h/a.img"),
         Wanted("/ubuntu/b.img", SHA256),
-        Wanted("http://h/c.img", SHA512),
+        Wanted("http://h/c.img#c", SHA512),
         Wanted("https://h/d.img#not-a-comment"),
     )
     found = read(path := write("list.txt", "https://h/a.img\nnot a url\nhttps://h/b.img sha256:12\n"), INTEL)
