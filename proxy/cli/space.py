@@ -169,6 +169,9 @@ async def pruned(settings: Settings, options: Pruning) -> tuple[list[Candidate],
         return [], 0
     async with opened_store(settings) as store, eviction_lock(store):
         survey = await store.survey()
+        if kept := options.kept:  # a body is named by its SHA-256, and may be referred to by its SHA-512
+            same = {each.entry.sha256 for each in await store.records() if each.entry.sha512 in kept}
+            options = replace(options, kept=kept | same)
         gone = chosen(survey.bodies, options, time.time())
         if not options.dry_run:
             gone = await store.evict(gone)

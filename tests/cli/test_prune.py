@@ -1,5 +1,6 @@
 """`pin`, `prune` and `verify`."""
 
+import hashlib
 import os
 import re
 import time
@@ -152,10 +153,14 @@ def test_prune_keeps_what_templates_and_lists_refer_to(origin, cli, tmp_path):
     cli("prefetch", "/u/SUMS")
     digest = cli.ls()[urls["f"]]["digest"]
     cli("pin", "/u/e.img")
+    other = hashlib.sha512(b"g").hexdigest()
+    origin.body("/g.img", b"g").headers(cache_control=FRESH)
+    cli("prefetch", "--digest", f"sha512:{other}", "/u/g.img")
     images = [
         {"location": urls["a"], "arch": "riscv64"},
         {"location": f"http://127.0.0.1:8642/http/{urls['b'].partition('//')[2]}", "arch": "riscv64"},
         {"location": "https://other.example/elsewhere.img", "digest": digest, "arch": "s390x"},
+        {"location": "https://other.example/g.img", "digest": f"sha512:{other}", "arch": "s390x"},
     ]
     vm = template(tmp_path / "vm.yaml", *images)
     (tmp_path / "list.txt").write_text("/u/c.img\n")
@@ -166,9 +171,9 @@ def test_prune_keeps_what_templates_and_lists_refer_to(origin, cli, tmp_path):
     (tmp_path / "open.pkr.hcl").write_text('source "qemu" "a" { iso_urls = [var.open, "/u/d.img"] }\n')
     assert "${var.open}" in cli(*keep, str(tmp_path / "open.pkr.hcl"), code=1).err
     assert [each["url"] for each in cli(*keep, "--dry-run", "--json").json()["removed"]] == [urls["d"]]
-    assert len(cli.ls()) == 7
+    assert len(cli.ls()) == 8
     assert re.fullmatch(rf"100.0 kB  used \w+ ago  {urls['d']}\nfreed 100.0 kB\n", cli(*keep).out)
-    assert set(cli.ls()) == {origin.url("/SUMS"), *(urls[name] for name in "abcef")}
+    assert set(cli.ls()) == {origin.url("/SUMS"), origin.url("/g.img"), *(urls[name] for name in "abcef")}
     both = cli(*keep, "--to-size", "350KB", "--json").json()  # in addition
     assert [each["url"] for each in both["removed"]] == [urls["a"], urls["b"]]
 
