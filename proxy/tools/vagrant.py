@@ -178,7 +178,8 @@ def with_hook(text: str | None, hook: Hook, *, is_new_directory: bool) -> str:
 def write(path: Path, text: str) -> None:
     """Write the Vagrantfile, in a directory that may not be there yet. Raises OSError."""
     path.parent.mkdir(exist_ok=True)
-    blocks.write(path, text)
+    hook = installed(text)
+    blocks.write(path, text, 0o600 if hook and "@" in hook.address else 0o644)  # a token is nobody else's
 
 
 def remove(path: Path, text: str) -> None:

@@ -84,6 +84,12 @@ def test_what_was_made_for_it_goes_with_it(tmp_path, kept):
         assert not has_block(path.read_text())
 
 
+@pytest.mark.parametrize(("hook", "mode"), [(HOOKS[0], 0o644), (HOOKS[1], 0o600)], ids=["open", "with a token"])
+def test_a_token_is_for_its_owner(tmp_path, hook, mode):
+    write(tmp_path / "Vagrantfile", with_hook(None, hook, is_new_directory=False))
+    assert (tmp_path / "Vagrantfile").stat().st_mode & 0o777 == mode
+
+
 def test_a_symlink_stays(tmp_path):
     (tmp_path / "home").mkdir()
     link, there = tmp_path / "home" / "Vagrantfile", tmp_path / "dotfiles"
