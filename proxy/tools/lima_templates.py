@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from ..errors import RequestError
+from .lima import home_of
 from .wanted import Choice, Found, Wanted, digest_of, in_turn, is_url, shown, text_of, this_arch
 
 Template = Mapping[str, Any]
@@ -37,10 +38,6 @@ class _Unread(Exception):
     """Why a base template cannot be read here."""
 
 
-def lima_home() -> Path:
-    return Path(os.environ.get("LIMA_HOME") or Path.home() / ".lima")
-
-
 def template_paths() -> list[Path]:
     """The directories in which Lima looks for `template:NAME`, in its order."""
     if paths := os.environ.get("LIMA_TEMPLATES_PATH"):
@@ -48,7 +45,7 @@ def template_paths() -> list[Path]:
     limactl = shutil.which("limactl")
     prefixes = [Path(limactl).absolute().parent.parent, Path(limactl).resolve().parent.parent] if limactl else []
     shares = [prefix / "share" / "lima" / "templates" for prefix in (*prefixes, *map(Path, PREFIXES))]
-    return [lima_home() / "_templates", *dict.fromkeys(shares)]
+    return [home_of(os.environ) / "_templates", *dict.fromkeys(shares)]
 
 
 def template_file(name: str) -> Path:
