@@ -66,7 +66,12 @@ def asked(settings: Settings, arguments: Sequence[str], choice: Choice) -> Asked
         for each in found.wanted:
             named = upstream(each)
             wanted.setdefault((named.url, named.digest), named)
-    return Asked(list(wanted.values()), failed)
+    return Asked(list(wanted.values()), [(argument, _printable(why)) for argument, why in failed])
+
+
+def _printable(text: str) -> str:
+    """What quotes a file, for a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def upstream_names(settings: Settings) -> Callable[[Wanted], Wanted]:

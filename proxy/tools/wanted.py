@@ -239,7 +239,7 @@ def _read_list(argument: str, text: str) -> Found:
         words = _COMMENT.sub("", line).split()
         if not words:
             continue
-        urls = [word for word in words if is_url(word) or word.startswith("/")]
+        urls = [word for word in words if is_url(word) or (word.startswith("/") and word.isprintable())]
         digests = [digest for word in words if word not in urls and (digest := digest_of(word))]
         if len(urls) != 1 or len(urls) + len(digests) != len(words) or len(digests) > 1:
             troubles.append(
