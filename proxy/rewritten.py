@@ -59,8 +59,8 @@ async def rewritten(delivery: Delivery, links: Links) -> Delivery:
     data = read.data if read.rest else await asyncio.to_thread(rewrite, read.data, links)
     if data == read.data:
         return replace(delivery, body=read)
-    depends_on = "Host, Authorization" if "@" in links.base else "Host"
-    return replace(delivery, body=ReadBody(head_of(body.head, data, depends_on), data, None), takes_ranges=False)
+    head = head_of(body.head, data, is_secret="@" in links.base)
+    return replace(delivery, body=ReadBody(head, data, None), takes_ranges=False)
 
 
 async def _read(delivery: Delivery) -> ReadBody:

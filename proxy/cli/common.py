@@ -1,6 +1,7 @@
 """What the commands share: options, settings, URLs, output."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -23,11 +24,10 @@ from ..store.store import Store
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options --config and --cache-dir, and call it with `settings` made from them."""
 
+    @functools.wraps(command)
     def with_settings(config: str | None, cache_dir: str | None, **arguments: Any) -> Any:
         return command(settings=given_settings(config, cache_dir), **arguments)
 
-    with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
-    with_settings.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for name, metavar, text in (
         ("--cache-dir", "DIR", "The cache directory [config: cache.dir]."),
         ("--config", "FILE", "The configuration file [env: FETCHONCE_CONFIG]."),
@@ -82,9 +82,17 @@ def without_own_address(url: str, settings: Settings) -> str:
 
 
 def own_bases(settings: Settings) -> list[str]:
-    """http(s)://HOST:PORT of each server running on the cache directory, then of each configured address."""
+    """http(s)://HOST:PORT of each server running on the cache directory, then of each configured address.
+
+    Of one that listens everywhere it is where this machine finds it.
+    """
     known = [address for server in running(settings.cache_dir) for address in server.listen]
-    return [base_url(each) for each in dict.fromkeys((*known, *settings.file.listen)) if not each.startswith("unix:")]
+    bases = [base_url(each) for each in (*known, *settings.file.listen) if not each.startswith("unix:")]
+    return list(dict.fromkeys(_here(each) for each in bases))
+
+
+def _here(base: str) -> str:
+    return base.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def base_url(listen: str) -> str:

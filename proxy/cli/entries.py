@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -142,10 +143,13 @@ async def remove(settings: Settings, urls: tuple[str, ...]) -> tuple[list[dict[s
     async with opened_store(settings) as store:
         objects = await list_objects(store)
         pairs, refused = named(settings, objects, urls)
+        by_key = defaultdict(list)
+        for each in objects:
+            by_key[each["key"]].append(each)
         for key, name in pairs:
             gone = {"complete": await store.remove(key) is not None, "partial": await store.forget_partial(key)}
             if any(gone.values()):
-                removed += [each for each in objects if each["key"] == key and gone[each["state"]]]
+                removed += [each for each in by_key[key] if gone[each["state"]]]
             elif (lock := store.try_lock(key)) is None:
                 refused.append(f"{name} is being fetched right now; remove it once it is stored")
             else:

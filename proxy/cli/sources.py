@@ -1,5 +1,6 @@
 """The arguments of commands that take URLs, files, templates and standard input alike."""
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -26,11 +27,10 @@ class Asked(NamedTuple):
 def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options --arch and --all-arch, and call it with a `choice` made from them."""
 
+    @functools.wraps(command)
     def with_choice(arch: str | None, all_arch: bool, **arguments: Any) -> Any:
         return command(choice=Choice(arch, all_arch), **arguments)
 
-    with_choice.__name__, with_choice.__doc__ = command.__name__, command.__doc__
-    with_choice.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
         click.option("--all-arch", is_flag=True, help="Of templates: all that they name, for every architecture."),
         click.option("--arch", type=arch_type, metavar="ARCH", help="Of templates: x86_64, aarch64 [this machine's]."),
@@ -66,7 +66,12 @@ def asked(settings: Settings, arguments: Sequence[str], choice: Choice) -> Asked
         for each in found.wanted:
             named = upstream(each)
             wanted.setdefault((named.url, named.digest), named)
-    return Asked(list(wanted.values()), failed)
+    return Asked(list(wanted.values()), [(argument, _printable(why)) for argument, why in failed])
+
+
+def _printable(text: str) -> str:
+    """What quotes a file, for a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def upstream_names(settings: Settings) -> Callable[[Wanted], Wanted]:

@@ -5,6 +5,7 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,19 +169,26 @@ async def pruned(settings: Settings, options: Pruning) -> tuple[list[Candidate],
         return [], 0
     async with opened_store(settings) as store, eviction_lock(store):
         survey = await store.survey()
-        bodies = list(survey.bodies)
-        going: list[Candidate] = []
-        if options.kept is not None:
-            strangers = [each for each in bodies if not options.kept & {each.key, each.url, each.blob}]
-            going += unused_since(strangers, math.inf).victims
-        if options.older_than is not None:
-            old = unused_since(bodies, time.time() - options.older_than).victims
-            going += [each for each in old if each not in set(going)]
-        if options.to_size is not None:
-            rest = [each for each in bodies if each not in set(going)]
-            going += choose(rest, max(0, total(rest) - options.to_size)).victims
-        gone = going if options.dry_run else await store.evict(going)
+        if kept := options.kept:  # a body is named by its SHA-256, and may be referred to by its SHA-512
+            same = {each.entry.sha256 for each in await store.records() if each.entry.sha512 in kept}
+            options = replace(options, kept=kept | same)
+        gone = chosen(survey.bodies, options, time.time())
         if not options.dry_run:
+            gone = await store.evict(gone)
             await store.clear_damaged()
-    rest = [each for each in bodies if each not in set(gone)]
-    return gone, total(bodies) - total(rest) + survey.damaged
+    left = set(survey.bodies) - set(gone)
+    return gone, total(survey.bodies) - total(left) + survey.damaged
+
+
+def chosen(bodies: Collection[Candidate], options: Pruning, now: float) -> list[Candidate]:
+    """What the options have removed, in the order in which it goes."""
+    going: dict[Candidate, None] = {}
+    if options.kept is not None:
+        strangers = [each for each in bodies if not options.kept & {each.key, each.url, each.blob}]
+        going |= dict.fromkeys(unused_since(strangers, math.inf).victims)
+    if options.older_than is not None:
+        going |= dict.fromkeys(unused_since(bodies, now - options.older_than).victims)
+    if options.to_size is not None:
+        rest = [each for each in bodies if each not in going]
+        going |= dict.fromkeys(choose(rest, max(0, total(rest) - options.to_size)).victims)
+    return list(going)

@@ -38,11 +38,15 @@ def rewrite(body: bytes, links: Links) -> bytes:
     return _STRING.sub(lambda found: _token(found, links), body)
 
 
-def head_of(head: Head, body: bytes, depends_on: str) -> Head:
-    """The fields of the rewritten `body`; its tag is its own. `depends_on`: the fields of the request that chose it."""
+def head_of(head: Head, body: bytes, *, is_secret: bool) -> Head:
+    """The fields of the rewritten `body`; its tag is its own. `is_secret`: the client's token is in it.
+
+    Each answer must name all fields that choose among them (RFC 9110 §12.5.5): who has no token gets URLs without it.
+    """
     kept = tuple(line for line in head.headers if line[0] not in _OF_THE_BYTES)
     tag = f'"fetchonce-{hashlib.sha256(body).hexdigest()[:32]}"'
-    return replace(head, headers=(*kept, ("etag", tag), ("vary", depends_on)), length=len(body))
+    own = ("etag", tag), ("vary", "Host, Authorization"), *[("cache-control", "private")] * is_secret
+    return replace(head, headers=(*kept, *own), length=len(body))
 
 
 def _token(found: re.Match[bytes], links: Links) -> bytes:

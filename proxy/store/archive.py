@@ -15,7 +15,7 @@ thread: the loop of a command has nothing else to do.
 import asyncio
 import contextlib
 import hashlib
-import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -26,7 +26,9 @@ from ..errors import EntryGone, StoreError
 from ..rules.entry import Entry, refreshed
 from ..rules.foreign import Unbelievable, attested, believed, is_newer
 from .files import size_of
+from .integrity import damage_of
 from .janitor import Janitor
+from .locks import Lock
 from .partial import Partial
 from .store import Store
 from .tar import BrokenTar, Member, TarReader, TarWriter
@@ -34,9 +36,10 @@ from .tar import BrokenTar, Member, TarReader, TarWriter
 T = TypeVar("T")
 
 VERSION = 1
-CHUNK_BYTES = 4 * 1024**2  # in memory at once; import has two
+CHUNK_BYTES = 4 * 1024**2  # import has two in memory at once
 ENTRY_BYTES = 512 * 1024  # of an entry's JSON; upstream's head has at most 100 KiB
 WAITING_BYTES = 16 * 1024**2  # of the entries before one body
+REPAIR = "fetchonce verify --repair has it fetched anew"
 MANIFEST_BYTES = 32 * 1024**2  # 80 for each body
 
 
@@ -137,8 +140,8 @@ def _write(store: Store, same: Sequence[Entry], tar: TarWriter, advance: Callabl
     except EntryGone:
         return "it was removed meanwhile"
     with body:
-        if not tar.can_rewind and (damage := _damage(first, body.fd, lambda data: None)):
-            return damage
+        if not tar.can_rewind and (damage := damage_of(body.fd, first, lambda data: None)):
+            return f"{damage}. {REPAIR}"
         start = tar.offset
         for entry in same:
             tar.add(_entry_name(entry), _page(entry), entry.stored_at)
@@ -148,32 +151,14 @@ def _write(store: Store, same: Sequence[Entry], tar: TarWriter, advance: Callabl
             tar.write(data)
             advance(len(data))
 
-        damage = _damage(first, body.fd, write)
+        damage = damage_of(body.fd, first, write)
         if damage is None:
             tar.end()
-        elif tar.can_rewind:
-            tar.rewind(start)
-        else:
+            return None
+        if not tar.can_rewind:
             raise StoreError(f"{first.url} has changed while it was read: {damage}. the archive ends there")
-        return damage
-
-
-def _damage(entry: Entry, fd: int, use: Callable[[bytes], object]) -> str | None:
-    """What is wrong with the body `fd`; None if nothing. Each piece is given to `use`, and never more than the size."""
-    digest, offset = hashlib.sha256(), 0
-    while offset < entry.size:
-        try:
-            data = os.pread(fd, min(CHUNK_BYTES, entry.size - offset), offset)
-        except OSError as error:
-            return f"its body cannot be read at byte {offset}: {error.strerror}"
-        if not data:
-            return f"its body has {offset} bytes instead of {entry.size}"
-        digest.update(data)
-        use(data)
-        offset += len(data)
-    if digest.hexdigest() != entry.sha256:
-        return f"its body is damaged: it has sha256:{digest.hexdigest()}. fetchonce verify --repair has it fetched anew"
-    return None
+        tar.rewind(start)
+        return f"{damage}. {REPAIR}"
 
 
 class Importer:
@@ -182,8 +167,10 @@ class Importer:
     def __init__(self, store: Store, janitor: Janitor, tar: TarReader, name: str, watch: Watch) -> None:
         self._store, self._janitor, self._tar, self._name, self._watch = store, janitor, tar, name, watch
         self._manifest: Manifest | None = None
-        self._waiting: list[Entry] = []
+        self._waiting: deque[Entry] = deque()
         """Those whose body is to come next."""
+        self._body: Entry | str | None = None
+        """What the body that comes now was stored as, or why it was not; None as long as it was not read."""
         self._waiting_bytes = self._urls = self._done = 0
         self._imported: list[Entry] = []
         self._buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(2)]
@@ -254,73 +241,68 @@ class Importer:
             if hashlib.sha256(page.content).hexdigest() != page.sha256:
                 raise Unbelievable("it is damaged: its text has another digest")
             return msgspec.json.decode(page.content, type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Unbelievable(f"it is damaged: {_printable(str(error))}") from None
 
     async def _bring(self, size: int, now: float) -> None:
-        """The body of those that wait comes now."""
-        with contextlib.ExitStack() as locks:
-            wanted = []
-            for entry in self._waiting:
-                try:
-                    if await self._is_wanted(entry, size, now, locks):
-                        wanted.append(entry)
-                except StoreError as error:
-                    self._leave(entry, error.message)
-            self._waiting = wanted
-            await self._bring_in(wanted, now)
-        self._waiting = []
+        """The body of those that wait comes now. It is read if one of them is wanted and the store has none like it."""
+        self._body = None
+        while self._waiting:
+            entry = self._waiting[0]
+            try:
+                # One lock at a time: thousands of URLs may have one body, and each lock is a descriptor.
+                with self._locked(entry, size):
+                    if not await self._is_kept(entry, now):
+                        await self._bring_in(entry, now)
+            except StoreError as error:
+                self._leave(entry, error.message)
+            self._waiting.popleft()
         self._done += size
         self._progress(0)
 
-    async def _is_wanted(self, entry: Entry, size: int, now: float, locks: contextlib.ExitStack) -> bool:
-        """Whether the entry is to be stored. Then `locks` has its lock."""
+    async def _bring_in(self, entry: Entry, now: float) -> None:
+        """Store the entry, with the body that comes now if there is none like it. Needs its lock. Raises StoreError."""
+        stored = await self._store.share(attested(entry, self._body.sha512 if isinstance(self._body, Entry) else None))
+        if stored is None:
+            if self._body is not None:
+                raise StoreError(self._body if isinstance(self._body, str) else "its body was removed again meanwhile")
+            try:
+                stored = self._body = await self._store_body(entry)
+            except StoreError as error:
+                self._body = error.message
+                raise
+        if entry.pinned and not stored.pinned:
+            await self._store.pin(entry.key)
+        # It was stored long ago, perhaps: without a use it would be the first to go.
+        self._store.touch(entry.key, now, hits=0)
+        await self._store.flush()
+        self._imported.append(stored)
+        self._watch.tell(Carried(stored))
+
+    def _locked(self, entry: Entry, size: int) -> Lock:
+        """The lock of an entry whose body has `size` bytes. Raises StoreError."""
         if entry.size != size:
-            self._leave(entry, f"its body has {size} bytes instead of {entry.size}")
-            return False
-        lock = self._store.try_lock(entry.key)
-        if lock is None:
-            self._leave(entry, "it is being fetched or imported right now. run the import again if that fails")
-            return False
-        locks.enter_context(lock)
+            raise StoreError(f"its body has {size} bytes instead of {entry.size}")
+        if lock := self._store.try_lock(entry.key):
+            return lock
+        raise StoreError("it is being fetched or imported right now. run the import again if that fails")
+
+    async def _is_kept(self, entry: Entry, now: float) -> bool:
+        """Whether the store's entry stays, with what is newer of this one. Needs the lock."""
         stored = await self._store.lookup(entry.key)
-        if stored is None or (stored.sha256 != entry.sha256 and is_newer(entry, stored, now)):
-            return True
-        if stored.sha256 == entry.sha256 and is_newer(entry, stored, now):
+        is_later = stored is not None and is_newer(entry, stored, now)
+        if stored is None or (is_later and stored.sha256 != entry.sha256):
+            return False
+        if is_later:
             await self._store.refresh(refreshed(stored, entry.head, entry.validated_at))
         if entry.pinned and not stored.pinned:
             await self._store.pin(entry.key)
         self._watch.tell(Kept(stored, is_newer=stored.sha256 != entry.sha256))
-        return False
+        return True
 
-    async def _bring_in(self, wanted: Sequence[Entry], now: float) -> None:
-        """Store the entries with their one body, which is read if the store has none like it. Needs their locks."""
-        is_read, sha512, trouble = False, None, "its body was removed again meanwhile"
-        for entry in wanted:
-            try:
-                stored = await self._store.share(attested(entry, sha512))
-                if stored is None and not is_read:
-                    is_read = True
-                    algorithms = ("sha256", "sha512") if any(each.sha512 for each in wanted) else ("sha256",)
-                    stored = await self._store_body(entry, algorithms)
-                    sha512 = stored.sha512
-                if stored is None:
-                    self._leave(entry, trouble)
-                    continue
-                if entry.pinned and not stored.pinned:
-                    await self._store.pin(entry.key)
-                # It was stored long ago, perhaps: without a use it would be the first to go.
-                self._store.touch(entry.key, now, hits=0)
-                await self._store.flush()
-            except StoreError as error:
-                trouble = error.message
-                self._leave(entry, trouble)
-            else:
-                self._imported.append(stored)
-                self._watch.tell(Carried(stored))
-
-    async def _store_body(self, entry: Entry, algorithms: Sequence[str]) -> Entry:
+    async def _store_body(self, entry: Entry) -> Entry:
         """Store the entry with the body that comes now. Raises StoreError."""
+        algorithms = ("sha256", "sha512") if any(each.sha512 for each in self._waiting) else ("sha256",)
         if unfinished := await self._store.resume(entry.key):
             with contextlib.closing(unfinished[1]) as partial:
                 if partial.generation == entry.head.generation:  # ours would go into the same file
@@ -370,7 +352,7 @@ class Importer:
     def _give_up_waiting(self) -> None:
         for entry in self._waiting:
             self._leave(entry, "its body is not in the archive")
-        self._waiting = []
+        self._waiting.clear()
 
     def _leave(self, entry: Entry, why: str) -> None:
         self._watch.tell(Left(entry.url, why))

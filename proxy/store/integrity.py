@@ -15,23 +15,34 @@ def find_damage(path: Path, entry: Entry, advance: Callable[[int], object]) -> s
 
     It reads the whole body: call it in a thread. `advance` is told the bytes of each chunk.
     """
-    state = hashlib.sha256()
-    count = 0
     try:
         with open(path, "rb", buffering=0) as file:
-            while data := file.read(READ_BYTES):
-                state.update(data)
-                count += len(data)
-                advance(len(data))
+            why = damage_of(file.fileno(), entry, lambda data: advance(len(data)))
             if hasattr(os, "posix_fadvise"):
                 # We read it only once. The page cache belongs to what clients read.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return why
     except FileNotFoundError:
         return "its body is gone"
     except OSError as error:
-        return f"its body cannot be read at byte {count}: {error.strerror}"
-    if count != entry.size:
-        return f"its body has {count} bytes instead of {entry.size}"
-    if state.hexdigest() != entry.sha256:
-        return f"expected sha256:{entry.sha256}, got sha256:{state.hexdigest()}"
+        return f"its body cannot be read: {error.strerror}"
+
+
+def damage_of(fd: int, entry: Entry, use: Callable[[bytes], object]) -> str | None:
+    """What is wrong with the body `fd`; None if nothing. Each chunk is given to `use`, and never more than the size."""
+    if (size := os.fstat(fd).st_size) != entry.size:
+        return f"its body has {size} bytes instead of {entry.size}"
+    digest = hashlib.sha256()
+    for offset in range(0, size, READ_BYTES):
+        length = min(READ_BYTES, size - offset)
+        try:
+            data = os.pread(fd, length, offset)
+        except OSError as error:
+            return f"its body cannot be read at byte {offset}: {error.strerror}"
+        if len(data) < length:
+            return f"its body has {offset + len(data)} bytes instead of {entry.size}"
+        digest.update(data)
+        use(data)
+    if digest.hexdigest() != entry.sha256:
+        return f"expected sha256:{entry.sha256}, got sha256:{digest.hexdigest()}"
     return None

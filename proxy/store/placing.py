@@ -55,12 +55,12 @@ def _reflink(fd: int, path: Path) -> bool:
 
 
 def _copy(fd: int, path: Path) -> None:
-    try:
-        with open(path, "xb") as file, open(os.dup(fd), "rb") as body:
+    with open(path, "xb") as file, open(os.dup(fd), "rb") as body:
+        try:
             body.seek(0)  # the offset is shared with all dups of the descriptor, and nobody else uses it
             shutil.copyfileobj(body, file, COPY_BYTES)
             file.flush()
             sync_data(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            path.unlink()  # ours: "x" made it
+            raise

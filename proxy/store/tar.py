@@ -15,6 +15,7 @@ BLOCK_BYTES, RECORD_BYTES = 512, 10240
 SKIP_BYTES = 1024**2
 PAX_BYTES = 64 * 1024
 """An extended header is no longer than this; ours have one number."""
+MAX_SIZE = 10**18  # bytes of a member; a header can say more than the file system can seek
 WITHOUT_CONTENT = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE}
 )
@@ -107,7 +108,7 @@ class TarReader:
 
     def _enter(self, size: int) -> None:
         """The header was that of a member with `size` bytes of content."""
-        if size < 0:
+        if not 0 <= size < MAX_SIZE:
             raise BrokenTar(f"is damaged at byte {self._next}")
         self._left = size
         self._next = self.offset + size + -size % BLOCK_BYTES

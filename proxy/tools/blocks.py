@@ -67,10 +67,10 @@ def read(path: Path) -> str | None:
         return None
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace the file at once, so that nobody reads half of it. Owner and permissions stay; a symlink is followed.
 
-    What an interruption leaves behind is called .fetchonce-*.
+    A new file has `mode`. What an interruption leaves behind is called .fetchonce-*.
     """
     path = path.resolve()
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=".fetchonce-")
@@ -83,7 +83,7 @@ def write(path: Path, text: str) -> None:
                 os.chown(name, before.st_uid, before.st_gid)
             os.chmod(name, before.st_mode & 0o7777)
         else:
-            os.chmod(name, 0o644)
+            os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

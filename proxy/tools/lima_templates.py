@@ -6,7 +6,9 @@ that it can have, among those of the first one's variant.
 """
 
 import functools
+import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,13 +18,17 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from ..errors import RequestError
+from .lima import home_of
 from .wanted import Choice, Found, Wanted, digest_of, in_turn, is_url, shown, text_of, this_arch
 
 Template = Mapping[str, Any]
 
 INFO_SECONDS = 30.0
+MAX_VALUES = 100_000
+"""In a template, all aliases written out: merge keys (<<) have the parser do so, and ten lines can be a billion."""
 PREFIXES = ("/usr/local", "/opt/homebrew", "/usr")
 """Where to look for what is installed if there is no limactl in PATH."""
 EMBED = "`limactl template copy --embed-all TEMPLATE - | fetchonce prefetch -` has Lima read it"
@@ -32,10 +38,6 @@ class _Unread(Exception):
     """Why a base template cannot be read here."""
 
 
-def lima_home() -> Path:
-    return Path(os.environ.get("LIMA_HOME") or Path.home() / ".lima")
-
-
 def template_paths() -> list[Path]:
     """The directories in which Lima looks for `template:NAME`, in its order."""
     if paths := os.environ.get("LIMA_TEMPLATES_PATH"):
@@ -43,7 +45,7 @@ def template_paths() -> list[Path]:
     limactl = shutil.which("limactl")
     prefixes = [Path(limactl).absolute().parent.parent, Path(limactl).resolve().parent.parent] if limactl else []
     shares = [prefix / "share" / "lima" / "templates" for prefix in (*prefixes, *map(Path, PREFIXES))]
-    return [lima_home() / "_templates", *dict.fromkeys(shares)]
+    return [home_of(os.environ) / "_templates", *dict.fromkeys(shares)]
 
 
 def template_file(name: str) -> Path:
@@ -61,13 +63,14 @@ def template_file(name: str) -> Path:
 
 def read_template(locator: str, choice: Choice) -> Found:
     """What the installed template "template:NAME" wants. Raises RequestError."""
-    return read_text(locator, text_of(str(template_file(_template_name(locator)))), choice)
+    return read_text(locator, text_of(str(_file(locator))), choice)
 
 
 def read_text(locator: str, text: str, choice: Choice) -> Found:
     """What the template `text` wants; `locator` is its file, "-" or "template:NAME". Raises RequestError."""
     troubles: list[str] = []
-    templates = list(_with_bases(locator, _parsed(locator, text), troubles, {locator}))
+    seen = set() if locator == "-" else {os.path.realpath(_file(locator))}
+    templates = list(_with_bases(locator, _parsed(locator, text), troubles, seen))
     images = _listed(templates, "images")
     chosen = _arches(templates, choice)
     wanted: list[Wanted] = []
@@ -97,12 +100,22 @@ def _template_name(locator: str) -> str:
     return locator.removeprefix("template:").removeprefix("//").strip("/")
 
 
+def _file(locator: str) -> Path:
+    """Where "template:NAME", or a file, is. Raises RequestError."""
+    if locator.startswith("template:"):
+        return template_file(_template_name(locator))
+    return Path(locator.removeprefix("file://"))
+
+
 def _parsed(locator: str, text: str) -> Template:
     reader = YAML(typ="safe", pure=True)
     reader.composer.warn_double_anchors = False  # `fetchonce lima install` writes some items twice
     try:
-        value = reader.load(text)
-    except YAMLError as error:
+        node = reader.compose(text)
+        if _expanded(node, {}) > MAX_VALUES:
+            raise YAMLError("its aliases stand for too much")
+        value = reader.constructor.construct_document(node) if node else None
+    except (YAMLError, ValueError, TypeError) as error:  # it lets through what int, float and hash raise
         mark = getattr(error, "problem_mark", None)
         where = f"{shown(locator)}:{mark.line + 1}" if mark else shown(locator)
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
@@ -112,6 +125,16 @@ def _parsed(locator: str, text: str) -> Template:
     if not isinstance(value, Mapping):
         raise RequestError(f"{shown(locator)} is no Lima template: it has no keys at its top")
     return value
+
+
+def _expanded(node: Any, known: dict[Any, float]) -> float:
+    """How many values the node is with all aliases written out; infinite if it is a part of itself."""
+    if node not in known:
+        known[node] = math.inf
+        value = node.value if isinstance(node, CollectionNode) else ()
+        parts = itertools.chain(*value) if isinstance(node, MappingNode) else value
+        known[node] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[node]
 
 
 def _with_bases(locator: str, template: Template, troubles: list[str], seen: set[str]) -> Iterator[Template]:
@@ -125,13 +148,11 @@ def _with_bases(locator: str, template: Template, troubles: list[str], seen: set
             continue
         try:
             absolute = _absolute(url, locator)
-            if absolute in seen:
-                continue
-            seen.add(absolute)
-            name = absolute.startswith("template:")
-            path = template_file(_template_name(absolute)) if name else Path(absolute.removeprefix("file://"))
-            yield from _with_bases(absolute, _parsed(str(path), text_of(str(path))), troubles, seen)
-        except (RequestError, _Unread) as error:
+            path = _file(absolute)
+            if (real := os.path.realpath(path)) not in seen:  # ./a, ././a and so on are one file
+                seen.add(real)
+                yield from _with_bases(absolute, _parsed(str(path), text_of(str(path))), troubles, seen)
+        except (RequestError, _Unread, ValueError) as error:  # no path can have a NUL or a lone surrogate
             troubles.append(f"{shown(locator)}: its base {url} is left out: {error}")
 
 
@@ -188,7 +209,7 @@ def _images(images: list[Template], arch: str, choice: Choice) -> list[Wanted]:
         images = [image for image in images if (image.get("variant") or "") == variant]
     variants: dict[str, list[Template]] = {}
     for image in images:
-        variants.setdefault(image.get("variant") or "", []).append(image)
+        variants.setdefault(str(image.get("variant") or ""), []).append(image)
     wanted: list[Wanted] = []
     for of_variant in variants.values():
         wanted += _in_turn(of_variant, arch, choice)

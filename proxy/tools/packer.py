@@ -18,7 +18,8 @@ from lark.exceptions import LarkError
 from ..errors import RequestError
 from .wanted import Found, Wanted, digest_of, in_turn, is_url, shown, text_of
 
-MAX_DEPTH = 10  # of variables that are made of other variables
+MAX_CHARACTERS = 1024**2
+"""What the variables that one template refers to may have together: they can be made of each other without end."""
 
 _PLAIN = SerializationOptions(
     strip_string_quotes=True, with_comments=False, explicit_blocks=False, preserve_heredocs=False
@@ -34,6 +35,19 @@ class _Open(Exception):
     """What cannot be worked out, as it is written."""
 
 
+class _Values(dict[tuple[str, str], Any]):
+    """Variables by kind ("var", "local", "user", "env") and name. Once too much was looked up, there are none."""
+
+    left = MAX_CHARACTERS
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        value = super().__getitem__(key)
+        self.left -= 1 + len(str(value))
+        if self.left < 0:
+            raise KeyError(key)
+        return value
+
+
 def read_hcl(argument: str, text: str) -> Found:
     """What an HCL template wants. Variables may be declared in other *.pkr.hcl files beside it. Raises RequestError."""
     own = _parsed(argument, text)
@@ -42,7 +56,7 @@ def read_hcl(argument: str, text: str) -> Found:
         files = [str(file) for file in sorted(Path(argument).parent.glob(pattern))] if argument != "-" else []
         return [_parsed(file, text_of(file)) for file in files if file != argument]
 
-    values: dict[tuple[str, str], Any] = {}
+    values = _Values()
     for body in (*beside("*.pkr.hcl"), own):
         for name, variable in _blocks(body, "variable"):
             if "default" in variable:
@@ -60,18 +74,20 @@ def read_hcl(argument: str, text: str) -> Found:
 
 def read_json(argument: str, template: Mapping[str, Any]) -> Found:
     """What a JSON template wants: the old kind with {{user `x`}}, and *.pkr.json with ${var.x}."""
-    users = {name: value for each in _listed(template.get("variables")) for name, value in each.items()}
-    values = {("var", name): each["default"] for name, each in _blocks(template, "variable") if "default" in each}
-    values.update({("local", name): each for of in _listed(template.get("locals")) for name, each in of.items()})
+    values = _Values({("env", name): value for name, value in os.environ.items()})
+    values.update({("var", name): each["default"] for name, each in _blocks(template, "variable") if "default" in each})
+    for kind, key in (("user", "variables"), ("local", "locals")):
+        values.update({(kind, name): value for each in _listed(template.get(key)) for name, value in each.items()})
 
     def resolved(value: Any) -> Any:
-        value = _with_values(value, _USER, lambda name: users[name])
-        return _referred(_with_values(value, _ENV, lambda name: os.environ[name]), values)
+        for kind, pattern in (("user", _USER), ("env", _ENV)):
+            value = _with_values(value, pattern, lambda name, kind=kind: values[kind, name])
+        return _referred(value, values)
 
     return _found(argument, template, resolved)
 
 
-def _referred(value: Any, values: Mapping[tuple[str, str], Any]) -> Any:
+def _referred(value: Any, values: _Values) -> Any:
     """`value` with every var.NAME and local.NAME in it replaced, also if ["KEY"], [0] or .KEY follows. Raises _Open."""
 
     def lookup(kind: str, name: str, steps: str) -> Any:
@@ -90,7 +106,7 @@ def _parsed(argument: str, text: str) -> dict[str, Any]:
         # It wants an end of the last line.
         body: dict[str, Any] = hcl2.loads(text + "\n", serialization_options=_PLAIN)
         return body
-    except LarkError as error:
+    except (LarkError, ValueError) as error:  # ValueError: a number of 5000 digits
         line = getattr(error, "line", None)
         where = f"{shown(argument)}:{line}" if isinstance(line, int) and line > 0 else shown(argument)
         raise RequestError(f"{where}: this is not HCL that can be read") from error
@@ -130,21 +146,20 @@ def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _sources(each)
 
 
-def _with_values(value: Any, reference: re.Pattern[str], lookup: Callable[..., Any], depth: int = MAX_DEPTH) -> Any:
+def _with_values(value: Any, reference: re.Pattern[str], lookup: Callable[..., Any]) -> Any:
     """`value` with every reference replaced. Raises _Open."""
     if isinstance(value, list):
-        return [_with_values(each, reference, lookup, depth) for each in value]
+        return [_with_values(each, reference, lookup) for each in value]
     if not isinstance(value, str):
         return value
 
     def replaced(found: re.Match[str]) -> Any:
         try:
-            named = lookup(*found.groups())
-        except (LookupError, TypeError):
-            named = None
-        if named is None or not depth:
-            raise _Open(found[0])
-        return _with_values(named, reference, lookup, depth - 1)
+            if (named := lookup(*found.groups())) is not None:
+                return _with_values(named, reference, lookup)
+        except (LookupError, TypeError, ValueError, RecursionError):  # a huge index; a cycle
+            pass
+        raise _Open(found[0])
 
     if whole := reference.fullmatch(value.strip()):
         return replaced(whole)

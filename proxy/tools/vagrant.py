@@ -155,11 +155,14 @@ def places(mirrors: Iterable[Mirror], allow_hosts: Iterable[str]) -> tuple[str, 
 
 def installed(text: str | None) -> Hook | None:
     """The hook in a Vagrantfile; None if there is none, or none that this version wrote."""
-    body = blocks.body_of(text) if text is not None else None
+    body = blocks.body_of(text or "")
     if body is None or not (address := _ADDRESS.search(body)):
         return None
     command = next(iter(body.splitlines()), "")
-    found = tuple(json.loads(each) for each in _PLACE.findall(body))
+    try:
+        found = tuple(json.loads(each) for each in _PLACE.findall(body))
+    except ValueError:  # somebody has edited it
+        return None
     return Hook(address[1], found, "--no-fallback" not in command, "--proxy" in command)
 
 
@@ -175,7 +178,8 @@ def with_hook(text: str | None, hook: Hook, *, is_new_directory: bool) -> str:
 def write(path: Path, text: str) -> None:
     """Write the Vagrantfile, in a directory that may not be there yet. Raises OSError."""
     path.parent.mkdir(exist_ok=True)
-    blocks.write(path, text)
+    hook = installed(text)
+    blocks.write(path, text, 0o600 if hook and "@" in hook.address else 0o644)  # a token is nobody else's
 
 
 def remove(path: Path, text: str) -> None:

@@ -49,5 +49,5 @@ def _arch(box: Mapping[str, Any]) -> str | None:
 
 def _order(version: str) -> list[tuple[int, int, str]]:
     """Sorts versions as RubyGems does: numbers by value, and letters (1.0.rc1) before the end."""
-    parts = re.findall(r"\d+|[a-zA-Z]+", version)
+    parts = re.findall(r"\d{1,18}|[a-zA-Z]+", version)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts] + [(1, 0, "")]

@@ -28,6 +28,7 @@ ARCHES = {
 _HEX = re.compile(r"[0-9a-fA-F]{64}(?:[0-9a-fA-F]{64})?")
 _HCL = re.compile(r'^\s*(?:source|variable|locals|packer|build|data|local)\b[^=\n]*\{', re.MULTILINE)
 _YAML = re.compile(r"^(?:images|base|minimumLimaVersion|containerd|vmType|arch|os)[ \t]*:", re.MULTILINE)
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 _QUICKEMU = re.compile(r"^\s*(?:guest_os|disk_img)=", re.MULTILINE)
 
 
@@ -95,14 +96,17 @@ def is_source(argument: str) -> bool:
 def read(argument: str, choice: Choice) -> Found:
     """What the file, the template ("template:NAME") or standard input ("-") wants. Raises RequestError."""
     argument = argument.removeprefix("file://")
-    if argument.startswith("template:"):
-        from .lima_templates import read_template  # here, as below: loading a parser takes longer than `ls`
+    try:
+        if argument.startswith("template:"):
+            from .lima_templates import read_template  # here, as below: loading a parser takes longer than `ls`
 
-        found = read_template(argument, choice)
-    elif argument != "-" and Path(argument).is_dir():
-        found = _read_directory(Path(argument), choice)
-    else:
-        found = _read_text(argument, text_of(argument), choice)
+            found = read_template(argument, choice)
+        elif argument != "-" and Path(argument).is_dir():
+            found = _read_directory(Path(argument), choice)
+        else:
+            found = _read_text(argument, text_of(argument), choice)
+    except RecursionError as error:
+        raise RequestError(f"{shown(argument)} is nested too deeply to be read") from error
     if not found.wanted and not found.troubles:
         raise RequestError(f"{shown(argument)} names no URL to fetch")
     return found
@@ -151,7 +155,8 @@ def digest_of(text: object, algorithm: object = None) -> Digest | None:
 
 
 def is_url(text: object) -> bool:
-    return isinstance(text, str) and text.lower().startswith(("https://", "http://"))
+    # What is not printable no mirror accepts, and a terminal might act on it.
+    return isinstance(text, str) and text.isprintable() and text.lower().startswith(("https://", "http://"))
 
 
 def in_turn(wanted: list[Wanted]) -> tuple[Wanted, ...]:
@@ -231,10 +236,10 @@ def _read_list(argument: str, text: str) -> Found:
     """A URL on each line, in any spelling, with a digest beside it or without; `#` begins a comment."""
     wanted, troubles = [], []
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.split("#", 1)[0].split() if not is_url(line.strip()) else re.split(r"\s+#", line)[0].split()
+        words = _COMMENT.sub("", line).split()
         if not words:
             continue
-        urls = [word for word in words if is_url(word) or word.startswith("/")]
+        urls = [word for word in words if is_url(word) or (word.startswith("/") and word.isprintable())]
         digests = [digest for word in words if word not in urls and (digest := digest_of(word))]
         if len(urls) != 1 or len(urls) + len(digests) != len(words) or len(digests) > 1:
             troubles.append(

@@ -214,6 +214,14 @@ def test_what_cannot_be_read_fails_and_the_others_are_in(origin, cli, tmp_path):
     assert set(cli.ls()) == {origin.url("/a.img")}
 
 
+def test_what_a_file_says_does_not_act_on_the_terminal(cli, tmp_path):
+    (tmp_path / "list.txt").write_text("/u/none.img\n/u/\x07\n\x07 é\n")
+    ran = cli("prefetch", str(tmp_path / "list.txt"), code=1)
+    assert '"/u/\\x07": expected a URL' in ran.err
+    assert '"\\x07 é": expected a URL' in ran.err
+    assert "\x07" not in ran.out + ran.err
+
+
 def test_usage_of_prefetch(cli, tmp_path):
     vm = template(tmp_path / "vm.yaml", {"location": "https://h/a.img"})
     for arguments, told in (

@@ -1,10 +1,14 @@
 """`pin`, `prune` and `verify`."""
 
+import hashlib
 import os
 import re
+import time
 
 import pytest
 
+from proxy.cli.space import Pruning, chosen
+from proxy.rules.eviction import Candidate
 from tests.cli.commands import BIG, BODY, FRESH, blob_of, brought_in
 from tests.cli.test_prefetch import template
 
@@ -147,10 +151,14 @@ def test_prune_keeps_what_templates_and_lists_refer_to(origin, cli, tmp_path):
     cli("prefetch", "/u/SUMS")
     digest = cli.ls()[urls["f"]]["digest"]
     cli("pin", "/u/e.img")
+    other = hashlib.sha512(b"g").hexdigest()
+    origin.body("/g.img", b"g").headers(cache_control=FRESH)
+    cli("prefetch", "--digest", f"sha512:{other}", "/u/g.img")
     images = [
         {"location": urls["a"], "arch": "riscv64"},
         {"location": f"http://127.0.0.1:8642/http/{urls['b'].partition('//')[2]}", "arch": "riscv64"},
         {"location": "https://other.example/elsewhere.img", "digest": digest, "arch": "s390x"},
+        {"location": "https://other.example/g.img", "digest": f"sha512:{other}", "arch": "s390x"},
     ]
     vm = template(tmp_path / "vm.yaml", *images)
     (tmp_path / "list.txt").write_text("/u/c.img\n")
@@ -161,11 +169,19 @@ def test_prune_keeps_what_templates_and_lists_refer_to(origin, cli, tmp_path):
     (tmp_path / "open.pkr.hcl").write_text('source "qemu" "a" { iso_urls = [var.open, "/u/d.img"] }\n')
     assert "${var.open}" in cli(*keep, str(tmp_path / "open.pkr.hcl"), code=1).err
     assert [each["url"] for each in cli(*keep, "--dry-run", "--json").json()["removed"]] == [urls["d"]]
-    assert len(cli.ls()) == 7
+    assert len(cli.ls()) == 8
     assert re.fullmatch(rf"100.0 kB  used \w+ ago  {urls['d']}\nfreed 100.0 kB\n", cli(*keep).out)
-    assert set(cli.ls()) == {origin.url("/SUMS"), *(urls[name] for name in "abcef")}
+    assert set(cli.ls()) == {origin.url("/SUMS"), origin.url("/g.img"), *(urls[name] for name in "abcef")}
     both = cli(*keep, "--to-size", "350KB", "--json").json()  # in addition
     assert [each["url"] for each in both["removed"]] == [urls["a"], urls["b"]]
+
+
+def test_of_many_bodies_those_to_go_are_found_at_once():
+    bodies = [Candidate(f"{number}", "", f"{number}", 1, float(number)) for number in range(20_000)]
+    began = time.process_time()
+    gone = chosen(bodies, Pruning(older_than=10_000.0, to_size=5_000, kept=None, dry_run=True), 20_000.0)
+    assert gone == bodies[:15_000]
+    assert time.process_time() - began < 5
 
 
 def test_usage_of_keep_referred(cli):

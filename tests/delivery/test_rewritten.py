@@ -108,7 +108,7 @@ async def test_urls_of_configured_hosts_are_ours_and_every_other_byte_is_upstrea
     }
     assert got.headers["content-length"] == str(len(got.body))
     assert got.headers["accept-ranges"] == "none"
-    assert got.headers["vary"] == "Accept, Host"
+    assert got.headers["vary"] == "Accept, Host, Authorization"
     assert got.headers["cache-status"] == "fetchonce; fwd=uri-miss; stored"
     assert re.fullmatch(r'"fetchonce-[0-9a-f]{32}"', got.headers["etag"])
     assert not {"last-modified", "content-digest"} & got.headers.keys()
@@ -152,7 +152,7 @@ async def test_conditions_are_about_the_rewritten_body(proxy, document):
             if status == 200:
                 assert answer.body == (given(proxy.url("").rstrip("/")) if method == "GET" else b"")
             if status == 304:
-                assert (answer.headers["etag"], answer.headers["vary"]) == (etag, "Host")
+                assert (answer.headers["etag"], answer.headers["vary"]) == (etag, "Host, Authorization")
                 assert "content-length" not in answer.headers
 
 
@@ -237,7 +237,9 @@ async def test_each_client_gets_the_address_it_has_used(proxy, document, ca, ori
     ]:
         answer = await proxy.get(target, fields)
         assert answer.body == given(base)
-        assert answer.headers["vary"] == ("Host, Authorization" if "@" in base else "Host")
+        assert answer.headers["vary"] == "Host, Authorization"
+        # A token in the body is no cache's but the client's own.
+        assert answer.headers["cache-control"] == ("max-age=600, private" if "@" in base else "max-age=600")
         tags.add(answer.headers["etag"])
     assert len(tags) == 8
 

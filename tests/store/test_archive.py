@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import resource
 import sqlite3
 import subprocess
 import tarfile
@@ -238,7 +239,7 @@ async def test_a_damaged_body_is_left_out_and_the_archive_is_whole(opened, out):
         path.write_bytes(flip(path.read_bytes(), 20_000))
         data, left = await exported(store, out=out and out())
         assert [each.name for each in left] == ["http://a/b", "http://a/c"]
-        assert "damaged" in left[0].why
+        assert "expected sha256:" in left[0].why
         assert set(members(data)) == {"manifest.json", page("a"), blob(BODY[:9000]), page("d"), blob(b"d")}
         assert not any(data[-1024:])
         assert await imported(other, data) == (["a", "d"], [], {})
@@ -532,6 +533,39 @@ async def test_sizes_that_lie_take_no_memory_and_no_room(opened):
             )
             _, _, left = await imported(store, data)
             assert left["a"] == f"its body has {size} bytes instead of {len(BODY)}"
+
+
+async def test_a_size_that_no_file_can_have_is_damage(opened):
+    info = tarfile.TarInfo("x")
+    info.size = 2**80
+    data = written(("manifest.json", manifest(BODY)))[:-10240] + info.tobuf(tarfile.GNU_FORMAT)
+    async with opened("here") as store:
+        _, _, left = await imported(store, data)
+        assert "is damaged at byte" in left["the archive"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000 + b"]" * 100_000, b'"\xff"'], ids=["deep", "no UTF-8"])
+async def test_a_page_that_breaks_a_parser_is_left_out(opened, content):
+    broken = b'{"sha256":' + content + b',"content":' + content + b"}"
+    entry = archive._page(entry_of("b", BODY))
+    data = written(("manifest.json", manifest(BODY)), (page("a"), broken), (page("b"), entry), (blob(BODY), BODY))
+    async with opened("here") as store:
+        carried, _, left = await imported(store, data)
+        assert (carried, list(left)) == (["b"], [page("a")])
+
+
+async def test_a_body_may_have_more_urls_than_a_process_descriptors(opened):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pages = [(page(f"{number}"), archive._page(entry_of(f"{number}", BODY))) for number in range(200)]
+    data = written(("manifest.json", manifest(BODY)), *pages, (blob(BODY), BODY))
+    async with opened("here") as store:
+        await store.survey()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 40, limits[1]))
+        try:
+            carried, _, left = await imported(store, data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert (len(carried), left) == (200, {})
 
 
 async def test_entries_without_a_body_do_not_pile_up(opened):

@@ -6,6 +6,7 @@ import pytest
 
 from proxy.store.files import publish, publishing
 from proxy.store.locks import Lock, is_locked, try_lock
+from proxy.store.placing import _copy
 
 
 def test_a_published_file_takes_the_place_of_the_old_one_in_one_step(tmp_path):
@@ -72,3 +73,11 @@ def test_the_lock_of_an_open_file_outlives_the_descriptor_it_was_made_of(tmp_pat
     assert is_locked(path)
     lock.close()
     assert not is_locked(path)
+
+
+def test_a_copy_leaves_a_file_that_is_there_already(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"theirs")
+    with open(__file__, "rb") as body, pytest.raises(FileExistsError):
+        _copy(body.fileno(), path)
+    assert path.read_bytes() == b"theirs"

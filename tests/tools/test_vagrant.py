@@ -34,6 +34,7 @@ def test_a_hook_can_be_read_back_replaced_and_taken_out(text, first, second, is_
 
 def test_what_is_no_hook_of_ours_is_none():
     assert installed(None) is installed("") is installed("# >>> fetchonce: a\n# <<< fetchonce\n") is None
+    assert installed(with_hook(None, HOOKS[0], is_new_directory=False).replace("images.example", "\\x")) is None
 
 
 def test_places_are_the_bases_of_all_upstreams_and_the_allowed_hosts():
@@ -81,6 +82,12 @@ def test_what_was_made_for_it_goes_with_it(tmp_path, kept):
     if path.exists():
         assert path.read_text() == ("theirs\n" if kept == "more in it" else "")
         assert not has_block(path.read_text())
+
+
+@pytest.mark.parametrize(("hook", "mode"), [(HOOKS[0], 0o644), (HOOKS[1], 0o600)], ids=["open", "with a token"])
+def test_a_token_is_for_its_owner(tmp_path, hook, mode):
+    write(tmp_path / "Vagrantfile", with_hook(None, hook, is_new_directory=False))
+    assert (tmp_path / "Vagrantfile").stat().st_mode & 0o777 == mode
 
 
 def test_a_symlink_stays(tmp_path):

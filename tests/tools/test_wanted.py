@@ -298,12 +298,12 @@ def test_quickemu(write):
 def test_lists(write):
     text = (
         "\ufeff# what we need\r\n\r\nhttps://h/a.img\r\n"
-        f"/ubuntu/b.img {SHA256}  # ours\n{SHA512.hex} http://h/c.img\nhttps://h/d.img#not-a-comment\n"
+        f"/ubuntu/b.img {SHA256}  # ours\n{SHA512.hex} http://h/c.img#c\nhttps://h/d.img#not-a-comment\n"
     )
     assert read(write("list.txt", text), INTEL).wanted == (
         Wanted("https://h/a.img"),
         Wanted("/ubuntu/b.img", SHA256),
-        Wanted("http://h/c.img", SHA512),
+        Wanted("http://h/c.img#c", SHA512),
         Wanted("https://h/d.img#not-a-comment"),
     )
     found = read(path := write("list.txt", "https://h/a.img\nnot a url\nhttps://h/b.img sha256:12\n"), INTEL)
@@ -329,6 +329,55 @@ def test_what_cannot_be_read_is_told(write, tmp_path):
     assert "has no keys at its top" in refused(write("list.yaml", "- a\n"))
     assert ":2: this is not HCL" in refused(write("broken.pkr.hcl", 'source "a" "b" {\n  iso_url = \n}\n'))
     assert "is not JSON" in refused(write("broken.json", "{"))
+
+
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 10}]}}\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.yaml", "images: [{location: 2024-13-45}]", "a.yaml: this is not YAML that can be read: month must be"),
+        ("a.yaml", f"cpus: {'9' * 5000}", "a.yaml: this is not YAML"),
+        ("a.yaml", "? [a, [b]]\n: c", "a.yaml: this is not YAML"),
+        ("a.yaml", "a: &a {<<: *a}", "a.yaml: this is not YAML that can be read: its aliases stand for too much"),
+        ("a.yaml", MERGED, "a.yaml: this is not YAML that can be read: its aliases stand for too much"),
+        ("a.yaml", f"images: {'[' * 900}{']' * 900}", "a.yaml is nested too deeply to be read"),
+        ("a.yaml", 'images: [{location: "https://h/\\e[2J"}]', "a.yaml names no URL to fetch"),
+        ("a.pkr.hcl", f"a = {'(' * 900}1{')' * 900}", "a.pkr.hcl is nested too deeply to be read"),
+        ("a.pkr.hcl", f"a = {'9' * 5000}", "a.pkr.hcl: this is not HCL that can be read"),
+        ("a.json", '{"builders": ' + "[" * 900 + "]" * 900 + "}", "a.json "),
+    ],
+    ids=["date", "number", "key", "cycle", "billion", "deep", "control", "deep-hcl", "number-hcl", "deep-json"],
+)
+def test_what_would_break_a_parser_is_told(write, name, text, said):
+    assert said in refused(write(name, text))
+
+
+def test_odd_values_are_no_values(write):
+    odd = "variant: [b], arch: x86_64, location: https://h/a.img, digest: [1]"
+    assert read(write("a.yaml", f"images: [{{{odd}}}]"), INTEL).wanted == (Wanted("https://h/a.img", None, "x86_64"),)
+    for base in (r"a\0b", r"a\ud800b"):
+        found = read(write("b.yaml", f'base: "{base}"\nimages: []'), INTEL)
+        assert "is left out" in found.troubles[0]
+    assert refused(write("c.yaml", "base: ./c.yaml")).endswith("c.yaml names no URL to fetch")
+    box = {"version": "1" * 5000, "providers": [{"name": "x", "url": "https://h/a.box"}]}
+    assert urls(read(write("a.json", json.dumps({"versions": [box]})), INTEL)) == [["https://h/a.box"]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'locals {\n  x = var.y[local.x]\n}\nsource "a" "b" { iso_url = local.x }',
+        "locals {\n"
+        + "".join(f'  x{n} = "{f"${{local.x{n + 1}}}" * 10}"\n' for n in range(12))
+        + '  x12 = ""\n}\nsource "a" "b" { iso_url = "https://h/${local.x0}" }',
+    ],
+    ids=["cycle", "billion"],
+)
+def test_variables_that_are_made_of_each_other_without_end_are_told(write, text):
+    (trouble,) = read(write("a.pkr.hcl", text), INTEL).troubles
+    assert "which only Packer can work out" in trouble
 
 
 def test_a_path_is_told_from_a_url(write, tmp_path):
