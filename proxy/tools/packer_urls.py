@@ -25,7 +25,7 @@ _BRACED = rf'\{{(?:[^{{}}"\n]++|{_QUOTED}){{0,9}}+\}}'
 _INTERPOLATION = rf'[$%]\{{(?:[^{{}}"\n]++|{_QUOTED}|{_BRACED}){{0,29}}+\}}'
 _TOKEN = re.compile(
     rf"""
-    (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?\*/ | <<-?(?P<end>\w+)\r?\n.*?^[ \t]*(?P=end)\b )
+    (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z) | <<-?(?P<end>\w+)\r?\n.*?(?:^[ \t]*(?P=end)\b|\Z) )
     | (?P<string> "(?: \$\$\{{ | %%\{{ | {_INTERPOLATION} | \\. | [^"\\\n] )*+" )
     | (?P<word> [A-Za-z_][\w.-]* )
     | (?P<mark> . )
@@ -124,13 +124,14 @@ class _Edit:
 
 def through(text: str, urls: Urls, *, fallback: bool, digest_form: bool) -> str:
     edits = []
+    line_end = "\r\n" if "\r\n" in text else "\n"
     for each in _strings(text):
         url = urls.proxied(each.url, each.digest if digest_form else None)
         if url is None:
             continue
         new, token = f'"{each.prefix}{url}"', each.token
         if fallback and each.is_element and each.frame.is_list:
-            edits.append(_Edit(token.start, token.start, f"{new},{_gap(text, token)}"))
+            edits.append(_Edit(token.start, token.start, f"{new},{_gap(text, token, line_end)}"))
         elif fallback and each.key and each.frame.takes_list(each.key):
             edits += [_Edit(each.key.end_of_name, each.key.end_of_name, "s")]
             edits += [_Edit(token.start, token.end, f"[{new}, {token.text}]")]
@@ -168,10 +169,9 @@ def _once_iso_url(text: str, first: _String, second: _String) -> _Token | None:
     return frame.key if is_so and frame.name == "iso_urls" and frame.names & SOURCES else None
 
 
-def _gap(text: str, token: _Token) -> str:
+def _gap(text: str, token: _Token, line_end: str) -> str:
     """What goes between a new element and the comma behind it, and `token`: as it stands, on its line or on its own."""
     line = text.rfind("\n", 0, token.start) + 1
-    line_end = "\r\n" if "\r\n" in text else "\n"
     before = text[line : token.start]
     if not before.strip(" \t"):
         return line_end + before
