@@ -76,7 +76,7 @@ def _archives(lima: Lima, way: Way) -> str:
 def _loaded(text: str) -> dict[str, Any]:
     try:
         value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise ValueError("it cannot be read as YAML") from error
     if not isinstance(value or {}, dict):
         raise ValueError("it is no map of settings")

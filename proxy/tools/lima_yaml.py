@@ -24,7 +24,8 @@ LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOp
 INNER = ("kernel", "initrd")
 """What an image may have besides, each with a location of its own."""
 
-_DASH = re.compile(r" *-\s")
+_DASH = re.compile(r" *-(?:\s|#[^\n]*\n)*+")
+"""What may stand before an item, from the start of a line."""
 _OTHER_LINE_END = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
 
 
@@ -150,6 +151,8 @@ def _read(text: str) -> Node | None:
         raise ValueError(f"line {line}: a character that YAML forbids, or it is not UTF-8") from error
     except YAMLError as error:
         raise ValueError(_reason(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     return root
 
 
@@ -172,12 +175,13 @@ def _items(node: SequenceNode) -> Iterator[MappingNode]:
 def _files(item: MappingNode) -> list[_File]:
     """What is to be fetched for a list item, with its locations written within it."""
     span = range(item.start_mark.index, _end(item))
-    files = []
+    files: dict[int, _File] = {}
     for path in ((), *((key,) for key in INNER)):
         location, digest = _at(item, *path, "location"), _at(item, *path, "digest")
-        if isinstance(location, ScalarNode) and location.start_mark.index in span:
-            files.append(_File(location, Digest.parse(digest.value) if isinstance(digest, ScalarNode) else None))
-    return files
+        if isinstance(location, ScalarNode) and (at := location.start_mark.index) in span:
+            stated = Digest.parse(digest.value) if isinstance(digest, ScalarNode) else None
+            files.setdefault(at, _File(location, stated))  # an alias names a location again
+    return list(files.values())
 
 
 def _proxied(file: _File, links: Links, digest_form: bool) -> str:
@@ -207,18 +211,23 @@ def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], *, in_lines: boo
 
 
 def _lines(text: str, start: int, end: int) -> tuple[int, int]:
-    """Where the lines of an item begin and end, of which that from `start` to `end` is part."""
-    start = text.rfind("\n", 0, start) + 1
-    while not _DASH.match(text, start):  # it stands alone, above comments
-        start = text.rfind("\n", 0, start - 1) + 1
-    return start, _line_end(text, end)
+    """Where the lines of the item from `start` to `end` begin and end. Raises ValueError if they do not begin with "-"."""
+    first = text.rfind("\n", 0, start) + 1
+    while not _DASH.fullmatch(text, first, start):  # the dash may stand alone, above comments
+        if not first:
+            raise ValueError(f"line {text.count(chr(10), 0, start) + 1}: a list item that no line with - begins")
+        first = text.rfind("\n", 0, first - 1) + 1
+    return first, _line_end(text, end)
 
 
 def _end(node: Node) -> int:
     """Where the text of the node ends. The mark of a block collection is behind that, at the next token."""
     if isinstance(node, CollectionNode) and node.value and not node.flow_style:
         last = node.value[-1]
-        return max(map(_end, last)) if isinstance(last, tuple) else _end(last)
+        parts = last if isinstance(last, tuple) else (last,)
+        # What an alias names stands before the node, or is the node itself.
+        if here := [each for each in parts if each is not node and each.start_mark.index >= node.start_mark.index]:
+            return max(map(_end, here))
     end: int = node.end_mark.index
     return end
 
