@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from proxy.stats import Failure, Stats, mirror_label, total
 from proxy.web.metrics import METRICS
+from proxy.web.slots import Slots
 from tests.harness import until
 from tests.origin import pattern_bytes
 
@@ -126,3 +127,17 @@ def test_counters_of_several_processes_add_up():
     assert [failure.at for failure in stats.recent] == [1.0, 2.0]
     assert stats.failures["u", "upstream-timeout"] == 2
     assert mirror_label(None) == "none"
+
+
+def test_the_longest_failures_fit_into_a_slot():
+    stats, other = Stats(), Stats()
+    for each in (stats, other):
+        for number in range(120):
+            url = f"https://u/{number}/{'x' * 8000}"
+            each.failed(Failure(float(number), url, "u", "upstream-error", f"{url} cannot be reached"))
+    stats.add(other)
+    Slots(1).write(0, stats.encoded())
+    assert stats.recent[-1].at == 119
+    for number in range(120):
+        other.failed(Failure(float(number), f"https://u/{number}", "u", "upstream-error", "it is down"))
+    assert [each.at for each in other.recent] == list(range(20, 120))
