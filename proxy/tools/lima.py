@@ -6,6 +6,7 @@ stand there of each that names an image of a configured host. lima_home.py write
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -85,7 +86,7 @@ def mark_of(path: Path, text: str) -> Mark | None:
 
 def home_of(environment: Mapping[str, str], given: str | None = None) -> Path:
     """Lima's home directory (its dirnames.LimaDir)."""
-    return Path(given or environment.get("LIMA_HOME") or "~/.lima").expanduser().absolute()
+    return Path(os.path.expanduser(given or environment.get("LIMA_HOME") or "~/.lima")).absolute()
 
 
 def ask(environment: Mapping[str, str]) -> Lima:

@@ -189,7 +189,7 @@ def _sweep(home: Path) -> None:
 @contextlib.contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Wait until no other process does this. The home may not be there yet, so the directory around it is locked."""
-    around = next(path for path in home.parents if path.is_dir())
+    around = next(path for path in (*home.parents, home) if path.is_dir())
     fd = os.open(around, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -25,7 +25,8 @@ _BRACED = rf'\{{(?:[^{{}}"\n]++|{_QUOTED}){{0,9}}+\}}'
 _INTERPOLATION = rf'[$%]\{{(?:[^{{}}"\n]++|{_QUOTED}|{_BRACED}){{0,29}}+\}}'
 _TOKEN = re.compile(
     rf"""
-    (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z) | <<-?(?P<end>\w+)\r?\n.*?(?:^[ \t]*(?P=end)\b|\Z) )
+    (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)
+        | <<-?(?P<end>\w+)\r?\n.*?(?:^[ \t]*(?P=end)\b|\Z) )
     | (?P<string> "(?: \$\$\{{ | %%\{{ | {_INTERPOLATION} | \\. | [^"\\\n] )*+" )
     | (?P<word> [A-Za-z_][\w.-]* )
     | (?P<mark> . )
