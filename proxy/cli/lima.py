@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 
@@ -18,7 +17,7 @@ from ..rules.links import Links
 from ..rules.mirrors import MirrorTable
 from ..tools.lima import Lima, Way, ask, home_of
 from ..tools.lima_home import WRONG, Found, State, apply, compare, left_of, mark_in
-from .common import json_option, own_bases, print_json, settings_options
+from .common import json_option, own_bases, print_json, proxy_option, settings_options
 
 WOULD = "would write"
 
@@ -43,18 +42,10 @@ class Look:
     """Whether Lima looks for templates there."""
 
 
-def base_type(text: str) -> str:
-    """The type of --proxy."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise click.UsageError(f'--proxy "{text}": expected http://HOST:PORT')
-    return text.rstrip("/")
-
-
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What install and status can be told."""
     for option in (
-        click.option("--proxy", type=base_type, metavar="URL", help="Where fetchonce is [this server's address]."),
+        proxy_option,
         click.option(
             "--templates",
             type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
