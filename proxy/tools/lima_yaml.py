@@ -17,6 +17,7 @@ from ruamel.yaml.reader import ReaderError
 
 from ..rules.digests import Digest
 from ..rules.links import Links
+from .edits import Edit, edited
 from .urls import Urls
 
 LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOpts", "Windows", "virtioWin"))
@@ -35,15 +36,6 @@ class _File:
     digest: Digest | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """`new` instead of what stands from `start` to `end`."""
-
-    start: int
-    end: int
-    new: str
-
-
 def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool = False) -> str:
     """`text` with every location of a configured host proxied; the same text if there is none left.
 
@@ -52,7 +44,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
     Raises ValueError, with line and reason, if the text is not one YAML document.
     """
     root = _read(text)
-    edits: list[_Edit] = []
+    edits: list[Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         if not isinstance(found, SequenceNode):
             continue
@@ -66,7 +58,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
                 own = [_replaced(text, file.location, new) for file, new in zip(files, wanted, strict=True)]
                 edits += [_copy(text, item, own, in_lines=not found.flow_style)] if fallback else own
             before = given
-    return _edited(text, edits)
+    return edited(text, edits)
 
 
 def place_in(text: str, key: str, new: str) -> tuple[int, int]:
@@ -91,17 +83,17 @@ def direct(text: str, urls: Urls) -> str:
     Raises ValueError like `through`.
     """
     root = _read(text)
-    edits: list[_Edit] = []
+    edits: list[Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         entries = list(_entries(text, found)) if isinstance(found, SequenceNode) else []
         for entry, following in zip_longest(entries, entries[1:]):
             if following and _is_copy(urls, entry, following):
-                edits.append(_Edit(entry.start, entry.end, ""))
+                edits.append(Edit(entry.start, entry.end, ""))
                 continue
             for file in entry.files:
                 if url := urls.direct(file.location.value, file.digest):
                     edits.append(_replaced(text, file.location, url))
-    return _edited(text, edits)
+    return edited(text, edits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +112,13 @@ def _entries(text: str, found: SequenceNode) -> Iterator[_Entry]:
     for item, following in zip_longest(items, items[1:]):
         start, end = item.start_mark.index, _end(item)
         files = _files(item)
-        blanks = [_Edit(file.location.start_mark.index, file.location.end_mark.index, "") for file in files]
+        blanks = [Edit(file.location.start_mark.index, file.location.end_mark.index, "") for file in files]
         if found.flow_style:
-            bare = _edited(text, blanks, start, end)
+            bare = edited(text, blanks, start, end)
             end = following.start_mark.index if following else end
         else:
             start, end = _lines(text, start, end)
-            bare = _edited(text, blanks, start, end).rstrip("\r\n")
+            bare = edited(text, blanks, start, end).rstrip("\r\n")
         yield _Entry(start, end, bare, files)
 
 
@@ -189,33 +181,33 @@ def _proxied(file: _File, links: Links, digest_form: bool) -> str:
     return links.proxied(url, file.digest if digest_form else None) or url
 
 
-def _replaced(text: str, scalar: ScalarNode, new: str) -> _Edit:
+def _replaced(text: str, scalar: ScalarNode, new: str) -> Edit:
     """Another value for a scalar, with the quotes, the anchor and the tag that it has."""
     start, end = scalar.start_mark.index, scalar.end_mark.index
     written = text[start:end]
     if written.count(scalar.value) != 1:  # it is written with escapes
-        return _Edit(start, end, json.dumps(new))
+        return Edit(start, end, json.dumps(new))
     if scalar.style is None and "[" in new:  # an IPv6 address, which could be read as a list
         new = json.dumps(new)
-    return _Edit(start, end, written.replace(scalar.value, new))
+    return Edit(start, end, written.replace(scalar.value, new))
 
 
-def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], *, in_lines: bool) -> _Edit:
+def _copy(text: str, item: MappingNode, edits: Sequence[Edit], *, in_lines: bool) -> Edit:
     """The item, so edited, before itself: from the line of its dash to its last, or with a comma between [ and ]."""
     start, end = item.start_mark.index, _end(item)
     if not in_lines:
-        return _Edit(start, start, _edited(text, edits, start, end) + ", ")
+        return Edit(start, start, edited(text, edits, start, end) + ", ")
     start, end = _lines(text, start, end)
-    copy = _edited(text, edits, start, end)
-    return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
+    copy = edited(text, edits, start, end)
+    return Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
 
 
 def _lines(text: str, start: int, end: int) -> tuple[int, int]:
-    """Where the lines of the item from `start` to `end` begin and end. Raises ValueError if they do not begin with "-"."""
+    """Where the lines of the item from `start` to `end` begin and end. Raises ValueError if no dash begins them."""
     first = text.rfind("\n", 0, start) + 1
-    while not _DASH.fullmatch(text, first, start):  # the dash may stand alone, above comments
+    while not _DASH.fullmatch(text, first, start):  # it stands alone, above comments
         if not first:
-            raise ValueError(f"line {text.count(chr(10), 0, start) + 1}: a list item that no line with - begins")
+            raise ValueError(f"line {text.count(chr(10), 0, start) + 1}: the dash of this item does not begin a line")
         first = text.rfind("\n", 0, first - 1) + 1
     return first, _line_end(text, end)
 
@@ -235,15 +227,6 @@ def _end(node: Node) -> int:
 def _line_end(text: str, at: int) -> int:
     """Where the line ends whose last character of interest is before `at`, with its line end."""
     return text.find("\n", at - 1) + 1 or len(text)
-
-
-def _edited(text: str, edits: Sequence[_Edit], start: int = 0, end: int | None = None) -> str:
-    """`text[start:end]` with the edits, which are in the text's order."""
-    parts = []
-    for edit in sorted(edits, key=lambda edit: edit.start):
-        parts += [text[start : edit.start], edit.new]
-        start = edit.end
-    return "".join([*parts, text[start:end]])
 
 
 def _reason(error: YAMLError) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from ..rules.digests import Digest
+from .edits import Edit, edited
 from .urls import Urls
 
 LISTS = ("iso_urls", "file_urls")
@@ -114,15 +115,6 @@ class _String:
         return Digest.parse(stated) or Digest.parse(f"{'sha512' if len(stated) == 128 else 'sha256'}:{stated}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """`new` in place of what stands from `start` to `end`."""
-
-    start: int
-    end: int
-    new: str
-
-
 def through(text: str, urls: Urls, *, fallback: bool, digest_form: bool) -> str:
     edits = []
     line_end = "\r\n" if "\r\n" in text else "\n"
@@ -132,13 +124,13 @@ def through(text: str, urls: Urls, *, fallback: bool, digest_form: bool) -> str:
             continue
         new, token = f'"{each.prefix}{url}"', each.token
         if fallback and each.is_element and each.frame.is_list:
-            edits.append(_Edit(token.start, token.start, f"{new},{_gap(text, token, line_end)}"))
+            edits.append(Edit(token.start, token.start, f"{new},{_gap(text, token, line_end)}"))
         elif fallback and each.key and each.frame.takes_list(each.key):
-            edits += [_Edit(each.key.end_of_name, each.key.end_of_name, "s")]
-            edits += [_Edit(token.start, token.end, f"[{new}, {token.text}]")]
+            edits += [Edit(each.key.end_of_name, each.key.end_of_name, "s")]
+            edits += [Edit(token.start, token.end, f"[{new}, {token.text}]")]
         else:
-            edits.append(_Edit(token.start, token.end, new))
-    return _edited(text, edits)
+            edits.append(Edit(token.start, token.end, new))
+    return edited(text, edits)
 
 
 def direct(text: str, urls: Urls) -> str:
@@ -153,14 +145,14 @@ def direct(text: str, urls: Urls) -> str:
         if following and following.frame is each.frame and each.frame.is_list and following.token.text == new:
             original = following.token
             if key := _once_iso_url(text, each, following):
-                edits += [_Edit(key.end_of_name - 1, key.end_of_name, "")]
-                edits += [_Edit(token.start - 1, original.end + 1, original.text)]
+                edits += [Edit(key.end_of_name - 1, key.end_of_name, "")]
+                edits += [Edit(token.start - 1, original.end + 1, original.text)]
                 continue
             if _NEXT.fullmatch(text, token.end, original.start):
-                edits += [_Edit(token.start, original.start, "")]
+                edits += [Edit(token.start, original.start, "")]
                 continue
-        edits.append(_Edit(token.start, token.end, new))
-    return _edited(text, edits)
+        edits.append(Edit(token.start, token.end, new))
+    return edited(text, edits)
 
 
 def _once_iso_url(text: str, first: _String, second: _String) -> _Token | None:
@@ -229,11 +221,3 @@ def _tokens(text: str) -> Iterator[_Token]:
             continue
         yield _Token(found.lastgroup, found[0], found.start(), is_first)
         is_first = False
-
-
-def _edited(text: str, edits: list[_Edit]) -> str:
-    parts, start = [], 0
-    for edit in edits:
-        parts += [text[start : edit.start], edit.new]
-        start = edit.end
-    return "".join([*parts, text[start:]])

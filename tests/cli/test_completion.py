@@ -68,7 +68,7 @@ def test_bash_completes_commands_options_urls_and_tools(cli, origin, shell, tmp_
         f"fetchonce rm /u/noble {jammy[:-3]}": f"{after_colon}jammy",
         f"fetchonce pin '{jammy[:-3]}": jammy,
         f"fetchonce show {origin.url('/run')}": rf"{after_colon}run\$\(id\)",
-        f"fetchonce show \"{origin.url('/run')}": "",  # in quotes it would run
+        f'fetchonce show "{origin.url("/run")}': "",  # in quotes it would run
         f"fetchonce verify --config {cli.config} {jammy[:-3]}": f"{after_colon}jammy",
         "fetchonce unpin --config /nowhere http": "",
         f"fetchonce unpin --cache-dir {broken} http": "",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from proxy.errors import ProxyError
 from proxy.rules.links import Links
 from proxy.rules.mirrors import Mirror, MirrorTable
-from proxy.tools.lima import Lima, Way
+from proxy.tools.lima import Lima, Way, home_of
 from proxy.tools.lima_home import MADE, SCRATCH, State, apply, compare, left_of, mark_in
 from proxy.tools.lima_nerdctl import put_in, taken_out
 
@@ -45,6 +45,10 @@ def home(tmp_path):
     """Not made yet; somebody's home directory around it has another directory."""
     (tmp_path / "me" / "other").mkdir(parents=True)
     return tmp_path / "me" / ".lima"
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other():
+    assert home_of({"LIMA_HOME": "~nobody-of-that-name/x"}).parts[-2:] == ("~nobody-of-that-name", "x")
 
 
 def install(home, lima, way=WAY):

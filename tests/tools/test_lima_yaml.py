@@ -131,8 +131,8 @@ def test_what_is_no_yaml_is_told_with_its_line():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("x: 1\n? images\n: - location: https://u.example/a\n", r"^line 3: a list item that no line with - begins"),
-        ("x:\n- 1\n? images\n: - location: https://u.example/a\n", r"^line 4: a list item that no line with - begins"),
+        ("x: 1\n? images\n: - location: https://u.example/a\n", "^line 3: the dash of this"),
+        ("x:\n- 1\n? images\n: - location: https://u.example/a\n", "^line 4: the dash of this"),
         ("images:\n- x: " + "[" * 2000 + "]" * 2000, "^it is nested too deeply"),
     ],
 )
