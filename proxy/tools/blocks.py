@@ -42,10 +42,15 @@ def body_of(text: str) -> str | None:
     return found[3] if found else None
 
 
+def head_of(text: str) -> str | None:
+    """The first line of the block; None if there is no block."""
+    found = _BLOCK.search(text)
+    return found[2] if found else None
+
+
 def was_absent(text: str) -> bool:
     """Whether the file was made for the block."""
-    found = _BLOCK.search(text)
-    return found is not None and ABSENT in found[2]
+    return ABSENT in (head_of(text) or "")
 
 
 def is_torn(text: str) -> bool:
