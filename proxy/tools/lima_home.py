@@ -80,7 +80,10 @@ def _marks(home: Path) -> dict[Path, Mark]:
 
 def _template(home: Path, name: Path, wanted: str | None) -> Found:
     """`wanted` is None for one of ours that is not wanted."""
-    path = home / "_templates" / name
+    templates = home / "_templates"
+    path = templates / name
+    if path.parent.resolve() != templates.resolve() / name.parent:
+        return Found(path, State.FOREIGN, "a link leads elsewhere, where nothing is written")
     if not os.path.lexists(path):
         return Found(path, State.MISSING, "", wanted)
     text = None if path.is_symlink() else _read(path)
@@ -178,12 +181,12 @@ def _sweep(home: Path) -> None:
     """Take away what an interruption has left behind."""
     directories = [home.parent, home, home / "_config", *(home / "_templates").glob("**/")]
     for left in [left for directory in directories for left in directory.glob(f"{SCRATCH}*")]:
-        if left.is_dir():
-            (left / MADE).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody put something into it
+        with contextlib.suppress(OSError):  # it is somebody else's, or holds something of theirs
+            if left.is_dir() and not left.is_symlink():
+                (left / MADE).unlink(missing_ok=True)
                 left.rmdir()
-        elif left.parent != home.parent:
-            left.unlink(missing_ok=True)
+            elif left.parent != home.parent:
+                left.unlink()
 
 
 @contextlib.contextmanager

@@ -187,6 +187,35 @@ def test_a_link_in_place_of_ours_is_somebody_elses(home, lima):
     assert "https://u.example/a.img" in kept.read_text()
 
 
+def test_nothing_is_written_behind_a_link_in_the_tree(home, lima):
+    (home.parent / "dotfiles").mkdir()
+    (home / "_templates").mkdir(parents=True)
+    (home / "_templates" / "_images").symlink_to("../../dotfiles")
+    before = snapshot(home.parent)
+    assert install(home, lima)[State.FOREIGN] == ["a.yaml", "b.yaml", "newest.yaml"]
+    assert not list((home.parent / "dotfiles").iterdir())
+    remove(home)
+    assert snapshot(home.parent) == before
+
+
+def test_scratch_of_somebody_else_stays(home, lima):
+    (home.parent / "other" / MADE).write_text("theirs")
+    (home.parent / f"{SCRATCH}link").symlink_to("other")
+    before = snapshot(home.parent)
+    install(home, lima)
+    remove(home)
+    assert snapshot(home.parent) == before
+
+
+def test_a_block_at_an_end_that_was_trimmed_is_ours(home, lima):
+    install(home, lima)
+    default = home / "_config" / "default.yaml"
+    default.write_text(default.read_text().rstrip())
+    assert set(install(home, lima)) == {State.GOOD}
+    remove(home)
+    assert not home.exists()
+
+
 def test_an_edited_file_is_not_lost(home, lima):
     before = snapshot(home.parent)
     install(home, lima)
