@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import click
 
@@ -17,6 +18,7 @@ from ..rules.links import Links
 from ..rules.mirrors import MirrorTable
 from ..tools.lima import Lima, Way, ask, home_of
 from ..tools.lima_home import WRONG, Found, State, apply, compare, left_of, mark_in
+from ..tools.urls import LOOPBACK
 from .common import json_option, own_bases, print_json, proxy_option, settings_options
 
 WOULD = "would write"
@@ -35,6 +37,8 @@ class Look:
     home: Path
     lima: Lima
     way: Way
+    command: str
+    """Makes it as it should be."""
     found: list[Found]
     notes: list[str]
     """What its user should know besides."""
@@ -123,18 +127,21 @@ def status(settings: Settings, as_json: bool, **given: Any) -> None:
 
 
 def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
-    """`fallback` None: as it is installed."""
+    """`fallback` None: as it is installed, and through another machine if it leads there."""
     home = home_of(os.environ, choices.lima_home)
     with os_errors(home):
         mark = mark_in(home)
     bases = own_bases(settings)
-    base = choices.proxy or (mark.base if mark and mark.base in bases else next(iter(bases), None))
+    is_kept = mark and (mark.base in bases or (fallback is None and not LOOPBACK.fullmatch(urlsplit(mark.base).netloc)))
+    base = choices.proxy or (mark.base if mark and is_kept else next(iter(bases), None))
     if base is None:
         raise ConfigError("Lima cannot use a unix socket, and the server has no other address: add one to `listen`")
-    installed = mark.fallback if mark else True
-    undo = "fetchonce lima remove" + ("" if home == home_of({}) else f" --lima-home {shlex.quote(str(home))}")
+    if fallback is None:
+        fallback = mark.fallback if mark else True
+    where = "" if home == home_of({}) else f" --lima-home {shlex.quote(str(home))}"
+    given = ("" if base in bases else f" --proxy {shlex.quote(base)}") + ("" if fallback else " --no-fallback")
     links = Links(MirrorTable(settings.mirrors, settings.file.access.allow_hosts), base)
-    way = Way(links, installed if fallback is None else fallback, undo)
+    way = Way(links, fallback, f"fetchonce lima remove{where}")
     tool, notes = lima_of(choices.templates)
     tool, order = ordered(tool, home, choices.templates is None, os.environ)
     with os_errors(home):
@@ -142,7 +149,7 @@ def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
     if not any(each.path.is_relative_to(home / "_templates") and each.state is not State.UNWANTED for each in found):
         where = ", ".join(map(str, tool.templates)) or "Lima's share directory"
         raise ProxyError(f"no template in {where} names an image of a configured mirror; nothing was changed")
-    return Look(home, tool, way, found, [*notes, *unread, *order], not order)
+    return Look(home, tool, way, f"fetchonce lima install{given}{where}", found, [*notes, *unread, *order], not order)
 
 
 def lima_of(templates: Path | None) -> tuple[Lima, list[str]]:
@@ -197,10 +204,10 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
     elif did:
         click.echo(f"nothing to change: {counted(len(good))} in {look.home}: {whither}")
     elif all(each.state in (State.MISSING, State.FOREIGN) for each in look.found):
-        click.echo(f"not installed in {look.home}: `fetchonce lima install` would write {counted(len(changed))}")
+        click.echo(f"not installed in {look.home}: `{look.command}` would write {counted(len(changed))}")
     else:
         told(changed, (State.MISSING, State.STALE, State.UNWANTED), err=False)
-        ending = "; `fetchonce lima install` mends the others" if changed else ""
+        ending = f"; `{look.command}` mends the others" if changed else ""
         click.echo(f"good: {counted(len(good))} in {look.home}: {whither}{ending}")
     told(look.found, (State.EDITED, State.FOREIGN))
     for note in look.notes:
