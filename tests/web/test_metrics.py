@@ -115,6 +115,16 @@ async def test_any_worker_tells_for_all_and_a_dead_one_takes_nothing_with_it(ori
     await are_told(105, 2)
 
 
+async def test_counters_do_not_fall_whichever_worker_answers(origin, proxy_factory):
+    proxy = proxy_factory("--workers", "3")
+    origin.body("/x", b"12345").headers(**FRESH)
+    told = 0.0
+    for _ in range(30):
+        await proxy.get("/u/x")
+        before, told = told, (await samples(proxy)).get(("sent_bytes_total", "u"), 0.0)
+        assert told >= before
+
+
 def test_counters_of_several_processes_add_up():
     stats, other = Stats(), Stats()
     for each in (stats, other):
