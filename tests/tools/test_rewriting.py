@@ -98,7 +98,7 @@ def test_all_templates_of_lima_come_back():
         ("app.Dockerfile", "", Kind.GUEST),
         ("ks.cfg", "", Kind.GUEST),
         ("quickget", "#!/usr/bin/env bash\n", Kind.SHELL),
-        ("get.sh", "", Kind.SHELL),
+        ("get.sh", 'cat >Vagrantfile <<E\nVagrant.configure("2")\nE\n', Kind.SHELL),
         ("notes.md", "variable x {\n", Kind.TEXT),
     ],
 )
