@@ -82,6 +82,8 @@ def write(path: Path, text: str) -> None:
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)
+            file.flush()
+            os.fsync(fd)  # or a power cut may leave nothing of what stood there
         if path.exists():
             before = path.stat()
             with contextlib.suppress(PermissionError):  # only root may give files away
