@@ -1,4 +1,4 @@
-"""fetchonce lima: Lima goes through fetchonce by itself, and falls back where fetchonce does not run."""
+"""fetchonce lima: have Lima download through fetchonce, and directly while fetchonce does not run."""
 
 import contextlib
 import os
@@ -184,7 +184,7 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
     changed = [each for each in look.found if each.state in (State.MISSING, State.STALE, State.UNWANTED)]
     good = [each for each in look.found if each.state is State.GOOD]
     behind = ", with the originals as fallback" if look.way.fallback else ""
-    whither = f"Lima {look.lima.version} goes {look.way}{behind}"
+    how = f"Lima {look.lima.version} goes {look.way}{behind}"
     if as_json:
         print_json(
             {
@@ -200,15 +200,15 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
         for each in changed if did == WOULD else ():
             click.echo(each.path)
         told(changed, (State.STALE, State.UNWANTED), err=False)
-        click.echo(f"{did} {counted(len(changed))} in {look.home}: {whither}")
+        click.echo(f"{did} {counted(len(changed))} in {look.home}: {how}")
     elif did:
-        click.echo(f"nothing to change: {counted(len(good))} in {look.home}: {whither}")
+        click.echo(f"nothing to change: {counted(len(good))} in {look.home}: {how}")
     elif all(each.state in (State.MISSING, State.FOREIGN) for each in look.found):
         click.echo(f"not installed in {look.home}: `{look.command}` would write {counted(len(changed))}")
     else:
         told(changed, (State.MISSING, State.STALE, State.UNWANTED), err=False)
         ending = f"; `{look.command}` mends the others" if changed else ""
-        click.echo(f"good: {counted(len(good))} in {look.home}: {whither}{ending}")
+        click.echo(f"good: {counted(len(good))} in {look.home}: {how}{ending}")
     told(look.found, (State.EDITED, State.FOREIGN))
     for note in look.notes:
         click.echo(note, err=True)

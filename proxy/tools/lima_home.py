@@ -1,7 +1,7 @@
 """What we keep in Lima's home directory: compared with what is wanted, written, and taken away again.
 
-Only files with our mark are ours, and one that was edited since is not lost. A directory that we make holds a file
-that says so, from the first moment: that is how `remove` knows which to take away, whatever was interrupted.
+Only files with our mark are ours, and an edited one is never overwritten. A directory that we make holds a file that
+says so from the moment it has its name: so `remove` knows which directories to delete, whatever was interrupted.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from .blocks import write
 from .lima import Lima, Mark, Way, mark_of, shadows
 
 MADE = ".fetchonce"
-"""In a directory that we have made. Lima looks at no such file."""
+"""The file that marks a directory as made by us. Lima ignores it."""
 MADE_TEXT = "made by `fetchonce lima install`; `fetchonce lima remove` takes it away\n"
 SCRATCH = ".fetchonce-"
-"""How the names of unfinished files and directories begin."""
+"""Prefix of the names of unfinished files and directories."""
 
 
 class State(Enum):
@@ -38,7 +38,7 @@ class State(Enum):
 
 
 WRONG = (State.MISSING, State.STALE, State.UNWANTED, State.EDITED)
-"""What keeps an installation from being good."""
+"""The states that `status` reports as wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _default(home: Path, lima: Lima | None, way: Way | None) -> Iterator[Found]:
 
 
 def apply(home: Path, found: Sequence[Found]) -> None:
-    """Write and delete what is to be. Interrupted, it is gone on with by doing it again. Raises ProxyError."""
+    """Write and delete what `found` asks for. After an interruption, run it again. Raises ProxyError."""
     try:
         with _alone(home):
             _sweep(home)
@@ -162,7 +162,7 @@ def _make(directory: Path) -> None:
 
 
 def _prune(home: Path) -> None:
-    """Take away the directories that we made and that hold nothing of ours any more; of those in use, only the mark."""
+    """Delete the directories that we made and that hold nothing of ours any more; of those in use, only the mark."""
     left = {parent for each in left_of(home) for parent in each.path.parents}
     made = [path.parent for path in _files(home / "_templates", MADE)]
     inner = sorted(made, key=lambda path: -len(path.parts))
@@ -178,7 +178,7 @@ def _prune(home: Path) -> None:
 
 
 def _sweep(home: Path) -> None:
-    """Take away what an interruption has left behind."""
+    """Delete what an interrupted run has left behind."""
     directories = [home.parent, home, home / "_config", *(home / "_templates").glob("**/")]
     for left in [left for directory in directories for left in directory.glob(f"{SCRATCH}*")]:
         with contextlib.suppress(OSError):  # it is somebody else's, or holds something of theirs

@@ -1,7 +1,7 @@
 """Nerdctl's archives in Lima's default.yaml.
 
-They are in no template: Lima has a list of them built in, and uses it where it finds no other. So default.yaml gets
-that list, each archive through fetchonce and then from where it is, in a block that can be taken out again.
+No template names them: Lima has a built-in list, which a list in default.yaml replaces. So default.yaml gets the
+built-in list, each archive twice: through fetchonce, then from where it is. `remove` takes that block out again.
 """
 
 import json
