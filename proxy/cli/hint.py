@@ -9,8 +9,6 @@ from ..config import HTTPS, Settings
 from ..tools import hints
 from .common import json_option, own_bases, print_json, settings_options, table
 
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
-"""Where a server listens that listens everywhere, and where this machine finds it."""
 HTTPS_FIRST = "it insists on https: first `fetchonce tls init`, and `listen` on {https} too"
 REMOTE = "ADDRESS is this machine's, as the other one sees it: `listen` there, and say in [access] who may ask"
 
@@ -71,24 +69,17 @@ def told(hint: hints.Hint, addresses: hints.Addresses, bases: list[str]) -> str:
 def addresses_of(bases: list[str]) -> hints.Addresses:
     """Where to ask the server that listens on `bases`: the first of a kind, http where it has that."""
     default = hints.Addresses()
-    here = [here_text(base) for base in bases]
-    base = next((each for each in here if not each.startswith(HTTPS)), here[0] if here else default.base)
-    https = next((each for each in here if each.startswith(HTTPS)), default.https)
+    base = next((each for each in bases if not each.startswith(HTTPS)), bases[0] if bases else default.base)
+    https = next((each for each in bases if each.startswith(HTTPS)), default.https)
     remote = next((each for each in bases if is_for_others(each)), None)
     scheme, _, port = base.partition("://")[0], *base.rpartition(":")[1:]
     return hints.Addresses(base, https, remote or f"{scheme}://ADDRESS:{port}")
 
 
-def here_text(base: str) -> str:
-    for anywhere, here in ANYWHERE.items():
-        base = base.replace(f"//{anywhere}:", f"//{here}:")
-    return base
-
-
 def is_for_others(base: str) -> bool:
     """Whether another machine can use the address as it stands."""
     host = base.partition("://")[2].rpartition(":")[0]
-    if host in ANYWHERE or host == "localhost":
+    if host == "localhost":
         return False
     try:
         return not ip_address(host.strip("[]")).is_loopback

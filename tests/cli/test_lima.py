@@ -32,6 +32,13 @@ def test_status_is_of_what_was_installed(lima, tmp_path):
         lima("remove")
 
 
+def test_a_server_on_all_addresses_is_at_the_loopback_address(cli, lima, tmp_path):
+    cli.config.write_text(f'listen = ["0.0.0.0:9000", "127.0.0.1:9000", "[::]:9000"]\n{cli.config.read_text()}')
+    assert cli("url", "https://images.example/pub/a").out == "http://127.0.0.1:9000/images.example/pub/a\n"
+    assert "goes through http://127.0.0.1:9000," in lima("install").out
+    assert cli("url", "http://0.0.0.0:9000/images.example/pub/a").out.startswith("http://127.0.0.1:9000/images.ex")
+
+
 def test_what_was_installed_for_another_port_is_stale(lima):
     lima("install", "--proxy", "http://127.0.0.1:9")
     assert "it leads to http://127.0.0.1:9" in lima("status", code=1).out
