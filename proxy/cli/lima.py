@@ -17,7 +17,7 @@ from ..errors import ConfigError, ProxyError
 from ..rules.links import Links
 from ..rules.mirrors import MirrorTable
 from ..tools.lima import Lima, Way, ask, home_of
-from ..tools.lima_home import WRONG, Found, State, apply, compare, left_of, mark_in
+from ..tools.lima_home import TO_DO, Found, State, apply, compare, left_of, mark_in
 from ..tools.urls import LOOPBACK
 from .common import json_option, own_bases, print_json, proxy_option, settings_options
 
@@ -123,7 +123,7 @@ def status(settings: Settings, as_json: bool, **given: Any) -> None:
     """Exit 0 if Lima goes through fetchonce with templates that are up to date; else say what is wrong."""
     look = looked(settings, Choices(**given), None)
     report(look, as_json, None)
-    sys.exit(not look.is_used or any(each.state in WRONG for each in look.found))
+    sys.exit(not look.is_used or any(each.state in (*TO_DO, State.EDITED) for each in look.found))
 
 
 def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
@@ -181,7 +181,7 @@ def ordered(tool: Lima, home: Path, is_asked: bool, environment: Mapping[str, st
 
 def report(look: Look, as_json: bool, did: str | None) -> None:
     """`did`: what was done with files that were not as they should be; None: nothing."""
-    changed = [each for each in look.found if each.state in (State.MISSING, State.STALE, State.UNWANTED)]
+    changed = [each for each in look.found if each.state in TO_DO]
     good = [each for each in look.found if each.state is State.GOOD]
     behind = ", with the originals as fallback" if look.way.fallback else ""
     how = f"Lima {look.lima.version} goes {look.way}{behind}"
@@ -206,7 +206,7 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
     elif all(each.state in (State.MISSING, State.FOREIGN) for each in look.found):
         click.echo(f"not installed in {look.home}: `{look.command}` would write {counted(len(changed))}")
     else:
-        told(changed, (State.MISSING, State.STALE, State.UNWANTED), err=False)
+        told(changed, TO_DO, err=False)
         ending = f"; `{look.command}` mends the others" if changed else ""
         click.echo(f"good: {counted(len(good))} in {look.home}: {how}{ending}")
     told(look.found, (State.EDITED, State.FOREIGN))

@@ -37,8 +37,8 @@ class State(Enum):
     """Somebody else's, where ours would be."""
 
 
-WRONG = (State.MISSING, State.STALE, State.UNWANTED, State.EDITED)
-"""The states that `status` reports as wrong."""
+TO_DO = (State.MISSING, State.STALE, State.UNWANTED)
+"""What `apply` writes or deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def apply(home: Path, found: Sequence[Found]) -> None:
         with _alone(home):
             _sweep(home)
             for each in found:
-                if each.state in (State.MISSING, State.STALE, State.UNWANTED):
+                if each.state in TO_DO:
                     _put(each)
             _prune(home)
     except OSError as error:
