@@ -85,12 +85,15 @@ def without_own_address(url: str, settings: Settings) -> str:
 def own_bases(settings: Settings) -> list[str]:
     """http(s)://HOST:PORT of each server running on the cache directory, then of each configured address.
 
-    HOST is the loopback address where a server listens on all addresses.
+    Of one that listens everywhere it is where this machine finds it.
     """
     known = [address for server in running(settings.cache_dir) for address in server.listen]
     bases = [base_url(each) for each in (*known, *settings.file.listen) if not each.startswith("unix:")]
-    here = (each.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") for each in bases)
-    return list(dict.fromkeys(here))
+    return list(dict.fromkeys(_here(each) for each in bases))
+
+
+def _here(base: str) -> str:
+    return base.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def base_url(listen: str) -> str:
