@@ -7,6 +7,7 @@ as the mirror "other".
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from typing import Self
 
 import msgspec
@@ -15,8 +16,8 @@ from .rules.mirrors import Mirror
 
 FIRST_BYTE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 FILL_SECONDS = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
-RECENT = 100
-"""How many failures are remembered."""
+RECENT, RECENT_CHARS = 100, 100_000
+"""How many failures are remembered, and how long they may be together: slots and events hold them all."""
 
 Labels = tuple[str, ...]
 
@@ -79,7 +80,7 @@ class Stats:
 
     def failed(self, failure: Failure) -> None:
         self.failures[failure.mirror, failure.cause] += 1
-        self.recent = [*self.recent, failure][-RECENT:]
+        self.recent = _latest([*self.recent, failure])
 
     def evicted(self, size: int) -> None:
         self.evictions[()] += 1
@@ -94,7 +95,7 @@ class Stats:
                 case Counter():
                     mine.update(theirs)
                 case _:
-                    self.recent = sorted((*mine, *theirs), key=lambda failure: failure.at)[-RECENT:]
+                    self.recent = _latest(sorted((*mine, *theirs), key=lambda failure: failure.at))
 
     def encoded(self) -> bytes:
         return msgspec.msgpack.encode(self)
@@ -103,6 +104,12 @@ class Stats:
     def decoded(cls, data: bytes) -> Self:
         """The opposite of `encoded`. Raises msgspec.ValidationError."""
         return msgspec.msgpack.decode(data, type=cls, dec_hook=lambda _, value: Counter(value))
+
+
+def _latest(failures: list[Failure]) -> list[Failure]:
+    sizes = accumulate(len(each.url) + len(each.message) for each in reversed(failures[-RECENT:]))
+    count = sum(size <= RECENT_CHARS for size in sizes)
+    return failures[len(failures) - count :]
 
 
 def total(counter: Counter[Labels], place: int) -> dict[str, int]:

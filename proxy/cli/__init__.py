@@ -4,9 +4,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. What a command was
 everything else to standard error.
 """
 
+import errno
 import importlib
+import io
 import keyword
 import os
+import sys
 from typing import Any
 
 import click
@@ -50,6 +53,8 @@ class Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         if "_FETCHONCE_COMPLETE" in os.environ:  # a shell asks; our answer to bash is not click's
             importlib.import_module(".completion", __name__)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold bytes that are no text
+            sys.stdout.reconfigure(errors="backslashreplace")
         return super().main(*args, **{"prog_name": "fetchonce", **extra})  # also for `python -m proxy`
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -89,6 +94,12 @@ class Commands(click.Group):
         except ProxyError as error:
             click.echo(f"fetchonce: {error.message}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends without a word
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"fetchonce: {where}{error.strerror or error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

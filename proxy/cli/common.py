@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
@@ -100,6 +101,16 @@ def base_url(listen: str) -> str:
     return listen if listen.startswith(("unix:", HTTPS)) else f"http://{listen}"
 
 
+def address_type(text: str) -> str:
+    """The type of --proxy."""
+    if not re.fullmatch(r"https?://([^\s/@#\"\\]+@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?/?", text, re.ASCII):
+        raise click.BadParameter(f'"{text}": expected http://HOST:PORT')
+    return text.rstrip("/")
+
+
+proxy_option = click.option(
+    "--proxy", type=address_type, metavar="URL", help="Where fetchonce is, if not at this server's address."
+)
 size_text = decimal
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -27,7 +27,11 @@ class Bash(ShellComplete):
     while IFS=, read -r type value; do
         [[ $type == plain ]] || continue
         value=${value#"$cut"}
-        [[ $word == [\\"\\']* ]] || printf -v value %%q "$value"
+        if [[ $word != [\\"\\']* ]]; then
+            printf -v value %%q "$value"
+        elif [[ $value == *[\\$\\`\\"\\'\\!\\\\]* ]]; then
+            continue # in quotes bash would run or misread it
+        fi
         COMPREPLY+=("$value")
     done <<<"$(COMP_LINE=$line %(complete_var)s=bash_complete "$1" 2>/dev/null)"
 }

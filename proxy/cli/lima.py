@@ -1,4 +1,4 @@
-"""fetchonce lima: Lima goes through fetchonce by itself, and falls back where fetchonce does not run."""
+"""fetchonce lima: have Lima download through fetchonce, and directly while fetchonce does not run."""
 
 import contextlib
 import os
@@ -17,8 +17,9 @@ from ..errors import ConfigError, ProxyError
 from ..rules.links import Links
 from ..rules.mirrors import MirrorTable
 from ..tools.lima import Lima, Way, ask, home_of
-from ..tools.lima_home import WRONG, Found, State, apply, compare, left_of, mark_in
-from .common import json_option, own_bases, print_json, settings_options
+from ..tools.lima_home import TO_DO, Found, State, apply, compare, left_of, mark_in
+from ..tools.urls import LOOPBACK
+from .common import json_option, own_bases, print_json, proxy_option, settings_options
 
 WOULD = "would write"
 
@@ -36,6 +37,8 @@ class Look:
     home: Path
     lima: Lima
     way: Way
+    command: str
+    """Makes it as it should be."""
     found: list[Found]
     notes: list[str]
     """What its user should know besides."""
@@ -43,18 +46,10 @@ class Look:
     """Whether Lima looks for templates there."""
 
 
-def base_type(text: str) -> str:
-    """The type of --proxy."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise click.UsageError(f'--proxy "{text}": expected http://HOST:PORT')
-    return text.rstrip("/")
-
-
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What install and status can be told."""
     for option in (
-        click.option("--proxy", type=base_type, metavar="URL", help="Where fetchonce is [this server's address]."),
+        proxy_option,
         click.option(
             "--templates",
             type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
@@ -128,22 +123,25 @@ def status(settings: Settings, as_json: bool, **given: Any) -> None:
     """Exit 0 if Lima goes through fetchonce with templates that are up to date; else say what is wrong."""
     look = looked(settings, Choices(**given), None)
     report(look, as_json, None)
-    sys.exit(not look.is_used or any(each.state in WRONG for each in look.found))
+    sys.exit(not look.is_used or any(each.state in (*TO_DO, State.EDITED) for each in look.found))
 
 
 def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
-    """`fallback` None: as it is installed."""
+    """`fallback` None: as it is installed, and through another machine if it leads there."""
     home = home_of(os.environ, choices.lima_home)
     with os_errors(home):
         mark = mark_in(home)
     bases = own_bases(settings)
-    base = choices.proxy or (mark.base if mark and mark.base in bases else next(iter(bases), None))
+    is_kept = mark and (mark.base in bases or (fallback is None and not LOOPBACK.fullmatch(urlsplit(mark.base).netloc)))
+    base = choices.proxy or (mark.base if mark and is_kept else next(iter(bases), None))
     if base is None:
         raise ConfigError("Lima cannot use a unix socket, and the server has no other address: add one to `listen`")
-    installed = mark.fallback if mark else True
-    undo = "fetchonce lima remove" + ("" if home == home_of({}) else f" --lima-home {shlex.quote(str(home))}")
+    if fallback is None:
+        fallback = mark.fallback if mark else True
+    where = "" if home == home_of({}) else f" --lima-home {shlex.quote(str(home))}"
+    given = ("" if base in bases else f" --proxy {shlex.quote(base)}") + ("" if fallback else " --no-fallback")
     links = Links(MirrorTable(settings.mirrors, settings.file.access.allow_hosts), base)
-    way = Way(links, installed if fallback is None else fallback, undo)
+    way = Way(links, fallback, f"fetchonce lima remove{where}")
     tool, notes = lima_of(choices.templates)
     tool, order = ordered(tool, home, choices.templates is None, os.environ)
     with os_errors(home):
@@ -151,7 +149,7 @@ def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
     if not any(each.path.is_relative_to(home / "_templates") and each.state is not State.UNWANTED for each in found):
         where = ", ".join(map(str, tool.templates)) or "Lima's share directory"
         raise ProxyError(f"no template in {where} names an image of a configured mirror; nothing was changed")
-    return Look(home, tool, way, found, [*notes, *unread, *order], not order)
+    return Look(home, tool, way, f"fetchonce lima install{given}{where}", found, [*notes, *unread, *order], not order)
 
 
 def lima_of(templates: Path | None) -> tuple[Lima, list[str]]:
@@ -183,10 +181,10 @@ def ordered(tool: Lima, home: Path, is_asked: bool, environment: Mapping[str, st
 
 def report(look: Look, as_json: bool, did: str | None) -> None:
     """`did`: what was done with files that were not as they should be; None: nothing."""
-    changed = [each for each in look.found if each.state in (State.MISSING, State.STALE, State.UNWANTED)]
+    changed = [each for each in look.found if each.state in TO_DO]
     good = [each for each in look.found if each.state is State.GOOD]
     behind = ", with the originals as fallback" if look.way.fallback else ""
-    whither = f"Lima {look.lima.version} goes {look.way}{behind}"
+    how = f"Lima {look.lima.version} goes {look.way}{behind}"
     if as_json:
         print_json(
             {
@@ -202,15 +200,15 @@ def report(look: Look, as_json: bool, did: str | None) -> None:
         for each in changed if did == WOULD else ():
             click.echo(each.path)
         told(changed, (State.STALE, State.UNWANTED), err=False)
-        click.echo(f"{did} {counted(len(changed))} in {look.home}: {whither}")
+        click.echo(f"{did} {counted(len(changed))} in {look.home}: {how}")
     elif did:
-        click.echo(f"nothing to change: {counted(len(good))} in {look.home}: {whither}")
+        click.echo(f"nothing to change: {counted(len(good))} in {look.home}: {how}")
     elif all(each.state in (State.MISSING, State.FOREIGN) for each in look.found):
-        click.echo(f"not installed in {look.home}: `fetchonce lima install` would write {counted(len(changed))}")
+        click.echo(f"not installed in {look.home}: `{look.command}` would write {counted(len(changed))}")
     else:
-        told(changed, (State.MISSING, State.STALE, State.UNWANTED), err=False)
-        ending = "; `fetchonce lima install` mends the others" if changed else ""
-        click.echo(f"good: {counted(len(good))} in {look.home}: {whither}{ending}")
+        told(changed, TO_DO, err=False)
+        ending = f"; `{look.command}` mends the others" if changed else ""
+        click.echo(f"good: {counted(len(good))} in {look.home}: {how}{ending}")
     told(look.found, (State.EDITED, State.FOREIGN))
     for note in look.notes:
         click.echo(note, err=True)

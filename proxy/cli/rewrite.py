@@ -17,7 +17,7 @@ from ..rules.mirrors import MirrorTable
 from ..tools import blocks
 from ..tools.rewriting import Change, Form, Kind, changes, kind_of, rewritten, undone
 from ..tools.urls import LOOPBACK, Urls
-from .common import json_option, own_bases, print_json, settings_options
+from .common import json_option, own_bases, print_json, proxy_option, settings_options
 
 STDIN = "-"
 NOTHING = "nothing to change: no URL of a configured host"
@@ -45,13 +45,6 @@ class Outcome:
     changes: list[Change]
 
 
-def base_type(text: str) -> str:
-    """The type of --proxy."""
-    if not re.fullmatch(r"https?://[^\s/?#]+/?", text):
-        raise click.BadParameter(f'"{text}": expected http://HOST:PORT')
-    return text.rstrip("/")
-
-
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("-i", "--in-place", is_flag=True, help="Change the files, instead of printing what one becomes.")
@@ -59,7 +52,7 @@ def base_type(text: str) -> str:
 @click.option("--undo", is_flag=True, help="Take back what rewrite did; what was edited since stays.")
 @click.option("--no-fallback", is_flag=True, help="Do not keep the original URL behind ours in lists.")
 @click.option("--digest-form", is_flag=True, help="Let URLs name the digest where the file states one.")
-@click.option("--proxy", type=base_type, metavar="URL", help="The address of fetchonce [this server's].")
+@proxy_option
 @json_option
 @settings_options
 def rewrite(settings: Settings, files: tuple[str, ...], as_json: bool, **given: Any) -> None:

@@ -15,17 +15,10 @@ from ..tools import blocks
 from ..tools.vagrant import Hook, home, installed, places, vagrantfile, with_hook
 from ..tools.vagrant import remove as remove_hook
 from ..tools.vagrant import write as write_hook
-from .common import json_option, own_bases, print_json, settings_options
+from .common import json_option, own_bases, print_json, proxy_option, settings_options
 
 home_option = click.option("--vagrant-home", metavar="DIR", help="[env: VAGRANT_HOME; ~/.vagrant.d]")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would change.")
-
-
-def address_type(text: str) -> str:
-    """The type of --proxy."""
-    if not re.fullmatch(r"https?://([^\s/@#\"\\]+@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?/?", text, re.ASCII):
-        raise click.BadParameter(f'"{text}": expected http://HOST:PORT')
-    return text.rstrip("/")
 
 
 @click.group()
@@ -35,7 +28,7 @@ def vagrant() -> None:
 
 @vagrant.command(short_help="Have boxes come through fetchonce.")
 @home_option
-@click.option("--proxy", type=address_type, metavar="URL", help="fetchonce's address, if it is not this machine's.")
+@proxy_option
 @click.option("--no-fallback", is_flag=True, help="Never fetch a box directly, even if fetchonce does not run.")
 @dry_run_option
 @json_option

@@ -53,11 +53,11 @@ class Rates:
     """How fast each fill has come lately."""
 
     def __init__(self) -> None:
-        self._samples: dict[str, deque[tuple[float, int]]] = {}
+        self._samples: dict[tuple[str, float], deque[tuple[float, int]]] = {}
 
     def of(self, fill: Status, now: float) -> float:
         """Bytes per second."""
-        samples = self._samples.setdefault(fill["key"], deque())
+        samples = self._samples.setdefault((fill["key"], fill["started_at"]), deque())
         samples.append((now, fill["bytes"]))
         while len(samples) > 2 and samples[0][0] < now - RATE_SECONDS:
             samples.popleft()
@@ -123,9 +123,9 @@ class Lines:
             if failure["at"] > self._failed_at:
                 self._failed_at = failure["at"]
                 yield f"failed   {failure['url']}: {failure['message']}"
-        running = {fill["key"] for fill in whole["fills"]}
-        failed = {failure["url"] for failure in whole["failures"]}
-        for key in [key for key in self._told if key not in running]:
+        failed_at = {failure["url"]: failure["at"] for failure in reversed(whole["failures"])}
+        for key in self._told.keys() - {fill["key"] for fill in whole["fills"]}:
             _, fill = self._told.pop(key)
-            if fill["url"].partition("?")[0] not in failed:
+            has_failed = failed_at.get(fill["url"].partition("?")[0], 0.0) >= fill["started_at"]
+            if whole["workers"] and not has_failed:
                 yield f"in       {fill['url']}"

@@ -42,10 +42,15 @@ def body_of(text: str) -> str | None:
     return found[3] if found else None
 
 
+def head_of(text: str) -> str | None:
+    """The first line of the block; None if there is no block."""
+    found = _BLOCK.search(text)
+    return found[2] if found else None
+
+
 def was_absent(text: str) -> bool:
     """Whether the file was made for the block."""
-    found = _BLOCK.search(text)
-    return found is not None and ABSENT in found[2]
+    return ABSENT in (head_of(text) or "")
 
 
 def is_torn(text: str) -> bool:
@@ -77,6 +82,8 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)
+            file.flush()
+            os.fsync(fd)  # or a power cut may leave nothing of what stood there
         if path.exists():
             before = path.stat()
             with contextlib.suppress(PermissionError):  # only root may give files away

@@ -1,11 +1,12 @@
 """What an installed Lima has, and the templates with which it goes through fetchonce.
 
-Of several templates of a name Lima takes the first, and it looks into $LIMA_HOME/_templates first: a full copy is to
-stand there of each that names an image of a configured host. lima_home.py writes them.
+Lima looks for a template in $LIMA_HOME/_templates first. So each template that names an image of a configured host gets
+a full copy there, which names fetchonce too. lima_home.py writes the copies.
 """
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ class Lima:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How Lima is led."""
+    """How Lima reaches fetchonce."""
 
     links: Links
     fallback: bool
@@ -54,7 +55,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What we wrote into a file about what we wrote there."""
+    """The first line of a copy: what it was made from, and for what."""
 
     version: str
     base: str
@@ -64,7 +65,7 @@ class Mark:
     is_edited: bool = False
 
     def difference(self, wanted: "Mark") -> str:
-        """Why this is not what is wanted."""
+        """Why a copy with this mark is out of date."""
         if self.base != wanted.base:
             return f"it leads to {self.base}"
         if self.fallback != wanted.fallback:
@@ -75,7 +76,7 @@ class Mark:
 
 
 def mark_of(path: Path, text: str) -> Mark | None:
-    """The mark of our template `path` below _templates; None if it is somebody else's, or a copy that somebody made."""
+    """The mark of our template at `path` below _templates; None if somebody else wrote it, or copied it from ours."""
     found = _MARKER.match(text)
     if not found or not found["source"].endswith(f"/{path.as_posix()}"):
         return None
@@ -85,7 +86,7 @@ def mark_of(path: Path, text: str) -> Mark | None:
 
 def home_of(environment: Mapping[str, str], given: str | None = None) -> Path:
     """Lima's home directory (its dirnames.LimaDir)."""
-    return Path(given or environment.get("LIMA_HOME") or "~/.lima").expanduser().absolute()
+    return Path(os.path.expanduser(given or environment.get("LIMA_HOME") or "~/.lima")).absolute()
 
 
 def ask(environment: Mapping[str, str]) -> Lima:
@@ -119,7 +120,7 @@ def ask(environment: Mapping[str, str]) -> Lima:
 
 
 def shadows(lima: Lima, way: Way) -> tuple[dict[Path, str], list[str]]:
-    """Text by path below _templates of each template that names a configured host, and what could not be read."""
+    """The copies to write, by path below _templates, and a message for each template that could not be read."""
     found: dict[Path, Path] = {}
     for directory in lima.templates:
         for source in sorted(directory.glob("**/*.yaml")):

@@ -1,7 +1,7 @@
 """What we keep in Lima's home directory: compared with what is wanted, written, and taken away again.
 
-Only files with our mark are ours, and one that was edited since is not lost. A directory that we make holds a file
-that says so, from the first moment: that is how `remove` knows which to take away, whatever was interrupted.
+Only files with our mark are ours, and an edited one is never overwritten. A directory that we make holds a file that
+says so from the moment it has its name: so `remove` knows which directories to delete, whatever was interrupted.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from .blocks import write
 from .lima import Lima, Mark, Way, mark_of, shadows
 
 MADE = ".fetchonce"
-"""In a directory that we have made. Lima looks at no such file."""
+"""The file that marks a directory as made by us. Lima ignores it."""
 MADE_TEXT = "made by `fetchonce lima install`; `fetchonce lima remove` takes it away\n"
 SCRATCH = ".fetchonce-"
-"""How the names of unfinished files and directories begin."""
+"""Prefix of the names of unfinished files and directories."""
 
 
 class State(Enum):
@@ -37,8 +37,8 @@ class State(Enum):
     """Somebody else's, where ours would be."""
 
 
-WRONG = (State.MISSING, State.STALE, State.UNWANTED, State.EDITED)
-"""What keeps an installation from being good."""
+TO_DO = (State.MISSING, State.STALE, State.UNWANTED)
+"""What `apply` writes or deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,10 @@ def _marks(home: Path) -> dict[Path, Mark]:
 
 def _template(home: Path, name: Path, wanted: str | None) -> Found:
     """`wanted` is None for one of ours that is not wanted."""
-    path = home / "_templates" / name
+    templates = home / "_templates"
+    path = templates / name
+    if path.parent.resolve() != templates.resolve() / name.parent:
+        return Found(path, State.FOREIGN, "a link leads elsewhere, where nothing is written")
     if not os.path.lexists(path):
         return Found(path, State.MISSING, "", wanted)
     text = None if path.is_symlink() else _read(path)
@@ -124,12 +127,12 @@ def _default(home: Path, lima: Lima | None, way: Way | None) -> Iterator[Found]:
 
 
 def apply(home: Path, found: Sequence[Found]) -> None:
-    """Write and delete what is to be. Interrupted, it is gone on with by doing it again. Raises ProxyError."""
+    """Write and delete what `found` asks for. After an interruption, run it again. Raises ProxyError."""
     try:
         with _alone(home):
             _sweep(home)
             for each in found:
-                if each.state in (State.MISSING, State.STALE, State.UNWANTED):
+                if each.state in TO_DO:
                     _put(each)
             _prune(home)
     except OSError as error:
@@ -159,7 +162,7 @@ def _make(directory: Path) -> None:
 
 
 def _prune(home: Path) -> None:
-    """Take away the directories that we made and that hold nothing of ours any more; of those in use, only the mark."""
+    """Delete the directories that we made and that hold nothing of ours any more; of those in use, only the mark."""
     left = {parent for each in left_of(home) for parent in each.path.parents}
     made = [path.parent for path in _files(home / "_templates", MADE)]
     inner = sorted(made, key=lambda path: -len(path.parts))
@@ -175,21 +178,21 @@ def _prune(home: Path) -> None:
 
 
 def _sweep(home: Path) -> None:
-    """Take away what an interruption has left behind."""
+    """Delete what an interrupted run has left behind."""
     directories = [home.parent, home, home / "_config", *(home / "_templates").glob("**/")]
     for left in [left for directory in directories for left in directory.glob(f"{SCRATCH}*")]:
-        if left.is_dir():
-            (left / MADE).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody put something into it
+        with contextlib.suppress(OSError):  # it is somebody else's, or holds something of theirs
+            if left.is_dir() and not left.is_symlink():
+                (left / MADE).unlink(missing_ok=True)
                 left.rmdir()
-        elif left.parent != home.parent:
-            left.unlink(missing_ok=True)
+            elif left.parent != home.parent:
+                left.unlink()
 
 
 @contextlib.contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Wait until no other process does this. The home may not be there yet, so the directory around it is locked."""
-    around = next(path for path in home.parents if path.is_dir())
+    around = next(path for path in (*home.parents, home) if path.is_dir())
     fd = os.open(around, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -1,7 +1,7 @@
 """Nerdctl's archives in Lima's default.yaml.
 
-They are in no template: Lima has a list of them built in, and uses it where it finds no other. So default.yaml gets
-that list, each archive through fetchonce and then from where it is, in a block that can be taken out again.
+No template names them: Lima has a built-in list, which a list in default.yaml replaces. So default.yaml gets the
+built-in list, each archive twice: through fetchonce, then from where it is. `remove` takes that block out again.
 """
 
 import json
@@ -12,30 +12,29 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from .blocks import with_block, without
+from .blocks import body_of, head_of, was_absent, with_block, without
 from .lima import Lima, Mark, Way, sha256
 from .lima_yaml import place_in, through
 
-_BLOCK = re.compile(
-    r"^# >>> fetchonce: nerdctl of Lima (?P<version>.+?) through (?P<base>\S+?)(?P<alone>, without fallback)?, "
-    r"not to be edited \((?P<body>sha256:[0-9a-f]{64})\)(?P<made>, in a file made for it)?; [^\n]+\n"
-    r"(?P<text>(?s:.*?))^# <<< fetchonce\n",
-    re.MULTILINE,
+_HEAD = re.compile(
+    r"# >>> fetchonce: nerdctl of Lima (?P<version>.+?) through (?P<base>\S+?)(?P<alone>, without fallback)?, "
+    r"not to be edited \((?P<body>sha256:[0-9a-f]{64})\); "
 )
 
 
 def mark_of(text: str) -> Mark | None:
     """The mark of our block; None if there is none."""
-    if not (found := _BLOCK.search(text)):
+    found = _HEAD.match(head_of(text) or "")
+    if not found:
         return None
-    digest = sha256(found["text"].rstrip().encode(errors="surrogateescape"))
+    digest = sha256((body_of(text) or "").rstrip().encode(errors="surrogateescape"))
     return Mark(found["version"], found["base"], not found["alone"], found["body"], digest != found["body"])
 
 
 def taken_out(text: str) -> str | None:
     """The file without our block; None if there was no file before it."""
-    found, rest = _BLOCK.search(text), without(text)
-    return None if found and found["made"] and not rest else rest
+    rest = without(text)
+    return None if was_absent(text) and not rest else rest
 
 
 def put_in(text: str | None, override: str, lima: Lima, way: Way) -> str | None:
@@ -53,9 +52,8 @@ def put_in(text: str | None, override: str, lima: Lima, way: Way) -> str | None:
     before = _loaded(own or "")
     at, indent = place_in(own or "", "containerd", "archives")
     lines = textwrap.indent(textwrap.dedent(body), " " * indent) if indent else "containerd:\n" + body
-    made = ", in a file made for it" if own is None else ""
-    about = f"nerdctl of Lima {lima.version} {way}, not to be edited ({sha256(lines.rstrip().encode())}){made}"
-    head, rest = (own or "")[:at], (own or "")[at:]
+    about = f"nerdctl of Lima {lima.version} {way}, not to be edited ({sha256(lines.rstrip().encode())})"
+    head, rest = (None, "") if own is None else (own[:at], own[at:])
     whole = with_block(head, lines, about, way.undo) + rest
     wanted = {**(before.get("containerd") or {}), **_loaded("containerd:\n" + body)["containerd"]}
     if _loaded(whole) != {**before, "containerd": wanted} or taken_out(whole) != own:
@@ -76,7 +74,7 @@ def _archives(lima: Lima, way: Way) -> str:
 def _loaded(text: str) -> dict[str, Any]:
     try:
         value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise ValueError("it cannot be read as YAML") from error
     if not isinstance(value or {}, dict):
         raise ValueError("it is no map of settings")

@@ -17,6 +17,7 @@ from ruamel.yaml.reader import ReaderError
 
 from ..rules.digests import Digest
 from ..rules.links import Links
+from .edits import Edit, edited
 from .urls import Urls
 
 LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOpts", "Windows", "virtioWin"))
@@ -24,7 +25,8 @@ LISTS = (("images",), ("firmware", "images"), ("containerd", "archives"), ("osOp
 INNER = ("kernel", "initrd")
 """What an image may have besides, each with a location of its own."""
 
-_DASH = re.compile(r" *-\s")
+_DASH = re.compile(r" *-(?:\s|#[^\n]*\n)*+")
+"""What may stand before an item, from the start of a line."""
 _OTHER_LINE_END = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
 
 
@@ -32,15 +34,6 @@ _OTHER_LINE_END = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
 class _File:
     location: ScalarNode
     digest: Digest | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """`new` instead of what stands from `start` to `end`."""
-
-    start: int
-    end: int
-    new: str
 
 
 def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool = False) -> str:
@@ -51,7 +44,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
     Raises ValueError, with line and reason, if the text is not one YAML document.
     """
     root = _read(text)
-    edits: list[_Edit] = []
+    edits: list[Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         if not isinstance(found, SequenceNode):
             continue
@@ -65,7 +58,7 @@ def through(text: str, links: Links, *, fallback: bool = True, digest_form: bool
                 own = [_replaced(text, file.location, new) for file, new in zip(files, wanted, strict=True)]
                 edits += [_copy(text, item, own, in_lines=not found.flow_style)] if fallback else own
             before = given
-    return _edited(text, edits)
+    return edited(text, edits)
 
 
 def place_in(text: str, key: str, new: str) -> tuple[int, int]:
@@ -90,17 +83,17 @@ def direct(text: str, urls: Urls) -> str:
     Raises ValueError like `through`.
     """
     root = _read(text)
-    edits: list[_Edit] = []
+    edits: list[Edit] = []
     for found in (_at(root, *path) for path in LISTS):
         entries = list(_entries(text, found)) if isinstance(found, SequenceNode) else []
         for entry, following in zip_longest(entries, entries[1:]):
             if following and _is_copy(urls, entry, following):
-                edits.append(_Edit(entry.start, entry.end, ""))
+                edits.append(Edit(entry.start, entry.end, ""))
                 continue
             for file in entry.files:
                 if url := urls.direct(file.location.value, file.digest):
                     edits.append(_replaced(text, file.location, url))
-    return _edited(text, edits)
+    return edited(text, edits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +112,13 @@ def _entries(text: str, found: SequenceNode) -> Iterator[_Entry]:
     for item, following in zip_longest(items, items[1:]):
         start, end = item.start_mark.index, _end(item)
         files = _files(item)
-        blanks = [_Edit(file.location.start_mark.index, file.location.end_mark.index, "") for file in files]
+        blanks = [Edit(file.location.start_mark.index, file.location.end_mark.index, "") for file in files]
         if found.flow_style:
-            bare = _edited(text, blanks, start, end)
+            bare = edited(text, blanks, start, end)
             end = following.start_mark.index if following else end
         else:
             start, end = _lines(text, start, end)
-            bare = _edited(text, blanks, start, end).rstrip("\r\n")
+            bare = edited(text, blanks, start, end).rstrip("\r\n")
         yield _Entry(start, end, bare, files)
 
 
@@ -150,6 +143,8 @@ def _read(text: str) -> Node | None:
         raise ValueError(f"line {line}: a character that YAML forbids, or it is not UTF-8") from error
     except YAMLError as error:
         raise ValueError(_reason(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     return root
 
 
@@ -172,12 +167,13 @@ def _items(node: SequenceNode) -> Iterator[MappingNode]:
 def _files(item: MappingNode) -> list[_File]:
     """What is to be fetched for a list item, with its locations written within it."""
     span = range(item.start_mark.index, _end(item))
-    files = []
+    files: dict[int, _File] = {}
     for path in ((), *((key,) for key in INNER)):
         location, digest = _at(item, *path, "location"), _at(item, *path, "digest")
-        if isinstance(location, ScalarNode) and location.start_mark.index in span:
-            files.append(_File(location, Digest.parse(digest.value) if isinstance(digest, ScalarNode) else None))
-    return files
+        if isinstance(location, ScalarNode) and (at := location.start_mark.index) in span:
+            stated = Digest.parse(digest.value) if isinstance(digest, ScalarNode) else None
+            files.setdefault(at, _File(location, stated))  # an alias names a location again
+    return list(files.values())
 
 
 def _proxied(file: _File, links: Links, digest_form: bool) -> str:
@@ -185,40 +181,45 @@ def _proxied(file: _File, links: Links, digest_form: bool) -> str:
     return links.proxied(url, file.digest if digest_form else None) or url
 
 
-def _replaced(text: str, scalar: ScalarNode, new: str) -> _Edit:
+def _replaced(text: str, scalar: ScalarNode, new: str) -> Edit:
     """Another value for a scalar, with the quotes, the anchor and the tag that it has."""
     start, end = scalar.start_mark.index, scalar.end_mark.index
     written = text[start:end]
     if written.count(scalar.value) != 1:  # it is written with escapes
-        return _Edit(start, end, json.dumps(new))
+        return Edit(start, end, json.dumps(new))
     if scalar.style is None and "[" in new:  # an IPv6 address, which could be read as a list
         new = json.dumps(new)
-    return _Edit(start, end, written.replace(scalar.value, new))
+    return Edit(start, end, written.replace(scalar.value, new))
 
 
-def _copy(text: str, item: MappingNode, edits: Sequence[_Edit], *, in_lines: bool) -> _Edit:
+def _copy(text: str, item: MappingNode, edits: Sequence[Edit], *, in_lines: bool) -> Edit:
     """The item, so edited, before itself: from the line of its dash to its last, or with a comma between [ and ]."""
     start, end = item.start_mark.index, _end(item)
     if not in_lines:
-        return _Edit(start, start, _edited(text, edits, start, end) + ", ")
+        return Edit(start, start, edited(text, edits, start, end) + ", ")
     start, end = _lines(text, start, end)
-    copy = _edited(text, edits, start, end)
-    return _Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
+    copy = edited(text, edits, start, end)
+    return Edit(start, start, copy if copy.endswith("\n") else copy + ("\r\n" if "\r\n" in text else "\n"))
 
 
 def _lines(text: str, start: int, end: int) -> tuple[int, int]:
-    """Where the lines of an item begin and end, of which that from `start` to `end` is part."""
-    start = text.rfind("\n", 0, start) + 1
-    while not _DASH.match(text, start):  # it stands alone, above comments
-        start = text.rfind("\n", 0, start - 1) + 1
-    return start, _line_end(text, end)
+    """Where the lines of the item from `start` to `end` begin and end. Raises ValueError if no dash begins them."""
+    first = text.rfind("\n", 0, start) + 1
+    while not _DASH.fullmatch(text, first, start):  # it stands alone, above comments
+        if not first:
+            raise ValueError(f"line {text.count(chr(10), 0, start) + 1}: the dash of this item does not begin a line")
+        first = text.rfind("\n", 0, first - 1) + 1
+    return first, _line_end(text, end)
 
 
 def _end(node: Node) -> int:
     """Where the text of the node ends. The mark of a block collection is behind that, at the next token."""
     if isinstance(node, CollectionNode) and node.value and not node.flow_style:
         last = node.value[-1]
-        return max(map(_end, last)) if isinstance(last, tuple) else _end(last)
+        parts = last if isinstance(last, tuple) else (last,)
+        # What an alias names stands before the node, or is the node itself.
+        if here := [each for each in parts if each is not node and each.start_mark.index >= node.start_mark.index]:
+            return max(map(_end, here))
     end: int = node.end_mark.index
     return end
 
@@ -226,15 +227,6 @@ def _end(node: Node) -> int:
 def _line_end(text: str, at: int) -> int:
     """Where the line ends whose last character of interest is before `at`, with its line end."""
     return text.find("\n", at - 1) + 1 or len(text)
-
-
-def _edited(text: str, edits: Sequence[_Edit], start: int = 0, end: int | None = None) -> str:
-    """`text[start:end]` with the edits, which are in the text's order."""
-    parts = []
-    for edit in sorted(edits, key=lambda edit: edit.start):
-        parts += [text[start : edit.start], edit.new]
-        start = edit.end
-    return "".join([*parts, text[start:end]])
 
 
 def _reason(error: YAMLError) -> str:

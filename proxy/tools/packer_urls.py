@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from ..rules.digests import Digest
+from .edits import Edit, edited
 from .urls import Urls
 
 LISTS = ("iso_urls", "file_urls")
@@ -25,7 +26,8 @@ _BRACED = rf'\{{(?:[^{{}}"\n]++|{_QUOTED}){{0,9}}+\}}'
 _INTERPOLATION = rf'[$%]\{{(?:[^{{}}"\n]++|{_QUOTED}|{_BRACED}){{0,29}}+\}}'
 _TOKEN = re.compile(
     rf"""
-    (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?\*/ | <<-?(?P<end>\w+)\r?\n.*?^[ \t]*(?P=end)\b )
+    (?P<skipped> [ \t\r\ufeff]+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)
+        | <<-?(?P<end>\w+)\r?\n.*?(?:^[ \t]*(?P=end)\b|\Z) )
     | (?P<string> "(?: \$\$\{{ | %%\{{ | {_INTERPOLATION} | \\. | [^"\\\n] )*+" )
     | (?P<word> [A-Za-z_][\w.-]* )
     | (?P<mark> . )
@@ -113,30 +115,22 @@ class _String:
         return Digest.parse(stated) or Digest.parse(f"{'sha512' if len(stated) == 128 else 'sha256'}:{stated}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """`new` in place of what stands from `start` to `end`."""
-
-    start: int
-    end: int
-    new: str
-
-
 def through(text: str, urls: Urls, *, fallback: bool, digest_form: bool) -> str:
     edits = []
+    line_end = "\r\n" if "\r\n" in text else "\n"
     for each in _strings(text):
         url = urls.proxied(each.url, each.digest if digest_form else None)
         if url is None:
             continue
         new, token = f'"{each.prefix}{url}"', each.token
         if fallback and each.is_element and each.frame.is_list:
-            edits.append(_Edit(token.start, token.start, f"{new},{_gap(text, token)}"))
+            edits.append(Edit(token.start, token.start, f"{new},{_gap(text, token, line_end)}"))
         elif fallback and each.key and each.frame.takes_list(each.key):
-            edits += [_Edit(each.key.end_of_name, each.key.end_of_name, "s")]
-            edits += [_Edit(token.start, token.end, f"[{new}, {token.text}]")]
+            edits += [Edit(each.key.end_of_name, each.key.end_of_name, "s")]
+            edits += [Edit(token.start, token.end, f"[{new}, {token.text}]")]
         else:
-            edits.append(_Edit(token.start, token.end, new))
-    return _edited(text, edits)
+            edits.append(Edit(token.start, token.end, new))
+    return edited(text, edits)
 
 
 def direct(text: str, urls: Urls) -> str:
@@ -151,14 +145,14 @@ def direct(text: str, urls: Urls) -> str:
         if following and following.frame is each.frame and each.frame.is_list and following.token.text == new:
             original = following.token
             if key := _once_iso_url(text, each, following):
-                edits += [_Edit(key.end_of_name - 1, key.end_of_name, "")]
-                edits += [_Edit(token.start - 1, original.end + 1, original.text)]
+                edits += [Edit(key.end_of_name - 1, key.end_of_name, "")]
+                edits += [Edit(token.start - 1, original.end + 1, original.text)]
                 continue
             if _NEXT.fullmatch(text, token.end, original.start):
-                edits += [_Edit(token.start, original.start, "")]
+                edits += [Edit(token.start, original.start, "")]
                 continue
-        edits.append(_Edit(token.start, token.end, new))
-    return _edited(text, edits)
+        edits.append(Edit(token.start, token.end, new))
+    return edited(text, edits)
 
 
 def _once_iso_url(text: str, first: _String, second: _String) -> _Token | None:
@@ -168,10 +162,9 @@ def _once_iso_url(text: str, first: _String, second: _String) -> _Token | None:
     return frame.key if is_so and frame.name == "iso_urls" and frame.names & SOURCES else None
 
 
-def _gap(text: str, token: _Token) -> str:
+def _gap(text: str, token: _Token, line_end: str) -> str:
     """What goes between a new element and the comma behind it, and `token`: as it stands, on its line or on its own."""
     line = text.rfind("\n", 0, token.start) + 1
-    line_end = "\r\n" if "\r\n" in text else "\n"
     before = text[line : token.start]
     if not before.strip(" \t"):
         return line_end + before
@@ -228,11 +221,3 @@ def _tokens(text: str) -> Iterator[_Token]:
             continue
         yield _Token(found.lastgroup, found[0], found.start(), is_first)
         is_first = False
-
-
-def _edited(text: str, edits: list[_Edit]) -> str:
-    parts, start = [], 0
-    for edit in edits:
-        parts += [text[start : edit.start], edit.new]
-        start = edit.end
-    return "".join([*parts, text[start:]])

@@ -70,10 +70,10 @@ def kind_of(name: str, text: str) -> Kind:
     is_yaml, is_json = name.endswith((".yaml", ".yml")), text.lstrip().startswith("{")
     if name.endswith((".pkr.hcl", ".pkrvars.hcl", ".pkr.json", ".pkrvars.json")):
         return Kind.PACKER
+    if _SHELL.match(text) or name.endswith(".sh"):  # it may write a Vagrantfile
+        return Kind.SHELL
     if name.startswith("vagrantfile") or "Vagrant.configure" in text:
         return Kind.VAGRANT
-    if _SHELL.match(text) or name.endswith(".sh"):
-        return Kind.SHELL
     if _CLOUD_INIT.search(text[:4096]):
         return Kind.CLOUD_INIT
     if _GUEST.fullmatch(name):

@@ -12,7 +12,8 @@ from ..rules.access import OWN_NAMES
 from ..rules.digests import Digest
 from ..rules.links import Links
 
-_BODY = r"(?:[$#%]?\{[^}\s]*\}|[^\s\"'`<>|,;()\[\]{}\\])*"
+# Variables are bounded, so that many that do not end take no time.
+_BODY = r"(?:[$#%]?\{[^}\s]{0,255}\}|[^\s\"'`<>|,;()\[\]{}\\])*"
 URL = re.compile(
     # Behind a letter or a slash it is the rest of another word or URL; but \n before it is a line's end in a string.
     rf"(?:(?<![A-Za-z0-9+./_])|(?<=\\[nrt]))https?://(?:\[[0-9A-Fa-f:.]+\])?{_BODY}"

@@ -5,6 +5,7 @@ Answers are JSON. Whatever changes something must come from our own page or from
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -115,7 +116,7 @@ def api_routes(gateway: Gateway) -> list[Route]:
 
 def _number(query: Any, name: str, default: int, most: int) -> int:
     text = query.get(name, str(default))
-    if not text.isascii() or not text.isdecimal() or int(text) > most:
+    if not re.fullmatch("[0-9]{1,16}", text) or int(text) > most:
         raise RequestError(f"{name}: expected a number from 0 to {most}")
     return int(text)
 

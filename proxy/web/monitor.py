@@ -86,7 +86,8 @@ class Monitor:
             self._publish()
 
     def snapshot(self) -> Snapshot:
-        """Of all workers. What the others count is at most a second old."""
+        """Of all workers. What the others count is at most a second old, but never less than they have told."""
+        self._publish()
         whole = Snapshot()
         whole.stats.add(self._gateway.stats)
         whole.gauges = self._gauges()

@@ -58,7 +58,7 @@ def own_endpoints(gateway: Gateway, monitor: Monitor) -> Starlette:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = "there is no such page" if error.status_code == 404 else error.detail
+    message = "there is no such page" if error.status_code == 404 else error.detail.lower()
     return JSONResponse({"message": message}, error.status_code, headers=error.headers)
 
 

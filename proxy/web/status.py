@@ -64,12 +64,12 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _add(total: dict[str, Any], part: dict[str, Any]) -> None:
+def _add(sums: dict[str, Any], part: dict[str, Any]) -> None:
     for key, value in part.items():
         if isinstance(value, dict):
-            _add(total.setdefault(key, {}), value)
+            _add(sums.setdefault(key, {}), value)
         else:
-            total[key] = total.get(key, 0) + value
+            sums[key] = sums.get(key, 0) + value
 
 
 def status(gateway: Gateway) -> dict[str, Any]:

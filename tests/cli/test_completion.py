@@ -51,9 +51,10 @@ def test_bash_completes_commands_options_urls_and_tools(cli, origin, shell, tmp_
     broken, missing = tmp_path / "broken", tmp_path / "missing"
     (broken / "index").mkdir(parents=True)
     (broken / "index" / "cache.db").write_bytes(b"no database" * 1000)
-    for name in ("noble", "jammy", "noble%20big?a&b"):
+    names = ("noble", "jammy", "noble%20big?a&b", "run$(id)")
+    for name in names:
         origin.body(f"/{name}", b"x").headers(cache_control="max-age=600")
-    cli("prefetch", "/u/noble", "/u/jammy", "/u/noble%20big?a&b")
+    cli("prefetch", *(f"/u/{name}" for name in names))
     jammy = origin.url("/jammy")
     after_colon = origin.url().rpartition(":")[2]
     expected = {
@@ -66,6 +67,8 @@ def test_bash_completes_commands_options_urls_and_tools(cli, origin, shell, tmp_
         f"fetchonce show {origin.url('/no')}": rf"{after_colon}noble {after_colon}noble%20big\?a\&b",
         f"fetchonce rm /u/noble {jammy[:-3]}": f"{after_colon}jammy",
         f"fetchonce pin '{jammy[:-3]}": jammy,
+        f"fetchonce show {origin.url('/run')}": rf"{after_colon}run\$\(id\)",
+        f'fetchonce show "{origin.url("/run")}': "",  # in quotes it would run
         f"fetchonce verify --config {cli.config} {jammy[:-3]}": f"{after_colon}jammy",
         "fetchonce unpin --config /nowhere http": "",
         f"fetchonce unpin --cache-dir {broken} http": "",

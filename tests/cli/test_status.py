@@ -3,6 +3,7 @@
 import re
 import signal
 
+from proxy.cli.watch import Lines
 from tests.cli.commands import BODY, FRESH, served
 from tests.harness import until
 
@@ -69,3 +70,20 @@ async def test_status_watch_goes_on_until_ctrl_c(origin, cli, server, terminal):
     await client.rest()
     terminal.read_until("1.0 MB fetched, 1.0 MB served (1 MISS)")
     cli.end(watch, signal.SIGINT)
+
+
+def test_watch_says_in_lines_what_came_in_and_what_did_not():
+    lines, url = Lines(), "https://u.example/a"
+    fill = {"url": f"{url}?x", "key": "k", "bytes": 10, "length": 20, "started_at": 100.0}
+    fill |= {"state": "streaming", "readers": 1, "resumes": 0, "source": url}
+    earlier, now = ({"url": url, "at": at, "message": "it is down"} for at in (99.0, 101.0))
+
+    def told(fills, failures=(), workers=("one",)):
+        looks = {"fills": fills, "failures": list(failures), "workers": workers}
+        return [line.split()[0] for line in lines.changes(looks)]
+
+    assert told([fill]) == ["fetching"]
+    assert told([], [earlier]) == ["in"]
+    for failures, workers in (([now, earlier], ("one",)), ([], ())):  # it has failed; the server is gone
+        assert told([fill]) == ["fetching"]
+        assert told([], failures, workers) == []

@@ -1,5 +1,6 @@
 """Help, and wrong usage."""
 
+import os
 import re
 import subprocess
 import sys
@@ -69,3 +70,14 @@ def test_wrong_usage_is_exit_2(cli):
 def test_an_argument_that_is_no_text_is_an_error_like_any_other(cli):
     for ran in cli.together(*([command, b"/u/\xff"] for command in ("rm", "prefetch")), code=1):
         assert "must be percent-encoded" in ran.err
+
+
+def test_output_that_cannot_be_written_is_no_traceback(cli, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"https://images.example/pub/\xff")
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    (changed,) = cli("rewrite", "--json", str(tmp_path / "a.txt"), env=strict).json()
+    assert changed["changed"][0]["from"] == "https://images.example/pub/\udcff"
+    assert "\\udcff" in cli("lima", "remove", "--lima-home", os.fsencode(tmp_path) + b"/\xff", env=strict).out
+    with open("/dev/full", "wb") as full:
+        ran = cli.end(cli.start("man", fds={"stdout": full.fileno()}), code=1)
+    assert ran.err == "fetchonce: No space left on device\n"

@@ -129,8 +129,8 @@ def test_a_second_install_changes_nothing_and_status_tells(lima, ours, tmp_path)
     said = ours("install", "--no-fallback", "--proxy", "http://10.0.0.1:80/").stdout
     assert "without fallback" in said
     assert "https://cloud-images" not in (images / "ubuntu.yaml").read_text()
-    assert "it leads to http://10.0.0.1:80" in ours("status", code=1).stdout
-    ours("status", "--proxy", "http://10.0.0.1:80")
+    assert "goes through http://10.0.0.1:80, without fallback" in ours("status").stdout
+    assert "it leads to http://10.0.0.1:80" in ours("status", "--proxy", "http://10.0.0.2:80", code=1).stdout
     ours("remove")
     assert not where.exists()
     assert "nothing of fetchonce" in ours("remove").stdout

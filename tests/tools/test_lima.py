@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from proxy.errors import ProxyError
 from proxy.rules.links import Links
 from proxy.rules.mirrors import Mirror, MirrorTable
-from proxy.tools.lima import Lima, Way
+from proxy.tools.lima import Lima, Way, home_of
 from proxy.tools.lima_home import MADE, SCRATCH, State, apply, compare, left_of, mark_in
 from proxy.tools.lima_nerdctl import put_in, taken_out
 
@@ -45,6 +45,10 @@ def home(tmp_path):
     """Not made yet; somebody's home directory around it has another directory."""
     (tmp_path / "me" / "other").mkdir(parents=True)
     return tmp_path / "me" / ".lima"
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other():
+    assert home_of({"LIMA_HOME": "~nobody-of-that-name/x"}).parts[-2:] == ("~nobody-of-that-name", "x")
 
 
 def install(home, lima, way=WAY):
@@ -181,6 +185,35 @@ def test_a_link_in_place_of_ours_is_somebody_elses(home, lima):
     assert shadow.is_symlink()
     assert not (home / "_templates" / MADE).exists()
     assert "https://u.example/a.img" in kept.read_text()
+
+
+def test_nothing_is_written_behind_a_link_in_the_tree(home, lima):
+    (home.parent / "dotfiles").mkdir()
+    (home / "_templates").mkdir(parents=True)
+    (home / "_templates" / "_images").symlink_to("../../dotfiles")
+    before = snapshot(home.parent)
+    assert install(home, lima)[State.FOREIGN] == ["a.yaml", "b.yaml", "newest.yaml"]
+    assert not list((home.parent / "dotfiles").iterdir())
+    remove(home)
+    assert snapshot(home.parent) == before
+
+
+def test_scratch_of_somebody_else_stays(home, lima):
+    (home.parent / "other" / MADE).write_text("theirs")
+    (home.parent / f"{SCRATCH}link").symlink_to("other")
+    before = snapshot(home.parent)
+    install(home, lima)
+    remove(home)
+    assert snapshot(home.parent) == before
+
+
+def test_a_block_at_an_end_that_was_trimmed_is_ours(home, lima):
+    install(home, lima)
+    default = home / "_config" / "default.yaml"
+    default.write_text(default.read_text().rstrip())
+    assert set(install(home, lima)) == {State.GOOD}
+    remove(home)
+    assert not home.exists()
 
 
 def test_an_edited_file_is_not_lost(home, lima):

@@ -126,3 +126,22 @@ def test_what_is_no_yaml_is_told_with_its_line():
     for end in ("\r", "\x85", "\u2028"):
         with pytest.raises(ValueError, match=r"^line 2: a line ends with "):
             through(f"# x\nimages:{end}- location: https://u.example/a{end}", LINKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x: 1\n? images\n: - location: https://u.example/a\n", "^line 3: the dash of this"),
+        ("x:\n- 1\n? images\n: - location: https://u.example/a\n", "^line 4: the dash of this"),
+        ("images:\n- x: " + "[" * 500 + "]" * 500, "^it is nested too deeply"),
+    ],
+)
+def test_yaml_that_nobody_writes_is_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        through(text, LINKS)
+
+
+def test_an_item_may_name_itself():
+    text = "images:\n- &a\n  location: https://u.example/a\n  kernel: *a\n# end\n"
+    item = text[len("images:\n") : -len("# end\n")]
+    assert through(text, LINKS) == f"images:\n{item.replace('https:/', BASE)}{item}# end\n"

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import hcl2
@@ -97,7 +98,7 @@ def test_all_templates_of_lima_come_back():
         ("app.Dockerfile", "", Kind.GUEST),
         ("ks.cfg", "", Kind.GUEST),
         ("quickget", "#!/usr/bin/env bash\n", Kind.SHELL),
-        ("get.sh", "", Kind.SHELL),
+        ("get.sh", 'cat >Vagrantfile <<E\nVagrant.configure("2")\nE\n', Kind.SHELL),
         ("notes.md", "variable x {\n", Kind.TEXT),
     ],
 )
@@ -389,9 +390,21 @@ def test_a_digest_that_the_file_does_not_state_stays():
             assert rewritten(text, kind, URLS, form) == undone(text, kind, URLS) == text
 
 
-def test_a_long_line_and_a_deep_nest_take_no_time():
-    for text in ('"${' * 30_000, "[" * 5000 + '"https://u.example/a"', '"${' * 3 + "https://u.example/a"):
-        assert undone(rewritten(text, Kind.PACKER, URLS, Form()), Kind.PACKER, URLS) == text
+LARGE = {
+    "quotes and variables": (Kind.PACKER, '"${' * 30_000),
+    "a nest": (Kind.PACKER, "[" * 5000 + '"https://u.example/a"'),
+    "comments": (Kind.PACKER, "/* " * 100_000),
+    "heredocs": (Kind.PACKER, "".join(f"<<E{number}\n" for number in range(30_000))),
+    "a list": (Kind.PACKER, "iso_urls = [\n" + '  "https://u.example/a",\n' * 10_000 + "]\n"),
+    "variables": (Kind.TEXT, "https://u.example/${" * 10_000),
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), LARGE.values(), ids=LARGE)
+def test_time_grows_with_the_size_and_not_with_its_square(kind, text):
+    began = time.process_time()
+    assert undone(rewritten(text, kind, URLS, Form()), kind, URLS) == text
+    assert time.process_time() - began < 5
 
 
 # -- generated texts ---------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ async def test_entries_are_searched_sorted_and_paged(proxy, stored):
     }.items():
         assert names(await listed(proxy, query)) == expected, query
     assert (await listed(proxy, "q=.img&limit=1"))["total"] == 2
-    for query in ("sort=colour", "order=up", "limit=-1", "limit=1001", "offset=x", "limit=%C2%B2"):
+    long = f"limit={'9' * 5000}"
+    for query in ("sort=colour", "order=up", "limit=-1", "limit=1001", long, "offset=x", "limit=%C2%B2"):
         answer = await proxy.get(f"/-/api/entries?{query}")
         assert answer.status == 400, query
         assert "expected" in answer.json()["message"]

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from proxy.stats import Failure, Stats, mirror_label, total
 from proxy.web.metrics import METRICS
+from proxy.web.slots import Slots
 from tests.harness import until
 from tests.origin import pattern_bytes
 
@@ -114,6 +115,16 @@ async def test_any_worker_tells_for_all_and_a_dead_one_takes_nothing_with_it(ori
     await are_told(105, 2)
 
 
+async def test_counters_do_not_fall_whichever_worker_answers(origin, proxy_factory):
+    proxy = proxy_factory("--workers", "3")
+    origin.body("/x", b"12345").headers(**FRESH)
+    told = 0.0
+    for _ in range(30):
+        await proxy.get("/u/x")
+        before, told = told, (await samples(proxy)).get(("sent_bytes_total", "u"), 0.0)
+        assert told >= before
+
+
 def test_counters_of_several_processes_add_up():
     stats, other = Stats(), Stats()
     for each in (stats, other):
@@ -126,3 +137,17 @@ def test_counters_of_several_processes_add_up():
     assert [failure.at for failure in stats.recent] == [1.0, 2.0]
     assert stats.failures["u", "upstream-timeout"] == 2
     assert mirror_label(None) == "none"
+
+
+def test_the_longest_failures_fit_into_a_slot():
+    stats, other = Stats(), Stats()
+    for each in (stats, other):
+        for number in range(120):
+            url = f"https://u/{number}/{'x' * 8000}"
+            each.failed(Failure(float(number), url, "u", "upstream-error", f"{url} cannot be reached"))
+    stats.add(other)
+    Slots(1).write(0, stats.encoded())
+    assert stats.recent[-1].at == 119
+    for number in range(120):
+        other.failed(Failure(float(number), f"https://u/{number}", "u", "upstream-error", "it is down"))
+    assert [each.at for each in other.recent] == list(range(20, 120))

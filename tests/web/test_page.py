@@ -18,13 +18,13 @@ in_a_browser = pytest.mark.skipif(chromium is None, reason="Chromium is not inst
 
 
 @contextlib.asynccontextmanager
-async def visited(proxy, path="/-/", **options):
-    """The page in a new browser. It must ask nobody but the proxy, and have nothing to complain about."""
+async def visited(proxy, path="/-/", *, tolerated="\0", **options):
+    """The page in a new browser. It must ask nobody but the proxy, and have nothing else to complain about."""
     complaints = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = await browser.new_page(**options)
-        page.on("console", lambda message: complaints.append(message.text))
+        page.on("console", lambda message: tolerated in message.text or complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: request.url.startswith(proxy.url("/")) or complaints.append(request.url))
         await page.goto(proxy.url(path))
@@ -100,12 +100,21 @@ async def test_all_of_it_works_from_the_keyboard(origin, proxy):
 
 
 @in_a_browser
-async def test_a_failure_is_shown_with_its_cause_and_a_restart_is_survived(origin, proxy):
-    async with visited(proxy, viewport={"width": 400, "height": 800}) as page:
+async def test_a_failure_is_shown_with_its_cause_and_the_end_of_the_server(origin, proxy):
+    origin.pattern("/slow.img", SIZE, 1).stall_at(1000)
+    async with visited(proxy, tolerated="net::ERR_", viewport={"width": 400, "height": 800}) as page:
         await proxy.get("/u/none.img")
         await expect(page.locator("#failures")).to_contain_text("answered 404")
         width = await page.evaluate("document.documentElement.scrollWidth")
         assert width <= 400, "the page is wider than the window"
+        said = await page.locator("#news").text_content()
+        async with await proxy.stream("/u/slow.img") as stream:
+            await stream.read(1000)
+            await expect(page.locator("#fills li")).to_have_count(1)
+            proxy.kill()
+            await expect(page.locator("#link")).to_contain_text("does not answer")
+            await expect(page.locator("#fills li")).to_have_count(0)
+        assert await page.locator("#news").text_content() == said  # it is not said to be in
 
 
 async def test_browsers_are_led_to_the_page_and_others_get_the_message(proxy):

@@ -147,6 +147,8 @@ function listen() {
   events.addEventListener("open", () => { say("live", "live"); loadEntries(); });
   events.addEventListener("error", () => {
     say("lost", "the server does not answer; trying again");
+    for (const { row } of fills.values()) row.remove(); // nobody knows what becomes of them
+    fills.clear();
     if (events.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
   });
   events.addEventListener("status", (event) => {
