@@ -69,7 +69,7 @@ def read_text(locator: str, text: str, choice: Choice) -> Found:
     troubles: list[str] = []
     templates = list(_with_bases(locator, _parsed(locator, text), troubles, {locator}))
     images = _listed(templates, "images")
-    chosen = _arches(templates, choice)
+    chosen = _arches(templates, choice) if images else []  # other YAML: Lima's own archives are not what it wants
     wanted: list[Wanted] = []
     notes: list[str] = []
     for arch in chosen:
