@@ -195,7 +195,8 @@ def become(wanted: dict[str, Any], fds: Sequence[int]) -> None:
         os.close(fd)
     os.read(begins, 1)  # it is closed when we may begin
     os.close(begins)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    # Another object: the one we were started with takes its descriptor for /dev/null, in which one can seek.
+    sys.stdout = os.fdopen(1, "w", encoding=sys.stdout.encoding, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(wanted["cwd"])
     os.environ.clear()

@@ -96,18 +96,19 @@ async def exported(
 ) -> tuple[int, list[dict[str, Any]]]:
     """The exit code, and what was exported."""
     name = "standard output" if file == "-" else file
-    nothing = StoreError(f"nothing to export is stored in {settings.cache_dir}. {name} was not written")
-    if not settings.cache_dir.exists():
+    what, where = f" that matches {' or '.join(patterns)}" if patterns else "", settings.cache_dir
+    nothing = StoreError(f"nothing whole{what} is stored in {where}. {name} was not written")
+    if not where.exists():
         raise nothing
     async with opened_store(settings) as store:
         objects = [each for each in await list_objects(store) if each["state"] == "complete"]
         found = {pattern: selected(settings, objects, pattern) for pattern in patterns}
         missing = [pattern for pattern, matching in found.items() if not matching]
-        for pattern in missing:
-            click.echo(f"nothing whole that is stored in {settings.cache_dir} matches {pattern}", err=True)
         keys = {each["key"] for matching in (found.values() if patterns else [objects]) for each in matching}
         if not keys:
             raise nothing
+        for pattern in missing:
+            click.echo(f"nothing whole that is stored in {where} matches {pattern}", err=True)
         entries = [record.entry for record in await store.records() if record.entry.key in keys]
         bars = progress_bars(quiet)
         told = Told(bars, "export", quiet)

@@ -148,6 +148,7 @@ def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
         found, unread = compare(home, tool, way)
     if not any(each.path.is_relative_to(home / "_templates") and each.state is not State.UNWANTED for each in found):
         where = ", ".join(map(str, tool.templates)) or "Lima's share directory"
+        where += " (LIMA_TEMPLATES_PATH)" if order else ""
         raise ProxyError(f"no template in {where} names an image of a configured mirror; nothing was changed")
     return Look(home, tool, way, f"fetchonce lima install{given}{where}", found, [*notes, *unread, *order], not order)
 

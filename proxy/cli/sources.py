@@ -12,6 +12,7 @@ from ..errors import ProxyError
 from ..rules.digests import Digest
 from ..rules.links import Links
 from ..rules.mirrors import MirrorTable
+from ..tools.urls import Urls
 from ..tools.wanted import ARCHES, Choice, Wanted, in_turn, is_source, read
 from .common import own_bases
 
@@ -78,8 +79,11 @@ def upstream_names(settings: Settings) -> Callable[[Wanted], Wanted]:
     """What gives a Wanted by its upstream URLs: a template may name ours beside them, and each is to be tried once."""
     table = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
     links = [Links(table, base) for base in own_bases(settings)]
+    urls = Urls(Links(table, ""))  # what was written for another port of this machine is ours, too
 
     def upstream(url: str) -> str:
+        if ours := urls.ours(url):
+            return ours.original
         with suppress(ProxyError):  # the server may know more mirrors; it will say so if it does not
             return url if not url.startswith("/") else table.resolve(url).url
         return url

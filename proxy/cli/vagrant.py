@@ -3,6 +3,7 @@
 import difflib
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def remove(settings: Settings, vagrant_home: str | None, **given: bool) -> None:
 @json_option
 @settings_options
 def status(settings: Settings, vagrant_home: str | None, as_json: bool) -> None:
-    """Say whether the hook is installed, and whether it agrees with mirrors and address of now."""
+    """Exit 0 if the hook is installed and agrees with mirrors and address of now; else say what is wrong."""
     path, text = read(home(vagrant_home))
     hook = installed(text)
     if hook is None:
@@ -98,6 +99,7 @@ def status(settings: Settings, vagrant_home: str | None, as_json: bool) -> None:
             click.echo(f"  {each}")
         if why:
             click.echo(f"to mend it: {hook.command if hook else 'fetchonce vagrant install'}")
+    sys.exit(state != "installed")
 
 
 def read(directory: Path) -> tuple[Path, str | None]:

@@ -1,13 +1,17 @@
 """What to type so that a tool fetches through us: pure data, and its forms for a terminal and for the README.
 
 Every line can be pasted as it is; HOST, PATH and FILE stand for the image's own. {base} is our address, {https} the one
-that speaks https, {remote} the one for other machines. What each line does was seen, or read in the tool's source.
+that speaks https, {remote} the one for other machines, {guest} the one for Lima's guests. What each line does was seen,
+or read in the tool's source.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from textwrap import wrap
+
+WIDTH = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +22,15 @@ class Addresses:
     https: str = "https://127.0.0.1:8643"
     remote: str = "http://ADDRESS:8642"
 
+    @property
+    def guest(self) -> str:
+        return re.sub("//.*:", "//host.lima.internal:", self.base)
+
     def fill(self, text: str) -> str:
         # Not str.format: the lines are full of braces of their own.
-        return text.replace("{base}", self.base).replace("{https}", self.https).replace("{remote}", self.remote)
+        for name in ("base", "https", "remote", "guest"):
+            text = text.replace("{" + name + "}", getattr(self, name))
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ HINTS = (
         ),
         "--set covers images, kernels, initrds and listed archives, not nerdctl, and has no fallback. `fetchonce "
         "seed lima TEMPLATE` fills Lima's own cache, and nothing else changes. In a guest the address is "
-        "http://host.lima.internal:8642/",
+        "{guest}/",
     ),
     Hint(
         ("Colima",),
@@ -272,10 +282,15 @@ def near(text: str) -> list[str]:
 
 def as_text(hint: Hint, addresses: Addresses, before: Iterable[str] = ()) -> str:
     """For people: what to type, and about each line what is to be known. `before`: what to know first of all."""
-    lines = [hint.name, *(f"  {text}" for text in before)]
+    lines = [hint.name, *(line for text in before for line in wrapped(text))]
     for step in hint.steps:
         lines += [f"  {step.about}:"] * bool(step.about) + [f"    {addresses.fill(step.text)}"]
-    return "\n".join([*lines, *wrap(addresses.fill(hint.note), 100, initial_indent="  ", subsequent_indent="  ")])
+    return "\n".join([*lines, *wrapped(addresses.fill(hint.note))])
+
+
+def wrapped(text: str) -> list[str]:
+    """Its lines, with paths and options whole."""
+    return wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def as_value(hint: Hint, addresses: Addresses) -> dict[str, object]:

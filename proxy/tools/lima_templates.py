@@ -72,7 +72,7 @@ def read_text(locator: str, text: str, choice: Choice) -> Found:
     seen = set() if locator == "-" else {os.path.realpath(_file(locator))}
     templates = list(_with_bases(locator, _parsed(locator, text), troubles, seen))
     images = _listed(templates, "images")
-    chosen = _arches(templates, choice)
+    chosen = _arches(templates, choice) if images else []  # other YAML: Lima's own archives are not what it wants
     wanted: list[Wanted] = []
     notes: list[str] = []
     for arch in chosen:

@@ -111,7 +111,10 @@ def test_patterns_are_those_of_ls_and_urls_in_any_spelling(origin, cli, tmp_path
     assert ran.out == f"exported 1 URL (1.0 MB) to {path}\n"
     assert "matches focal" in ran.err
     before = path.read_bytes()
-    assert "nothing to export" in cli("export", str(path), "focal", code=1).err
+    said = cli("export", str(path), "focal", "noble-2", code=1).err
+    assert said == (
+        f"fetchonce: nothing whole that matches focal or noble-2 is stored in {cli.cache_dir}. {path} was not written\n"
+    )
     assert path.read_bytes() == before
 
 
@@ -293,7 +296,7 @@ def test_what_cannot_be_done(origin, cli, there, tmp_path):
     path = archived(cli, tmp_path)
     (tmp_path / "short.tar").write_bytes(path.read_bytes()[:5000])
     failed = {
-        f"nothing to export is stored in {there.cache_dir}": [there, "export", str(tmp_path / "x.tar")],
+        f"nothing whole is stored in {there.cache_dir}": [there, "export", str(tmp_path / "x.tar")],
         f"{tmp_path} was not written: Is a directory": [cli, "export", str(tmp_path)],
         "/none.tar cannot be read: No such file": [there, "import", str(tmp_path / "none.tar")],
         "short.tar ends too early. 0 URLs": [there, "import", str(tmp_path / "short.tar")],

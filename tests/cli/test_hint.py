@@ -31,7 +31,7 @@ def test_it_names_the_server_that_runs(cli, server):
 @pytest.mark.parametrize(
     ("listen", "found"),
     [
-        (["127.0.0.1:9000"], {"curl": "http://127.0.0.1:9000/", "incus": "https://127.0.0.1:8643/"}),
+        (["127.0.0.1:9000"], {"curl": "http://127.0.0.1:9000/", "lima": "http://host.lima.internal:9000/", "incus": "https://127.0.0.1:8643/"}),
         (["unix:/run/x", "127.0.0.1:9000", "https://127.0.0.1:9443"], {"curl": "http://127.0.0.1:9000/", "incus": "https://127.0.0.1:9443/"}),
         (["https://127.0.0.1:9443"], {"curl": "https://127.0.0.1:9443/", "kube": "https://ADDRESS:9443/"}),
         (["unix:/run/x"], {"curl": "http://127.0.0.1:8642/"}),

@@ -188,6 +188,15 @@ def test_of_a_template_what_its_tool_would_take_by_its_digests(origin, cli, prox
     assert [line.split()[0] for line in ran.err.splitlines()] == ["failed", "instead", "cached"]
 
 
+def test_of_a_template_written_for_another_port_the_originals_are_fetched(origin, cli, tmp_path):
+    origin.body("/a.img", BODY)
+    template = tmp_path / "vm.yaml"
+    ours = f"http://127.0.0.1:1/http/{origin.url('/a.img').removeprefix('http://')}"
+    template.write_text(f"plain: true\nimages: [{{location: '{ours}'}}]\n")
+    cli("prefetch", str(template))
+    assert list(cli.ls()) == [origin.url("/a.img")]
+
+
 def test_a_list_from_standard_input_beside_urls_and_files(origin, cli, tmp_path):
     for name in "abc":
         origin.body(f"/{name}.img", BODY).headers(cache_control=FRESH)

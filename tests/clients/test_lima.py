@@ -162,4 +162,6 @@ def test_without_limactl_the_templates_can_be_named(lima, ours, tmp_path):
     assert not (tmp_path / "home" / ".lima" / "_config").exists()
     assert "it is of Lima unknown" in ours("status", code=1).stdout
     assert "no template in" in ours("install", "--templates", tmp_path / "home", code=1).stderr
+    nowhere = {"LIMA_TEMPLATES_PATH": str(tmp_path / "nowhere")}
+    assert f"in {tmp_path / 'nowhere'} (LIMA_TEMPLATES_PATH)" in ours("install", code=1, **nowhere).stderr
     assert "expected http://HOST:PORT" in ours("install", "--proxy", "127.0.0.1:8642", code=2).stderr

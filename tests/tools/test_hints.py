@@ -69,4 +69,6 @@ def test_text_for_people_has_each_line_by_itself():
     lines = as_text(lima, Addresses(), ["first of all"]).splitlines()
     assert lines[:4] == ["Lima", "  first of all", f"  {lima.steps[0].about}:", "    fetchonce lima install"]
     assert f"    {Addresses().fill(lima.steps[1].text)}" in lines
-    assert all(len(line) <= 100 or line.startswith("    ") for line in lines)
+    builder = as_text(find("virt-builder")[0], Addresses())
+    assert "/etc/virt-builder/repos.d/*.conf" in builder.splitlines()[-1]  # can be copied
+    assert all(len(line) <= 80 or line.startswith("    ") for line in lines)

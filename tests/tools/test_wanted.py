@@ -82,6 +82,12 @@ def test_of_lima_what_lima_would_download(write):
     }
 
 
+def test_yaml_without_images_wants_nothing_of_lima(write):
+    archives = "containerd: {archives: [{location: https://h/nerdctl.tgz}]}\n"
+    with pytest.raises(RequestError, match="names no URL to fetch"):
+        read(write("compose.yaml", "services: {web: {image: nginx}}\n" + archives), INTEL)
+
+
 def test_a_template_without_an_image_for_the_architecture_is_told(write):
     template = write("vm.yaml", "plain: true\n" + IMAGES)
     (trouble,) = read(template, Choice("riscv64")).troubles
