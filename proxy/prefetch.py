@@ -24,6 +24,14 @@ class Progress(TypedDict):
     """sha256:HEX when it is stored."""
     message: str | None
     """Why it failed."""
+    source: str
+    """Where the bytes come from, for people."""
+    readers: int
+    """Clients that read it while it comes; whoever prefetches is one."""
+    resumes: int
+    """How often a transfer broke and went on."""
+    trouble: str | None
+    """What went wrong last, and did not end it."""
 
 
 async def prefetch(
@@ -66,13 +74,33 @@ async def prefetch(
 
 
 def begun(url: str) -> Progress:
-    return {"url": url, "state": "asking", "bytes": 0, "length": None, "digest": None, "message": None}
+    return {
+        "url": url,
+        "state": "asking",
+        "bytes": 0,
+        "length": None,
+        "digest": None,
+        "message": None,
+        "source": url,
+        "readers": 1,
+        "resumes": 0,
+        "trouble": None,
+    }
 
 
 def _step(url: str, fill: Fill) -> Progress:
     if fill.entry:
         return _stored(url, "complete" if isinstance(fill.state, Complete) else "cached", fill.entry)
-    return {**begun(url), "state": fill.state.name, "bytes": fill.received, "length": fill.length}
+    return {
+        **begun(url),
+        "state": fill.state.name,
+        "bytes": fill.received,
+        "length": fill.length,
+        "source": fill.source.partition("?")[0],  # the query of a signed URL is a password
+        "readers": fill.readers,
+        "resumes": fill.mishaps.resumes,
+        "trouble": fill.mishaps.last,
+    }
 
 
 def _stored(url: str, state: str, entry: Entry) -> Progress:

@@ -7,8 +7,6 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
-from rich.progress import TaskID
-
 from ..config import Settings
 from ..errors import ProxyError
 from ..gateway import Gateway
@@ -18,8 +16,8 @@ from ..rules.digests import Digest
 from ..store.servers import ServerRecord
 from ..tools.wanted import Wanted
 from ..upstream.local import LocalServer
-from .bars import progress_bars, say_beside
 from .common import age_text, size_text, without_own_address
+from .drawing import Fetches
 
 Steps = Callable[[str, Digest | None], AsyncGenerator[Progress]]
 
@@ -39,25 +37,19 @@ async def fetch_all(
 ) -> list[Progress]:
     """The last step of each, or of what came in its stead, in their order. A failure is a step too, not an error."""
     places = Semaphore(options.jobs)
-    bars = progress_bars(options.quiet)
-    say = partial(say_beside, bars, options.quiet)
+    fetches = Fetches(options.quiet)
 
     async def one(each: Wanted, steps: Steps) -> Progress:
         started = time.monotonic()
-        bar: TaskID | None = None
         step: Progress | None = None
         async with aclosing(steps(without_own_address(each.url, settings), each.digest)) as stream:
             async for step in stream:
                 step["url"] = each.url
-                if bar is None and step["state"] in ("asking", "streaming"):
-                    bar = bars.add_task(each.url.rpartition("/")[2] or each.url, total=None)
-                    if bars.disable:
-                        say(f"fetching {each.url}")
-                if bar is not None:
-                    bars.update(bar, completed=step["bytes"], total=step["length"])
+                fetches.update(step)
         if step is None or step["state"] in ("asking", "streaming"):
             step = failed_step(each.url, (step or begun(each.url))["message"] or "the server went away")
-        say(result_text(step, time.monotonic() - started))
+            fetches.update(step)
+        fetches.say(result_text(step, time.monotonic() - started))
         return step
 
     async def first_of(each: Wanted, steps: Steps) -> Progress:
@@ -66,12 +58,12 @@ async def fetch_all(
             for turn in each.instead:
                 if step["state"] != "failed":
                     break
-                say(f"instead  {turn.url}")
+                fetches.say(f"instead  {turn.url}")
                 step = await one(turn, steps)
             return step
 
     async with _steps(settings, servers, options) as steps:
-        with bars:
+        with fetches:
             return await gather(*(first_of(each, steps) for each in wanted))
 
 

@@ -23,6 +23,10 @@ def digest_type(text: str) -> Digest:
     return digest
 
 
+RESULT = ("url", "state", "bytes", "length", "digest", "message")
+"""What --json tells of each URL; the other fields of Progress are about the way there."""
+
+
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=url_text, metavar="URL|FILE|template:NAME|-...")
 @click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
@@ -62,5 +66,5 @@ def prefetch(
         leave(130)
     results = failed + results
     if options.quiet:
-        print_json(results)
+        print_json([{key: value for key, value in result.items() if key in RESULT} for result in results])
     leave(any(result["state"] == "failed" for result in results))

@@ -1,23 +1,19 @@
 """`fetchonce status --watch`: what comes in, drawn anew twice a second; lines where it is no terminal."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from ..errors import ProxyError
 from .common import age_text, size_text
+from .drawing import Rates, resumes_text, rows
 
 LOOK_SECONDS = 0.5
-RATE_SECONDS = 5.0
-"""The rate shown is the mean of the last five seconds."""
 FAILURES_SHOWN = 3
 LINE_SECONDS = 10.0
 """Where it is no terminal, a fill that comes is told of this often."""
@@ -49,27 +45,11 @@ def _looks(read: Callable[[], Status]) -> Iterator[Status]:
         time.sleep(LOOK_SECONDS)
 
 
-class Rates:
-    """How fast each fill has come lately."""
-
-    def __init__(self) -> None:
-        self._samples: dict[tuple[str, float], deque[tuple[float, int]]] = {}
-
-    def of(self, fill: Status, now: float) -> float:
-        """Bytes per second."""
-        samples = self._samples.setdefault((fill["key"], fill["started_at"]), deque())
-        samples.append((now, fill["bytes"]))
-        while len(samples) > 2 and samples[0][0] < now - RATE_SECONDS:
-            samples.popleft()
-        then, before = samples[0]
-        return max(0.0, (fill["bytes"] - before) / (now - then)) if now > then else float(fill["rate"])
-
-
 def drawn(whole: Status, head: list[str], rates: Rates) -> RenderableType:
-    now = time.monotonic()
     parts: list[RenderableType] = [Text(line) for line in head]
     for fill in whole["fills"]:
-        parts += [Text(""), *_fill(fill, rates.of(fill, now))]
+        rate = rates.of((fill["key"], fill["started_at"]), fill["bytes"])
+        parts += [Text(""), *rows(fill, rate, _about(fill))]
     for failure in whole["failures"][:FAILURES_SHOWN]:
         ago = age_text(time.time() - failure["at"])
         parts += [Text(""), Text(f"failed {ago} ago: {failure['message']}", style="red")]
@@ -78,27 +58,9 @@ def drawn(whole: Status, head: list[str], rates: Rates) -> RenderableType:
     return Group(*parts)
 
 
-def _fill(fill: Status, rate: float) -> Iterator[RenderableType]:
-    yield Text(fill["url"].partition("?")[0].rpartition("/")[2] or fill["url"], style="bold", overflow="ellipsis")
-    done, length = fill["bytes"], fill["length"]
-    row = Table.grid(padding=(0, 1), expand=True)
-    row.add_column(ratio=1)
-    for width in (24, 10, 8):  # so that the rows of several fills stand in line
-        row.add_column(justify="right", no_wrap=True, min_width=width)
-    of = f"{size_text(done)} of {size_text(length)} ({done * 100 // length}%)" if length else size_text(done)
-    left = f"{age_text((length - done) / rate)} left" if length and rate else ""
-    bar = ProgressBar(length or 100, done if length else 0, pulse=not length)
-    row.add_row(bar, of, f"{size_text(int(rate))}/s" if rate else "waiting", left)
-    yield row
-    yield Text(_about(fill), style="dim", overflow="ellipsis", no_wrap=True)
-    if fill["trouble"]:
-        yield Text(fill["trouble"], style="yellow")
-
-
 def _about(fill: Status) -> str:
     readers = f"{fill['readers']} reader{'s' if fill['readers'] != 1 else ''}"
-    resumes = f", went on after {fill['resumes']} break{'s' if fill['resumes'] != 1 else ''}" if fill["resumes"] else ""
-    return f"{fill['state']}, {readers}{resumes}, from {fill['source']}"
+    return f"{fill['state']}, {readers}{resumes_text(fill['resumes'])}, from {fill['source']}"
 
 
 class Lines:

@@ -107,13 +107,22 @@ def test_prefetch_json_has_one_object_for_each_url_in_their_order(origin, cli, p
 def test_on_a_terminal_it_draws_bars(origin, cli, terminal):
     origin.body("/noble.img", BODY).stall_at(400_000)
     prefetch = cli.start("prefetch", "/u/noble.img", fds={"stderr": terminal.fd})
-    terminal.read_until("0.4/1.0 MB")
+    terminal.read_until("400.0 kB of 1.0 MB (40%)")
     assert "noble.img" in terminal.shown
     assert "━" in terminal.shown
     assert "fetching" not in terminal.shown  # the bar says it
     origin.release()
     assert "stored   /u/noble.img (1.0 MB" in terminal.read_until(None)
     assert not cli.end(prefetch).out
+
+
+@pytest.mark.parametrize("with_server", [True, False], ids=["with a server", "alone"])
+def test_a_transfer_that_goes_on_is_told(origin, cli, proxy_factory, with_server):
+    if with_server:
+        proxy_factory(cache_dir=cli.cache_dir)
+    origin.body("/noble.img", BODY).throttle(600_000).close_at(400_000, times=1)
+    said = cli("prefetch", "/u/noble.img").err
+    assert re.search("^goes on  /u/noble.img: .* broke off at byte 400000 ", said, re.MULTILINE)
 
 
 def test_json_draws_no_bars_on_a_terminal(origin, cli, terminal):
