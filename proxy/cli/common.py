@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,6 +22,9 @@ from ..rules.mirrors import MirrorTable, Target
 from ..store.index import stored_urls
 from ..store.servers import running
 from ..store.store import Store
+
+CONNECT_SECONDS = 0.5  # another machine answers within a few milliseconds, or is not there
+PORTS = {"http": 80, "https": 443}
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,11 +90,16 @@ def without_own_address(url: str, settings: Settings) -> str:
 def own_bases(settings: Settings) -> list[str]:
     """http(s)://HOST:PORT of each server running on the cache directory, then of each configured address.
 
-    Of one that listens everywhere it is where this machine finds it.
+    Of one that listens everywhere it is where this machine finds it. http comes first: a tool may not trust our
+    certificate.
     """
     known = [address for server in running(settings.cache_dir) for address in server.listen]
-    bases = [base_url(each) for each in (*known, *settings.file.listen) if not each.startswith("unix:")]
-    return list(dict.fromkeys(_here(each) for each in bases))
+    addresses = [*sorted(known, key=_is_https), *sorted(settings.file.listen, key=_is_https)]
+    return list(dict.fromkeys(_here(base_url(each)) for each in addresses if not each.startswith("unix:")))
+
+
+def _is_https(address: str) -> bool:
+    return address.startswith(HTTPS)
 
 
 def _here(base: str) -> str:
@@ -103,7 +113,8 @@ def base_url(listen: str) -> str:
 
 def address_type(text: str) -> str:
     """The type of --proxy."""
-    if not re.fullmatch(r"https?://([^\s/@#\"\\]+@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?/?", text, re.ASCII):
+    found = re.fullmatch(r"https?://([^\s/@#\"\\]+@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:(\d{1,5}))?/?", text, re.ASCII)
+    if not found or not 0 < int(found[4] or 1) < 65536:
         raise click.BadParameter(f'"{text}": expected http://HOST:PORT')
     return text.rstrip("/")
 
@@ -111,6 +122,19 @@ def address_type(text: str) -> str:
 proxy_option = click.option(
     "--proxy", type=address_type, metavar="URL", help="Where fetchonce is, if not at this server's address."
 )
+
+
+def unanswered(base: str, meanwhile: str) -> list[str]:
+    """What to say if nothing listens at http(s)://[LOGIN@]HOST[:PORT]: `meanwhile` is what the tool does then."""
+    at = urlsplit(base)
+    try:
+        socket.create_connection((at.hostname or "", at.port or PORTS[at.scheme]), CONNECT_SECONDS).close()
+    except OSError:
+        where = f"{at.scheme}://{at.netloc.rpartition('@')[2]}"
+        return [f"nothing answers at {where}: until fetchonce serves there, {meanwhile}"]
+    return []
+
+
 size_text = decimal
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -19,7 +19,7 @@ from ..rules.mirrors import MirrorTable
 from ..tools.lima import Lima, Way, ask, home_of
 from ..tools.lima_home import TO_DO, Found, State, apply, compare, left_of, mark_in
 from ..tools.urls import LOOPBACK
-from .common import json_option, own_bases, print_json, proxy_option, settings_options
+from .common import json_option, own_bases, print_json, proxy_option, settings_options, unanswered
 
 WOULD = "would write"
 
@@ -128,7 +128,7 @@ def status(settings: Settings, as_json: bool, **given: Any) -> None:
 
 def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
     """`fallback` None: as it is installed, and through another machine if it leads there."""
-    home = home_of(os.environ, choices.lima_home)
+    home, is_install = home_of(os.environ, choices.lima_home), fallback is not None
     with os_errors(home):
         mark = mark_in(home)
     bases = own_bases(settings)
@@ -150,7 +150,9 @@ def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
         where = ", ".join(map(str, tool.templates)) or "Lima's share directory"
         where += " (LIMA_TEMPLATES_PATH)" if order else ""
         raise ProxyError(f"no template in {where} names an image of a configured mirror; nothing was changed")
-    return Look(home, tool, way, f"fetchonce lima install{given}{where}", found, [*notes, *unread, *order], not order)
+    meanwhile = "Lima takes the originals" if way.fallback else "Lima can download nothing"
+    notes += [*unread, *order, *(unanswered(base, meanwhile) if mark or is_install else [])]
+    return Look(home, tool, way, f"fetchonce lima install{given}{where}", found, notes, not order)
 
 
 def lima_of(templates: Path | None) -> tuple[Lima, list[str]]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from ..config import HTTPS, Settings
+from ..config import Settings
 from ..errors import ProxyError
 from ..tools import blocks
 from ..tools.vagrant import Hook, home, installed, places, vagrantfile, with_hook
 from ..tools.vagrant import remove as remove_hook
 from ..tools.vagrant import write as write_hook
-from .common import json_option, own_bases, print_json, proxy_option, settings_options
+from .common import json_option, own_bases, print_json, proxy_option, settings_options, unanswered
 
 home_option = click.option("--vagrant-home", metavar="DIR", help="[env: VAGRANT_HOME; ~/.vagrant.d]")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would change.")
@@ -54,6 +54,7 @@ def install(
         click.echo(f"{'unchanged' if after == text else 'installed'}: {sentence(path, hook)}")
         if shutil.which("vagrant") is None:
             click.echo("there is no `vagrant` on the PATH; once there is, it will read this", err=True)
+        say_if_unanswered(hook)
 
 
 @vagrant.command(short_help="Have boxes come from where they always did.")
@@ -95,6 +96,8 @@ def status(settings: Settings, vagrant_home: str | None, as_json: bool) -> None:
         click.echo(f"not installed in {path}: fetchonce vagrant install")
     else:
         click.echo(f"{state}: {sentence(path, hook)}" if hook else f"{state}: {path}")
+        if hook:
+            say_if_unanswered(hook)
         for each in why:
             click.echo(f"  {each}")
         if why:
@@ -122,7 +125,7 @@ def wanted(settings: Settings, old: Hook | None, proxy: str | None, *, falls_bac
     of_settings = places(settings.mirrors, settings.file.access.allow_hosts)
     if proxy:
         return Hook(proxy, of_settings, falls_back, is_given=True)
-    own = sorted(own_bases(settings), key=lambda each: each.startswith(HTTPS))  # curl may not trust our certificate
+    own = own_bases(settings)
     if not own:
         raise ProxyError("fetchonce listens on no address that Vagrant can use, only on a unix socket: say --proxy URL")
     return Hook(old.address if old and old.address in own else own[0], of_settings, falls_back)
@@ -167,3 +170,8 @@ def described(path: Path, hook: Hook | None, state: str) -> dict[str, Any]:
 def sentence(path: Path, hook: Hook) -> str:
     way = ", or directly while it does not run" if hook.falls_back else ""
     return f"boxes come through {re.sub('//.*@', '//***@', hook.address)}{way} ({path})"
+
+
+def say_if_unanswered(hook: Hook) -> None:
+    for each in unanswered(hook.address, "boxes come directly" if hook.falls_back else "no box can be fetched"):
+        click.echo(each, err=True)

@@ -43,7 +43,7 @@ def test_url_json_and_what_is_no_url(origin, cli):
     assert told.json() == {"url": origin.url("/a.img"), "mirror": "u", "proxied": plain.out.strip()}
     assert "--allow other.example" in cli("url", "https://other.example/x", code=1).err
     # Of a server that listens everywhere it names the address that this machine can use.
-    cli.config.write_text('listen = ["0.0.0.0:9000"]\n' + cli.config.read_text())
+    cli.config.write_text('listen = ["https://[::]:9443", "0.0.0.0:9000"]\n' + cli.config.read_text())
     assert cli("url", "/u/a.img").out.startswith("http://127.0.0.1:9000/")
 
 

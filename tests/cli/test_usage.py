@@ -6,7 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from proxy.cli.lima import lima
+from proxy.cli.rewrite import rewrite
+from proxy.cli.vagrant import vagrant
 from tests.cli.commands import COMMANDS
 from tests.harness import REPOSITORY
 
@@ -22,6 +26,14 @@ def test_help_names_every_command_and_each_has_its_own(cli):
         assert re.search(rf"^  {words.split()[0]} ", whole.out, re.MULTILINE)
         assert said.out.startswith(f"Usage: fetchonce {words}")
         assert words in ("completion", "man") or "COMMAND [ARGS]" in said.out or "--config FILE" in said.out
+
+
+@pytest.mark.parametrize("wrong", ["h:1", "ftp://h:1", "http://h:99999", "http://h:0", "http://h/x", "http://a b", ""])
+def test_proxy_is_an_address_for_every_command_that_takes_one(wrong):
+    for command, arguments in ((rewrite, ["x"]), (lima, ["install"]), (lima, ["status"]), (vagrant, ["install"])):
+        ran = CliRunner().invoke(command, [*arguments, "--proxy", wrong])
+        assert ran.exit_code == 2
+        assert f'"{wrong}": expected http://HOST:PORT' in ran.output
 
 
 HEAVY = {

@@ -71,8 +71,12 @@ def test_install_twice_status_and_remove(cli, tmp_path):
 
 
 def test_the_address_is_that_of_the_running_server(cli, server, tmp_path):
-    args = ["vagrant", "install", "--vagrant-home", str(tmp_path), "--json"]
-    assert cli(*args).json()["proxy"] == server.url("").rstrip("/")
+    given, address = ["--vagrant-home", str(tmp_path)], server.url("").rstrip("/")
+    assert cli("vagrant", "install", *given, "--json").json()["proxy"] == address
+    assert "nothing answers" not in cli("vagrant", "status", *given).err
+    server.close()
+    said = cli("vagrant", "install", *given, "--proxy", address.replace("//", "//me:s3cret@")).err
+    assert f"nothing answers at {address}: until fetchonce serves there, boxes come directly\n" in said
 
 
 def test_what_cannot_be_done_changes_nothing_and_says_why(cli, tmp_path):
