@@ -7,6 +7,7 @@ says so from the moment it has its name: so `remove` knows which directories to 
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ MADE = ".fetchonce"
 MADE_TEXT = "made by `fetchonce lima install`; `fetchonce lima remove` takes it away\n"
 SCRATCH = ".fetchonce-"
 """Prefix of the names of unfinished files and directories."""
+_LOGIN = re.compile(r"https?://[^\s/@]+@")
 
 
 class State(Enum):
@@ -146,7 +148,7 @@ def apply(home: Path, found: Sequence[Found]) -> None:
 def _put(found: Found) -> None:
     if found.text is not None:
         _make(found.path.parent)
-        write(found.path, found.text)
+        write(found.path, found.text, 0o600 if _LOGIN.search(found.text) else 0o644)  # a token is nobody else's
     elif found.path.exists():
         found.path.resolve().unlink()  # default.yaml may be a link, which stays
 

@@ -216,6 +216,13 @@ def test_a_block_at_an_end_that_was_trimmed_is_ours(home, lima):
     assert not home.exists()
 
 
+@pytest.mark.parametrize(("base", "mode"), [("http://h:1", 0o644), ("http://x:s3cret@h:1", 0o600)])
+def test_a_token_is_for_its_owner_alone(home, lima, base, mode):
+    install(home, lima, Way(Links(MIRRORS, base), fallback=True, undo="fetchonce lima remove"))
+    modes = {path.stat().st_mode & 0o777 for path in home.rglob("*") if path.is_file() and path.name != MADE}
+    assert modes == {mode}
+
+
 def test_an_edited_file_is_not_lost(home, lima):
     before = snapshot(home.parent)
     install(home, lima)

@@ -93,7 +93,7 @@ function updateFill(shown, fill) {
   rates.push(rate);
   if (rates.length > SPARK_POINTS) rates.shift();
   const top = Math.max(...rates, 1);
-  shown.path.setAttribute("d", rates.map((each, index) => `${index ? "L" : "M"}${index} ${(19 - (18 * each) / top).toFixed(1)}`).join(""));
+  shown.path.setAttribute("d", rates.map((each, index) => `${index ? "L" : "M"}${SPARK_POINTS - rates.length + index} ${(19 - (18 * each) / top).toFixed(1)}`).join(""));
 
   if (fill.length) {
     shown.progress.max = fill.length;
