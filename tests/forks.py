@@ -203,6 +203,7 @@ def become(wanted: dict[str, Any], fds: Sequence[int]) -> None:
     os.environ.update(wanted["env"])
     time.tzset()
     sys.argv[1:] = wanted["args"]
+    sys.orig_argv[1:] = ["-m", "proxy", *wanted["args"]]  # by which an upgrade starts its successor
 
 
 if __name__ == "__main__":
