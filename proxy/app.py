@@ -79,8 +79,10 @@ class Application:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        base = access.own_base(scope["scheme"], scope["raw_target"], scope["headers"], scope.get("server"))
-        async with self.gateway.handle(Request(method, target, headers, gone, base)) as delivery:
+        def own_base() -> str | None:  # few answers need it
+            return access.own_base(scope["scheme"], scope["raw_target"], scope["headers"], scope.get("server"))
+
+        async with self.gateway.handle(Request(method, target, headers, gone, own_base)) as delivery:
             record.delivery = delivery
             await delivery.send(record.send)
 

@@ -34,8 +34,8 @@ class Request:
     headers: Headers
     gone: Callable[[], Awaitable[None]]
     """Waits until the client has left."""
-    base: str | None = None
-    """The URL by which the client names us, without a slash at its end; None if it has not named us."""
+    own_base: Callable[[], str | None] = lambda: None
+    """Says the URL by which the client names us, without a slash at its end; None if it has not named us."""
 
 
 class Body(Protocol):

@@ -103,8 +103,8 @@ class Gateway:
                 # If what others asked for is another variant, or what was stored is gone, this request is as new.
                 with contextlib.suppress(EntryGone):
                     delivery = await self._answer(request, target, stack)
-            if request.base and _is_rewritten(request, target):
-                delivery = await rewritten(delivery, Links(self.mirrors, request.base))
+            if _is_rewritten(request, target) and (base := request.own_base()):
+                delivery = await rewritten(delivery, Links(self.mirrors, base))
             yield delivery
 
     async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:
@@ -364,7 +364,7 @@ def _is_rewritten(request: Request, target: Target) -> bool:
 
     Not where the client has not named us, wants a certain digest, or asks for upstream's bytes (RFC 9111 §5.2.1.6).
     """
-    if request.base is None or target.digest or not target.mirror.is_rewritten(target.path):
+    if target.digest or not target.mirror.is_rewritten(target.path) or request.own_base() is None:
         return False
     return "no-transform" not in policy.request_directives(request.headers)
 

@@ -78,7 +78,7 @@ class Mirror:
         return _matches(self.moving, path)
 
     def is_rewritten(self, path: str) -> bool:
-        return _matches(self.rewrite, path)
+        return bool(self.rewrite) and _matches(self.rewrite, path)
 
     def is_checksum(self, name: str) -> bool:
         """Whether the file `name` is itself a checksum file."""
