@@ -76,7 +76,7 @@ async def main() -> None:
                     first, again = await through_fetchonce(Path(directory), origin.url(), size, connections)
                 note(f"through fetchonce, connections = {connections}", first, before)
                 note("again", again, origin.bytes_sent("/big.img"))
-    print(f"\n{READERS} clients, {options.size} MiB, {options.rate} MiB/s a connection; medians of {options.rounds} rounds")
+    print(f"\n{READERS} clients, {options.size} MiB, {options.rate} MiB/s each; medians of {options.rounds}")
     base = statistics.median(seconds for seconds, _ in took["each from the mirror"])
     for way, results in took.items():
         seconds, times = (statistics.median(values) for values in zip(*results, strict=True))
