@@ -48,8 +48,12 @@ def api_routes(gateway: Gateway) -> list[Route]:
         objects = await list_objects(gateway.store)
         unfinished = [each["key"] for each in objects if each["state"] == "partial"]
         coming = {key for key in unfinished if gateway.store.is_locked(key)}  # shown as fills, with what has come
-        found = [each for each in objects if each["key"] not in coming and matches(each["url"], search)]
-        return JSONResponse(page(found, sort, descending=order == "desc", start=start, length=length))
+
+        def found() -> dict[str, Any]:
+            matching = [each for each in objects if each["key"] not in coming and matches(each["url"], search)]
+            return page(matching, sort, descending=order == "desc", start=start, length=length)
+
+        return JSONResponse(await asyncio.to_thread(found))
 
     async def entry(request: Request) -> Response:
         key = request.path_params["key"]
