@@ -7,11 +7,9 @@ of a mistake (file and line, variable or option), the key and what was expected.
 import difflib
 import functools
 import itertools
-import netrc
 import os
 import re
 import tomllib
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +20,8 @@ import platformdirs
 from msgspec.structs import replace
 
 from .errors import ConfigError
+from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
-from .rules.entry import Headers
 from .rules.mirrors import Mirror, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
@@ -169,10 +167,11 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         if layer:
             document = _merged(document, layer)
             file = _convert(document, functools.partial(_place, origin))
+
     try:
         for host in file.access.allow_hosts:
             allowed_host(host)
-        access = Access.of(file.access.clients, file.access.hosts, _token(file.access))
+        access = Access.of(file.access.clients, file.access.hosts, token_of(file.access.token, file.access.token_file))
     except ConfigError as error:
         key = error.message.partition(":")[0].rpartition(".")[2]
         raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
@@ -183,6 +182,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         if wrong:
             place = f"{main}:{line_of(main, ['upstream', key])}"
             raise ConfigError(f'{place}: upstream.{key}: "{getattr(file.upstream, key)}": {wrong}')
+
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}
     directories = [SHIPPED / "mirrors"] if file.shipped_mirrors else []
@@ -348,7 +348,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         if not re.fullmatch(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?", value):
             raise wrong("headers", f"{name}: expected printable ASCII characters")
     try:
-        login = _logins(None if section.netrc is True else section.netrc) if section.netrc else None
+        login = netrc_logins(None if section.netrc is True else section.netrc) if section.netrc else None
     except ValueError as error:
         raise wrong("netrc", str(error)) from error
     urls, credentials = [], []
@@ -357,45 +357,7 @@ def _as_mirror(section: MirrorSection, where: Path) -> Mirror:
         urls.append(f"{scheme}{rest}" if rest.endswith("/") else f"{scheme}{rest}/")
         by_url = userinfo and unquote(userinfo if ":" in userinfo else f"{userinfo}:")
         by_netrc = login(re.split("[:/]", rest)[0]) if login else None
-        credentials.append(_credentials(section.headers, by_url or by_netrc))
+        credentials.append(credentials_of(section.headers, by_url or by_netrc))
     of_mirror = {key: getattr(section, key) for key in section.__struct_fields__ if key in Mirror.__dataclass_fields__}
     logins = tuple(credentials) if any(credentials) else ()
     return Mirror(**(of_mirror | {"upstreams": tuple(urls), "credentials": logins}))
-
-
-def _token(section: AccessSection) -> str:
-    """Raises ConfigError."""
-    path = section.token_file
-    try:
-        token = Path(path).expanduser().read_text("utf-8").strip() if path else section.token
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"access.token_file: cannot be read: {error}") from error
-    if path and not token:
-        raise ConfigError(f"access.token_file: expected a token in {path}, and it is empty")
-    return token
-
-
-def _logins(path: str | None) -> Callable[[str], str | None]:
-    """A function from host to USER:PASSWORD, by the netrc file at `path` (None: ~/.netrc). Raises ValueError."""
-    shown = path or "~/.netrc"
-    try:
-        known = netrc.netrc(Path(path).expanduser() if path else None)
-    except netrc.NetrcParseError as error:
-        # The text of the error may hold the password.
-        raise ValueError(f"{shown}:{error.lineno or 1}: expected a netrc file that only you can read") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{shown}: cannot be read: {error}") from error
-
-    def login(host: str) -> str | None:
-        found = known.authenticators(host)
-        return f"{found[0]}:{found[2]}" if found else None
-
-    return login
-
-
-def _credentials(headers: Mapping[str, str], login: str | None) -> Headers:
-    """The fields to send to an upstream: `headers`, and `login` (USER:PASSWORD) unless they hold a login already."""
-    fields = tuple(headers.items())
-    if login is None or any(name.lower() == "authorization" for name in headers):
-        return fields
-    return (*fields, ("Authorization", f"Basic {b64encode(login.encode()).decode()}"))
