@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from .errors import ConfigError
 from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
-from .rules.mirrors import Mirror, allowed_host, is_valid_name
+from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
 _here = Path(__file__).parent
@@ -128,6 +128,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     access: Access
     sources: tuple[str, ...]
     """The files that were read, the main one first."""
+
+    def mirror_table(self) -> MirrorTable:
+        """A new table of the mirrors and allowed hosts. Raises ConfigError."""
+        return MirrorTable(self.mirrors, self.file.access.allow_hosts)
 
     @property
     def cache_dir(self) -> Path:

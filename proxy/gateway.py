@@ -42,7 +42,7 @@ from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age, is_storable
 from .rules.links import Links
-from .rules.mirrors import MirrorTable, Target
+from .rules.mirrors import Target
 from .rules.policy import Ask, Refuse, Serve
 from .stats import Stats
 from .store.janitor import Janitor
@@ -71,7 +71,7 @@ class Gateway:
         self.store = Store(settings.cache_dir)
         self.janitor = Janitor(self.store, settings.file.cache, self.stats.evicted)
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
-        self.mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        self.mirrors = settings.mirror_table()
         self.negative = NegativeCache(clock)
         self._behind: set[asyncio.Task[None]] = set()
         """What goes on behind answers; kept so that it is not lost half way."""
@@ -87,7 +87,7 @@ class Gateway:
 
     def reload(self, settings: Settings) -> None:
         """Take new settings for requests from now on; running ones keep theirs."""
-        mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+        mirrors = settings.mirror_table()
         self.flights.reload(settings)  # may raise ConfigError too; nothing is swapped before
         self.settings, self.mirrors, self.janitor.limits = settings, mirrors, settings.file.cache
 

@@ -168,7 +168,7 @@ async def imported(settings: Settings, file: str, quiet: bool) -> tuple[int, lis
 
 def not_served(settings: Settings, entries: Sequence[Entry]) -> list[str]:
     """For each mirror that is not configured here, and so serves none of the entries: what to do."""
-    mirrors = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+    mirrors = settings.mirror_table()
     missing: Counter[tuple[str, str]] = Counter()
     for entry in entries:
         below = base(entry) or entry.url

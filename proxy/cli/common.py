@@ -18,7 +18,7 @@ from rich.filesize import decimal
 
 from ..config import HTTPS, Settings, load
 from ..errors import ProxyError
-from ..rules.mirrors import MirrorTable, Target
+from ..rules.mirrors import Target
 from ..store.index import stored_urls
 from ..store.servers import running
 from ..store.store import Store
@@ -75,7 +75,7 @@ url_text = UrlText()
 
 def resolve(settings: Settings, url: str) -> Target:
     """The object that `url` names, in any spelling. Raises RequestError, UnknownMirror."""
-    return MirrorTable(settings.mirrors, settings.file.access.allow_hosts).resolve(without_own_address(url, settings))
+    return settings.mirror_table().resolve(without_own_address(url, settings))
 
 
 def without_own_address(url: str, settings: Settings) -> str:

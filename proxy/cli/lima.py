@@ -15,7 +15,6 @@ import click
 from ..config import Settings
 from ..errors import ConfigError, ProxyError
 from ..rules.links import Links
-from ..rules.mirrors import MirrorTable
 from ..tools.lima import Lima, Way, ask, home_of
 from ..tools.lima_home import TO_DO, Found, State, apply, compare, left_of, mark_in
 from ..tools.urls import LOOPBACK
@@ -140,7 +139,7 @@ def looked(settings: Settings, choices: Choices, fallback: bool | None) -> Look:
         fallback = mark.fallback if mark else True
     where = "" if home == home_of({}) else f" --lima-home {shlex.quote(str(home))}"
     given = ("" if base in bases else f" --proxy {shlex.quote(base)}") + ("" if fallback else " --no-fallback")
-    links = Links(MirrorTable(settings.mirrors, settings.file.access.allow_hosts), base)
+    links = Links(settings.mirror_table(), base)
     way = Way(links, fallback, f"fetchonce lima remove{where}")
     tool, notes = lima_of(choices.templates)
     tool, order = ordered(tool, home, choices.templates is None, os.environ)

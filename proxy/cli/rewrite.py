@@ -13,7 +13,6 @@ import click
 
 from ..config import Settings
 from ..rules.links import Links
-from ..rules.mirrors import MirrorTable
 from ..tools import blocks
 from ..tools.rewriting import Change, Form, Kind, changes, kind_of, rewritten, undone
 from ..tools.urls import LOOPBACK, Urls
@@ -72,7 +71,7 @@ def rewrite(settings: Settings, files: tuple[str, ...], as_json: bool, **given: 
     base = options.proxy or next(iter(bases), None)
     if base is None:
         raise click.UsageError("fetchonce listens on no TCP address: name one with --proxy http://HOST:PORT")
-    table = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+    table = settings.mirror_table()
     urls = Urls(Links(table, base), frozenset(bases))
     outcomes = []
     for file in dict.fromkeys(files):

@@ -23,7 +23,6 @@ from ..config import HTTPS, Settings, load
 from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
-from ..rules.mirrors import MirrorTable
 from ..serving import notify
 from ..serving.handshake import TlsSockets
 from ..serving.request import Limits
@@ -213,7 +212,7 @@ class Serve:
 
     def _reload_all(self) -> bool:
         """In the supervisor: workers that start later start with these settings."""
-        return self._reload(lambda fresh: MirrorTable(fresh.mirrors, fresh.file.access.allow_hosts))
+        return self._reload(Settings.mirror_table)
 
     def _reload(self, take: Callable[[Settings], object], *, is_worker: bool = False) -> bool:
         """Read the settings again and give them to `take`. False if one of the two finds them wrong."""

@@ -11,7 +11,6 @@ from ..config import Settings
 from ..errors import ProxyError
 from ..rules.digests import Digest
 from ..rules.links import Links
-from ..rules.mirrors import MirrorTable
 from ..tools.urls import Urls
 from ..tools.wanted import ARCHES, Choice, Wanted, in_turn, is_source, read
 from .common import own_bases
@@ -77,7 +76,7 @@ def _printable(text: str) -> str:
 
 def upstream_names(settings: Settings) -> Callable[[Wanted], Wanted]:
     """What gives a Wanted by its upstream URLs: a template may name ours beside them, and each is to be tried once."""
-    table = MirrorTable(settings.mirrors, settings.file.access.allow_hosts)
+    table = settings.mirror_table()
     links = [Links(table, base) for base in own_bases(settings)]
     urls = Urls(Links(table, ""))  # what was written for another port of this machine is ours, too
 
