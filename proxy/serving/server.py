@@ -121,6 +121,10 @@ class Server:
                 raise
             finally:
                 self.stopping = True
+                for sock in self._sockets:
+                    loop.remove_reader(sock)
+                # What was accepted in this turn becomes a connection in the next, and needs its listener for that.
+                await asyncio.sleep(0)
                 for listener in listeners:
                     listener.close()
                 if secure:

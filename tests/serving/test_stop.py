@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 
 import pytest
 
@@ -124,3 +125,18 @@ async def test_a_cancelled_server_ends_its_answers_and_its_app(serve, huge):
             async with asyncio.timeout(3):
                 await site.ended()
     site.run = asyncio.create_task(asyncio.sleep(0))
+
+
+async def test_what_is_accepted_in_the_turn_in_which_it_leaves_is_answered(serve):
+    site = await serve(numbered)
+    assert (await site.client.get("/1")).status == 200
+    with contextlib.ExitStack() as stack:
+        # Connected while the loop stands still: it will find them, and the end, in one turn.
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", site.port))) for _ in range(8)]
+        for client in waiting:
+            client.settimeout(10)
+            client.sendall(request("/1"))
+        site.server.leave(bind("127.0.0.1:0"), lambda: False)
+        await site.ended()
+        heads = {await asyncio.to_thread(client.recv, 12) for client in waiting}
+    assert heads == {b"HTTP/1.1 200"}
