@@ -104,8 +104,9 @@ async def test_aria2_with_eight_segments(origin, proxy, image, tmp_path, filled)
     await run("aria2c", "-q", "-x8", "-s8", "-k1M", "--file-allocation=none", "-d", tmp_path, "-o", "out.img", url)
     assert sha256(tmp_path / "out.img") == pattern_sha256(SIZE, SEED)
     await proxy.wait_idle()
-    # Segments ahead of the fill came over connections of their own; what was on its way when one was closed came twice.
-    assert origin.bytes_sent("/images/noble.img") < SIZE * 1.25
+    # Segments ahead of the fill came over connections of their own. What the kernel's buffers held of one that was
+    # closed comes twice.
+    assert origin.bytes_sent("/images/noble.img") < SIZE + 8 * (2 << 20)
 
 
 async def test_eight_curls_at_once_are_one_fetch(origin, proxy, image, tmp_path):
