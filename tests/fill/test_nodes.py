@@ -381,7 +381,8 @@ async def test_a_limit_of_requests_breaks_nothing_and_is_remembered(origin, prox
     other = origin.pattern("/other.img", BIG, SEED + 1)
     async with await proxy.stream("/u/big.img") as stream:
         await stream.read(1000)
-        await origin.requested(allowed, "/big.img")
+        # On a busy machine a second connection may make it no faster, and then there is no third.
+        await origin.happens(lambda: origin.count("/big.img") >= allowed or origin.bytes_sent("/big.img") >= BIG, 30)
         refuse(resource)
         rest = await stream.sha256()
     assert rest[1] == BIG - 1000
