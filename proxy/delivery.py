@@ -17,6 +17,7 @@ from .rules.entry import Head, Headers, field
 from .rules.headers import OF_THE_CONTENT
 from .rules.mirrors import Target
 from .rules.pieces import Piece, Slice
+from .rules.repeat import Repeat
 
 T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -140,6 +141,8 @@ class Delivery:
     watch: Watch | None = None
     """None where the body never waits for upstream."""
     takes_ranges: bool = True
+    repeat: Repeat | None = None
+    """How the server may give this answer again; None: only by asking for it again."""
     status: int = dataclasses.field(default=0, init=False)
     sent: int = dataclasses.field(default=0, init=False)
     """Body bytes handed to the kernel."""
@@ -227,7 +230,7 @@ class Delivery:
     async def _start(self, send: Send, status: int, fields: list[tuple[str, str]]) -> None:
         self.status = status
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
-        await send({"type": "http.response.start", "status": status, "headers": encoded})
+        await send({"type": "http.response.start", "status": status, "headers": encoded, "repeat": self.repeat})
 
     def _fields(self, length: int | None = None, *more: tuple[str, str]) -> list[tuple[str, str]]:
         """The same for HEAD, 200 and 206, during the fill and after it; only length and range differ."""

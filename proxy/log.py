@@ -7,6 +7,9 @@ name and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). No othe
 import codecs
 import logging
 import sys
+import time
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 events = logging.getLogger("proxy")
@@ -16,7 +19,20 @@ codecs.lookup("unicode_escape")  # Python loads it from a file at its first use,
 
 def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
     if logger.isEnabledFor(level):
-        logger.log(level, "%s%s", event, "".join(f" {key}={quoted(value)}" for key, value in fields.items()))
+        logger.log(level, "%s", line(event, **fields))
+
+
+def line(event: str, **fields: Any) -> str:
+    """The text of a log line."""
+    return event + "".join(f" {key}={quoted(value)}" for key, value in fields.items())
+
+
+def log_past(logger: logging.Logger, level: int, moments: Iterable[tuple[float, str]]) -> None:
+    """Log what happened a moment ago: lines, each with its Unix time. A line costs a tenth of what it does alone."""
+    if logger.isEnabledFor(level):
+        name = logging.getLevelName(level)
+        lines = (f"{_second(int(at))},{int(at % 1 * 1000):03d} {name} {text}" for at, text in moments)
+        logger.log(level, "\n".join(lines), extra={"is_formatted": True})
 
 
 def quoted(value: object) -> str:
@@ -28,11 +44,24 @@ def quoted(value: object) -> str:
     return f'"{escaped}"'
 
 
+class Formatter(logging.Formatter):
+    """The time, the level and the message; of `log_past` the message alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage() if getattr(record, "is_formatted", False) else super().format(record)
+
+
 def set_up(level: str) -> None:
     """Send our log, and the libraries' warnings, to standard error. `level` is logging's: INFO, DEBUG ..."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     events.setLevel(level.upper())
+
+
+@lru_cache(maxsize=8)
+def _second(at: int) -> str:
+    """As logging.Formatter writes it."""
+    return time.strftime(logging.Formatter.default_time_format, time.localtime(at))

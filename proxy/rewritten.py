@@ -58,9 +58,9 @@ async def rewritten(delivery: Delivery, links: Links) -> Delivery:
     read = await _read(delivery)
     data = read.data if read.rest else await asyncio.to_thread(rewrite, read.data, links)
     if data == read.data:
-        return replace(delivery, body=read)
+        return replace(delivery, body=read, repeat=None)
     head = head_of(body.head, data, is_secret="@" in links.base)
-    return replace(delivery, body=ReadBody(head, data, None), takes_ranges=False)
+    return replace(delivery, body=ReadBody(head, data, None), takes_ranges=False, repeat=None)
 
 
 async def _read(delivery: Delivery) -> ReadBody:

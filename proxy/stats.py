@@ -33,9 +33,9 @@ class Histogram:
     def __post_init__(self) -> None:
         self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
     def add(self, other: Self) -> None:
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
@@ -58,6 +58,8 @@ class Failure:
 class Stats:
     requests: Counter[Labels] = field(default_factory=Counter)
     """Answers by mirror, method, status and result (HIT, MISS, FOLLOW, REVALIDATED, STALE, BYPASS, ERROR)."""
+    repeated: Counter[Labels] = field(default_factory=Counter)
+    """Those of `requests` that the server repeated without asking, by mirror."""
     sent_bytes: Counter[Labels] = field(default_factory=Counter)
     """Body bytes sent to clients, by mirror."""
     fetched_bytes: Counter[Labels] = field(default_factory=Counter)

@@ -22,6 +22,7 @@ asks, and waits as long as a plain GET would: it wants what is there now. Where 
 for `stale_after` at most.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ class Serve:
     """Seconds of freshness left, negative, if it is stale (RFC 9211 §2.3); None if it is fresh."""
     refresh: Headers | None = None
     """Fields of a question to upstream in the background (stale-while-revalidate, RFC 5861 §3)."""
+    steady: float = dataclasses.field(default=0.0, compare=False)
+    """Seconds for which the same request gets the same decision, if what is stored stays; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,12 @@ def decide(
     if entry and is_selected:
         left = freshness_left(target, entry, now, changed_at)
         ttl = None if left > 0 else math.floor(left)
+        steady = left if left > 0 and not directives else 0.0
         if offline:
-            return Serve(entry, ttl)
+            return Serve(entry, ttl, steady=steady)
         age = current_age(entry, now)
         if satisfies(directives, age, left):
-            return Serve(entry)
+            return Serve(entry, steady=steady)
         granted = stale_while_revalidate(directives, target, entry)
         if satisfies(directives, age, left, max(granted, max_stale(directives, target, entry))):
             is_granted = 0 < granted >= -left

@@ -22,6 +22,8 @@ from ..errors import ClientGone, FileEnded
 from ..log import events, quoted
 from ..rules.cache_status import CacheStatus
 from ..rules.headers import http_date
+from ..rules.repeat import Repeat
+from .replay import Answer
 from .sendfile import SMALL_BYTES, read_now
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ class Framing(Enum):
 class Response(RequestResponseCycle):
     """One response, with the body of its request. receive() is uvicorn's, send() is ours."""
 
+    question = b""
+    """All bytes of the request, if it came alone and without a body: the answer may be kept for the next one."""
+
     def __init__(self, connection: "ClientConnection", *, keep_alive: bool) -> None:
         super().__init__(
             scope=connection.scope,
@@ -76,6 +81,16 @@ class Response(RequestResponseCycle):
         self.framing = Framing.NONE
         self._head = b""
         """Status line and fields, until they are written."""
+
+    @classmethod
+    def of_rest(cls, connection: "ClientConnection", answer: Answer, sent: int) -> "Response":
+        """The rest of an answer that is repeated: its head is written, and `sent` bytes of its body."""
+        connection.scope = {"type": "http", "method": "GET", "raw_target": b""}  # type: ignore[typeddict-item]
+        response = cls(connection, keep_alive=True)
+        response.feed_end()
+        response.response_started, response.framing = True, Framing.LENGTH
+        response.expected_content_length = answer.size - sent
+        return response
 
     async def run_asgi(self, app: Any) -> None:
         try:
@@ -141,7 +156,10 @@ class Response(RequestResponseCycle):
         await self._ready()
         kind = message["type"]
         if kind == "http.response.start":
+            is_expecting = self.waiting_for_100_continue
             self._start(message["status"], message.get("headers", ()))
+            if (repeat := message.get("repeat")) and self.question and self.keep_alive and not is_expecting:
+                self._keep(repeat)
             return
         if not self.response_started:
             raise RuntimeError(f"{kind} before http.response.start")
@@ -204,6 +222,11 @@ class Response(RequestResponseCycle):
         self._head = b"".join(lines)
         # Head and first bytes leave as one packet if the app has both. If it waits now, the head goes alone.
         self._connection.loop.call_soon(self._flush)
+
+    def _keep(self, repeat: Repeat) -> None:
+        if self.framing in (Framing.NONE, Framing.LENGTH):
+            peer, has_body = self._connection.peer, self.framing is Framing.LENGTH
+            self._connection.replays.keep(peer, self.question, self._head, repeat, has_body=has_body)
 
     def _flush(self) -> None:
         if self._head and not self.transport.is_closing():

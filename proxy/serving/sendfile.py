@@ -48,13 +48,18 @@ def in_page_cache(file: int, offset: int, count: int) -> bool:
 
 def read_now(file: int, offset: int, count: int) -> bytearray | None:
     """The slice, or None if it is not wholly in the page cache or the kernel cannot say."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return None
     data = bytearray(count)
+    return data if read_into(data, file, offset) else None
+
+
+def read_into(buffer: bytearray | memoryview, file: int, offset: int) -> bool:
+    """Fill `buffer` from `offset` on if it is all in the page cache; False if not, or if the kernel cannot say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
     try:
-        return data if os.preadv(file, [data], offset, os.RWF_NOWAIT) == count else None
+        return os.preadv(file, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
     except OSError:
-        return None
+        return False
 
 
 def send_and_close(out: int, file: int, offset: int, count: int, *, is_cold: bool) -> int:
@@ -96,7 +101,8 @@ class KernelSender:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, sock: socket.socket) -> None:
         self._loop, self._threads = loop, threads
-        self._fd = os.dup(sock.fileno())
+        self._sock = socket.socket(fileno=os.dup(sock.fileno()))
+        self._fd = self._sock.fileno()
         self._waiter: asyncio.Future[None] | None = None
         self._is_full = False
         self._burst = self._taken = 0
@@ -172,9 +178,17 @@ class KernelSender:
             return
         fd, self._fd = self._fd, -1
         self._loop.remove_writer(fd)
-        os.close(fd)
+        self._sock.close()
         if self._waiter:
             _wake(self._waiter)
+
+
+    def send_now(self, head: bytes, body: memoryview) -> int:
+        """As FileSender's."""
+        try:
+            return self._sock.sendmsg((head, body))
+        except OSError:
+            return 0  # whoever sends the rest finds the socket full, or meets the error again
 
 
 class CopySender:
@@ -193,6 +207,11 @@ class CopySender:
             await asyncio.sleep(0)  # a client that is always ready must not starve the others
         self._transport.write(data)
         return len(data)
+
+    def send_now(self, head: bytes, body: memoryview) -> int:
+        """As FileSender's."""
+        self._transport.write(b"".join((head, body)))
+        return len(head) + len(body)
 
     def close(self) -> None: ...
 
@@ -217,6 +236,12 @@ class FileSender:
         self._sender.close()
         self._sender = CopySender(self._loop, self._threads, self._transport)
         return await self._sender.send(file, offset, count)
+
+    def send_now(self, head: bytes, body: memoryview) -> int:
+        """Send what the socket takes at once: bytes of both together. The transport's buffer must be empty."""
+        if self._sender is None:
+            self._sender = self._first_sender()
+        return self._sender.send_now(head, body)
 
     def close(self) -> None:
         if self._sender:

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from ..log import events, log
 from .connection import ClientConnection, Shared
 from .handshake import TlsListener, TlsSockets
+from .replay import Replays
 from .request import Limits
 from .sockets import BACKLOG
 
@@ -100,7 +101,8 @@ class Server:
         loop = self._loop = asyncio.get_running_loop()
         state = self._state
         threads = ThreadPoolExecutor(SEND_THREADS, "send")
-        shared = Shared(self._config(), state, loop, threads, self._limits)
+        replays = Replays(loop)
+        shared = Shared(self._config(), state, loop, threads, self._limits, replays)
         listeners: list[asyncio.Server] = []
         secure: TlsListener | None = None
 
@@ -140,6 +142,7 @@ class Server:
                         secure.close()
                     await self._drain(state)
                 finally:
+                    replays.close()
                     threads.shutdown(wait=False)
                     self._loop = None
 

@@ -149,6 +149,10 @@ class Store:
         self._reading.add(body)
         return body
 
+    def tags(self, keys: Iterable[str]) -> list[OpenEntry]:
+        """What tells, by `is_current`, whether the entries of `keys` are still those of the last `lookup`."""
+        return [row for key in keys if (row := self._hot.get(key))]
+
     def in_use(self) -> set[str]:
         """Digests of the bodies that are being read in this process."""
         return {body.entry.sha256 for body in self._reading}

@@ -25,6 +25,7 @@ from .monitor import Monitor, Snapshot
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "requests": ("requests", ("mirror", "method", "status", "cache"), "Answers to clients."),
+    "repeated": ("repeated", ("mirror",), "Those of them that were repeated within a second, without a new look."),
     "sent_bytes": ("sent_bytes", ("mirror",), "Body bytes sent to clients."),
     "fetched_bytes": ("fetched_bytes", ("mirror",), "Body bytes received from upstream."),
     "fills": ("fills", ("mirror", "outcome"), "Fills that ended: complete, unchanged, passed or failed."),

@@ -1,0 +1,194 @@
+"""Answers given again: the same question gets the same answer without a parser, a task or the app.
+
+The app says which answers may be repeated, and asked again says whether that is still so (rules/repeat.py). A question
+is a whole request head, byte for byte, with the client's address and ours; of `Range: bytes=FIRST-LAST` the numbers may
+differ. Whatever is not such a question goes to the parser. Nothing here knows a cache.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..rules.repeat import Repeat, Repetition
+from .sendfile import SMALL_BYTES, read_into, read_now
+
+KEPT = 256
+"""Answers at hand, each with a descriptor."""
+QUESTION_BYTES = 4096
+HEAD_BYTES = 16 * 1024
+"""With a longer question or head an answer is not kept: this bounds the memory."""
+LENGTH_MAX = 256 * 1024
+"""Up to this size a copy of the bytes costs less than sendfile (64 KiB: 18 us against 35). Beyond it, asking the app
+costs little beside sending."""
+TELL_SECONDS = 0.05
+"""How long the app waits to hear of a repetition."""
+SWEEP_SECONDS = 1.0
+"""How long a descriptor stays open that nobody may use any more."""
+
+RANGE = b"ange: bytes="
+"""Where the numbers of a range begin in a question; R or r is before it."""
+_LENGTH = re.compile(rb"(?<=\r\ncontent-length: )\d+(?=\r\n)")
+_RANGE = re.compile(rb"(?<=\r\ncontent-range: bytes )\d+-\d+(?=/)")
+
+Peer = tuple[object, ...]
+"""The client's address without its port, and ours."""
+
+
+@dataclass(slots=True)
+class Replay:
+    """One answer at hand."""
+
+    repeat: Repeat
+    until: float
+    """By the loop's clock."""
+    head: bytes
+    """Of a 206 with holes for its length, first and last byte."""
+    fd: int
+    """The whole body. Ours; -1: the answer is `head` alone, or in `whole`."""
+    whole: bytes
+    """Head and body of a small answer that is no 206."""
+    is_part: bool
+    untold: list[Repetition] = field(default_factory=list)
+
+
+class Answer(NamedTuple):
+    """What is to be sent: `head`, then `size` bytes of the file from `start` on. Without a file `head` is all."""
+
+    replay: Replay
+    head: bytes
+    start: int
+    size: int
+
+
+class Replays:
+    """The answers at hand of one server."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._kept: OrderedDict[tuple[Peer, bytes], Replay] = OrderedDict()
+        self._untold: list[Replay] = []
+        """Those that have been repeated since the app was told."""
+        self._telling: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._buffer = memoryview(bytearray(LENGTH_MAX))
+        """For one answer at a time: it is sent, or copied, before the next."""
+
+    def keep(self, peer: Peer, question: bytes, head: bytes, repeat: Repeat, *, has_body: bool) -> None:
+        """Keep the answer that begins with `head`, and has `repeat.file` or a range of it for its body."""
+        key, numbers = _split(question)
+        is_part = head.startswith(b"HTTP/1.1 206 ")
+        if is_part:
+            head = head.replace(b"%", b"%%")
+            head, lengths = _LENGTH.subn(b"%d", head)
+            head, ranges = _RANGE.subn(b"%d-%d", head)
+            # Of several ranges the answer has none itself; of the wrong number of fields we know nothing.
+            if not (lengths == ranges == 1 and has_body and numbers) or head.find(b"%d-%d") < head.find(b"%d\r\n"):
+                return
+        if len(question) > QUESTION_BYTES or len(head) > HEAD_BYTES or (numbers is not None) is not is_part:
+            return
+        file = repeat.file
+        size = file.end - file.start
+        fd, whole = -1, b""
+        if not has_body:
+            whole = head
+        elif not is_part and size <= SMALL_BYTES and (data := read_now(file.fd, file.start, size)) is not None:
+            whole = head + data
+        elif is_part or size <= LENGTH_MAX:
+            fd = os.dup(file.fd)
+        else:
+            return
+        self._drop((peer, key))
+        while len(self._kept) >= KEPT:
+            self._drop(next(iter(self._kept)))
+        self._kept[peer, key] = Replay(repeat, self._loop.time() + repeat.seconds, head, fd, whole, is_part)
+        if not self._sweeping:
+            self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def find(self, peer: Peer, question: bytes) -> Answer | None:
+        """The answer to `question`, if it is at hand and still true."""
+        question, numbers = _split(question)
+        replay = self._kept.get((peer, question))
+        if replay is None:
+            return None
+        if replay.until <= self._loop.time() or not replay.repeat.is_current():
+            self._drop((peer, question))
+            return None
+        if replay.fd < 0:
+            return Answer(replay, replay.whole, 0, 0)
+        file = replay.repeat.file
+        start, end = file.start, file.end
+        head = replay.head
+        if replay.is_part:
+            assert numbers
+            first, last = numbers
+            size = end - start
+            stop = min(last + 1, size) if last is not None else size
+            if first >= stop or stop - first > LENGTH_MAX:
+                return None  # what is malformed, or outside of the body, gets another answer
+            head %= stop - first, first, stop - 1
+            start, end = start + first, start + stop
+        return Answer(replay, head, start, end - start)
+
+    def read(self, answer: Answer) -> memoryview | None:
+        """The body of `answer`, until the next is read; None if it is not all in the page cache."""
+        body = self._buffer[: answer.size]
+        return body if read_into(body, answer.replay.fd, answer.start) else None
+
+    def repeated(self, replay: Replay, sent: int, seconds: float = 0.0, *, is_aborted: bool = False) -> None:
+        """Tell the app, soon, that `replay` was repeated."""
+        if not replay.untold:
+            self._untold.append(replay)
+            if not self._telling:
+                self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
+        replay.untold.append((time.time(), sent, seconds, is_aborted))
+
+    def tell(self) -> None:
+        """Tell the app now of all repetitions that it does not know of."""
+        if self._telling:
+            self._telling.cancel()
+            self._telling = None
+        replays, self._untold = self._untold, []
+        for replay in replays:
+            repetitions, replay.untold = replay.untold, []
+            replay.repeat.served(repetitions)
+
+    def close(self) -> None:
+        if self._sweeping:
+            self._sweeping.cancel()
+        while self._kept:
+            self._drop(next(iter(self._kept)))
+        self.tell()
+
+    def _drop(self, key: tuple[Peer, bytes]) -> None:
+        replay = self._kept.pop(key, None)
+        if replay and replay.fd >= 0:
+            os.close(replay.fd)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for key, replay in list(self._kept.items()):
+            if replay.until <= now or not replay.repeat.is_current():
+                self._drop(key)
+        self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._kept else None
+
+
+def _split(question: bytes) -> tuple[bytes, tuple[int, int | None] | None]:
+    """The question without the numbers of its range, and these: first and last byte, as sent.
+
+    None: it has no Range of that form, and the question is whole.
+    """
+    at = question.find(RANGE)
+    if at < 3:
+        return question, None
+    stop = question.find(b"\r", at)
+    first, dash, last = question[at + len(RANGE) : stop].partition(b"-")
+    # More digits than a file has bytes would only cost time.
+    if not dash or not first.isdigit() or len(first) > 18 or len(last) > 18 or (last and not last.isdigit()):
+        return question, None
+    if question[at - 3 : at - 1] != b"\r\n" or question[at - 1] not in b"Rr":
+        return question, None  # some other field whose name or value ends so
+    return question[:at] + question[stop:], (int(first), int(last) if last else None)
