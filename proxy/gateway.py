@@ -11,7 +11,7 @@ deliver    delivery        body → status, headers, ranges, bytes
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from .config import Settings
@@ -35,6 +35,7 @@ from .fill.reader import FillBody
 from .fill.states import Confirmed, Passed
 from .fill.verify import mismatch
 from .negative import NegativeCache
+from .repeats import Repeats
 from .rewritten import rewritten
 from .rules import policy, vary
 from .rules.cache_status import CacheStatus
@@ -43,11 +44,8 @@ from .rules.entry import Entry, Head, Headers
 from .rules.freshness import current_age, is_storable
 from .rules.links import Links
 from .rules.mirrors import Target
-from .rules.pieces import Slice
 from .rules.policy import Ask, Refuse, Serve
-from .rules.repeat import Repeat, Repetition
 from .stats import Stats
-from .store.hot import StoredBody
 from .store.janitor import Janitor
 from .store.store import Store
 
@@ -76,6 +74,7 @@ class Gateway:
         self.flights = Flights(self.store, self.janitor, settings, self.stats, clock)
         self.mirrors = settings.mirror_table()
         self.negative = NegativeCache(clock)
+        self._repeats = Repeats(self.store, self.flights, clock)
         self._behind: set[asyncio.Task[None]] = set()
         """What goes on behind answers; kept so that it is not lost half way."""
 
@@ -93,6 +92,7 @@ class Gateway:
         mirrors = settings.mirror_table()
         self.flights.reload(settings)  # may raise ConfigError too; nothing is swapped before
         self.settings, self.mirrors, self.janitor.limits = settings, mirrors, settings.file.cache
+        self._repeats.forbid()
 
     @contextlib.asynccontextmanager
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
@@ -115,7 +115,7 @@ class Gateway:
         if target.digest and (found := await self.store.find(target.digest, target.key)):
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
             hit = self._stored(request, target, found, CacheStatus(hit=True), stack)
-            return self._repeatable(hit, found, math.inf)
+            return self._repeats.allow(hit, found, math.inf)
         if not target.digest and (fill := self.flights.get(target.key)) and (arrived := fill.arrived):
             return await self._arrived(request, target, fill, arrived, stack)
         stored = await self.store.lookup(target.key)
@@ -126,7 +126,7 @@ class Gateway:
                 if refresh is not None and not self.flights.failures.last(target.key):
                     await self._join(target, Question(refresh, entry))
                 hit = self._stored(request, target, entry, CacheStatus(hit=True, ttl=ttl), stack)
-                return self._repeatable(hit, entry, steady)
+                return self._repeats.allow(hit, entry, steady)
             case Refuse():
                 self.negative.check(target, request.headers, request.method)
                 why = "fetchonce is offline" if self.offline else "the request says only-if-cached"
@@ -350,29 +350,6 @@ class Gateway:
         self.store.touch(entry.key, now)
         body = stack.enter_context(self.store.open(entry))
         return Delivery(request, target, body, cache_status, current_age(entry, now))
-
-    def _repeatable(self, delivery: Delivery, entry: Entry, steady: float) -> Delivery:
-        """`delivery` of what is stored, which may be repeated as long as its Age is true, for `steady` seconds at most.
-
-        Until then the same question would be decided in the same way, but for what `is_current` looks at.
-        """
-        seconds = min(steady, 1.0 - delivery.age % 1.0)
-        body, target, settings = delivery.body, delivery.target, self.settings
-        if seconds <= 0 or not isinstance(body, StoredBody):
-            return delivery
-        siblings = target.checksums if target.mirror.is_moving(target.path) else ()
-        tags = self.store.tags((entry.key, *(each.key for each in siblings)))
-
-        def is_current() -> bool:
-            # A fill may have a new body whole before that is stored.
-            is_filled = self.flights.get(target.key) is not None
-            return self.settings is settings and not is_filled and all(tag.is_current() for tag in tags)
-
-        def served(repetitions: Sequence[Repetition]) -> None:
-            self.store.touch(entry.key, self.clock(), len(repetitions))
-
-        delivery.repeat = Repeat(seconds, is_current, Slice(body.fd, 0, body.length), served)
-        return delivery
 
     async def _ask_head(self, target: Target, fields: Headers) -> Head | None:
         try:

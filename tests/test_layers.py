@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "proxy"
 FLAT = {
-    "__main__", "app", "record", "gateway", "delivery", "rewritten", "negative", "prefetch", "config", "errors",
-    "stats", "log", "logins", "version",
+    "__main__", "app", "record", "repeats", "gateway", "delivery", "rewritten", "negative", "prefetch", "config",
+    "errors", "stats", "log", "logins", "version",
 }  # fmt: skip
 PLAIN = {"errors", "log", "version", "config", "rules"}
 """What any folder but rules/ may import."""

@@ -5,15 +5,12 @@ A subclass of uvicorn's protocol that knows no cache. The app sends file bytes w
 """
 
 import asyncio
-import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
 from logging import DEBUG, INFO, WARNING
-from typing import Any
 
 import httptools
 import uvicorn
@@ -168,47 +165,27 @@ class ClientConnection(HttpToolsProtocol):
         answer = self.replays.find(self.peer, data)
         if answer is None or not self._send_again(answer):
             return False
-        self.server_state.total_requests += 1
         self._set_deadline()
         return True
 
     def _send_again(self, answer: Answer) -> bool:
         """False, with nothing sent, if the disk would be waited for."""
-        replay, head, _, count = answer
-        if not count:
+        replay, head, _, size = answer
+        if not size:
             self.transport.write(head)
             self.replays.repeated(replay, len(head) - len(replay.head))
             return True
-        body = self.replays.read(answer)
-        if body is None:
+        if (body := self.replays.read(answer)) is None:
             return False
         sent = self.sender.send_now(head, body) - len(head)
-        if sent == count:
-            self.replays.repeated(replay, count)
-            return True
-        if sent < 0:
-            self.transport.write(head[sent:])
-            sent = 0
-        self.running = Response.of_rest(self, answer, sent)
-        self._start_asgi_task(self.running, self._rest(answer, sent))
+        if sent == size:
+            self.replays.repeated(replay, size)
+        else:
+            if sent < 0:
+                self.transport.write(head[sent:])
+            self.running = Response.of_rest(self, answer, max(0, sent))
+            self._start_asgi_task(self.running, self.replays.rest(answer, max(0, sent)))
         return True
-
-    def _rest(self, answer: Answer, sent: int) -> Any:
-        """An app that sends what the socket did not take at once. It has a descriptor of its own for that time."""
-        file, started = os.dup(answer.replay.fd), self.loop.time()
-        place = {"file": file, "offset": answer.start + sent, "count": answer.size - sent}
-
-        async def app(scope: object, receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-            count = sent
-            try:
-                await send({"type": "http.response.zerocopysend", **place})
-                count = answer.size
-            finally:
-                os.close(file)
-                seconds = self.loop.time() - started
-                self.replays.repeated(answer.replay, count, seconds, is_aborted=count < answer.size)
-
-        return app
 
     def _feed(self, data: bytes | memoryview) -> None:
         before, begun = self._reading, self._begun
@@ -319,7 +296,6 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The running response is written: start the next one, end the connection, or wait for a request."""
-        self.server_state.total_requests += 1
         response, self.running = self.running, None
         if self.transport.is_closing():
             return

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -137,6 +138,23 @@ class Replays:
         """The body of `answer`, until the next is read; None if it is not all in the page cache."""
         body = self._buffer[: answer.size]
         return body if read_into(body, answer.replay.fd, answer.start) else None
+
+    def rest(self, answer: Answer, sent: int) -> Callable[..., Awaitable[None]]:
+        """An app that sends what the socket did not take at once, behind `sent` bytes of the body."""
+        file, started = os.dup(answer.replay.fd), self._loop.time()
+
+        async def app(scope: object, receive: object, send: Callable[[dict[str, object]], Awaitable[None]]) -> None:
+            place = {"file": file, "offset": answer.start + sent, "count": answer.size - sent}
+            count = sent
+            try:
+                await send({"type": "http.response.zerocopysend", **place})
+                count = answer.size
+            finally:
+                os.close(file)
+                seconds = self._loop.time() - started
+                self.repeated(answer.replay, count, seconds, is_aborted=count < answer.size)
+
+        return app
 
     def repeated(self, replay: Replay, sent: int, seconds: float = 0.0, *, is_aborted: bool = False) -> None:
         """Tell the app, soon, that `replay` was repeated."""

@@ -1,0 +1,46 @@
+"""Which answers the server may repeat, and until when (rules/repeat.py).
+
+An answer from the store may be, as long as its Age is true and the same question would be decided in the same way. What
+could come between is looked at before each repetition: the entry, the checksum files that its freshness rests on, a
+fill that has something new, a reload.
+"""
+
+from collections.abc import Callable, Sequence
+
+from .delivery import Delivery
+from .fill.flights import Flights
+from .rules.entry import Entry
+from .rules.pieces import Slice
+from .rules.repeat import Repeat, Repetition
+from .store.hot import StoredBody
+from .store.store import Store
+
+
+class Repeats:
+    def __init__(self, store: Store, flights: Flights, clock: Callable[[], float]) -> None:
+        self._store, self._flights, self._clock = store, flights, clock
+        self._era = object()
+
+    def forbid(self) -> None:
+        """None of the answers so far may be repeated any more: the settings are others."""
+        self._era = object()
+
+    def allow(self, delivery: Delivery, entry: Entry, steady: float) -> Delivery:
+        """`delivery` of `entry`, which may be repeated; the decision to serve it holds for `steady` seconds."""
+        seconds = min(steady, 1.0 - delivery.age % 1.0)
+        body, target, era = delivery.body, delivery.target, self._era
+        if seconds <= 0 or not isinstance(body, StoredBody):
+            return delivery
+        siblings = target.checksums if target.mirror.is_moving(target.path) else ()
+        tags = self._store.tags((entry.key, *(each.key for each in siblings)))
+
+        def is_current() -> bool:
+            # A fill has a new body whole before that is stored.
+            is_filled = self._flights.get(target.key) is not None
+            return self._era is era and not is_filled and all(tag.is_current() for tag in tags)
+
+        def served(repetitions: Sequence[Repetition]) -> None:
+            self._store.touch(entry.key, self._clock(), len(repetitions))
+
+        delivery.repeat = Repeat(seconds, is_current, Slice(body.fd, 0, body.length), served)
+        return delivery
