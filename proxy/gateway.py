@@ -97,7 +97,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def handle(self, request: Request) -> AsyncIterator[Delivery]:
         """A GET or HEAD, ready to be sent within the context. Raises ProxyError; app.py turns it into a response."""
-        target = self.mirrors.resolve(request.target)
+        target, settings = self.mirrors.resolve(request.target), self.settings
         if not target.mirror.forward_authorization:
             request = replace(request, headers=vary.without_login(request.headers))
         async with contextlib.AsyncExitStack() as stack:
@@ -108,6 +108,8 @@ class Gateway:
                     delivery = await self._answer(request, target, stack)
             if _is_rewritten(request, target) and (base := request.own_base()):
                 delivery = await rewritten(delivery, Links(self.mirrors, base))
+            if self.settings is not settings:
+                delivery.repeat = None  # others may decide otherwise
             yield delivery
 
     async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:

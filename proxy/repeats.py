@@ -27,20 +27,31 @@ class Repeats:
 
     def allow(self, delivery: Delivery, entry: Entry, steady: float) -> Delivery:
         """`delivery` of `entry`, which may be repeated; the decision to serve it holds for `steady` seconds."""
-        seconds = min(steady, 1.0 - delivery.age % 1.0)
+        now = self._clock()
+        until = now + min(steady, 1.0 - delivery.age % 1.0)
         body, target, era = delivery.body, delivery.target, self._era
-        if seconds <= 0 or not isinstance(body, StoredBody):
-            return delivery
+        tag = self._store.tag(entry.key)
+        if until <= now or not isinstance(body, StoredBody) or not tag or tag.entry is not entry:
+            return delivery  # what is stored may be another already
         siblings = target.checksums if target.mirror.is_moving(target.path) else ()
-        tags = self._store.tags((entry.key, *(each.key for each in siblings)))
+        tags, absent = [tag], []
+        for sibling in siblings:
+            if not (tag := self._store.tag(sibling.key)):
+                absent.append(sibling.key)
+            elif tag.entry.stored_at <= max(entry.stored_at, entry.validated_at):
+                tags.append(tag)
+            else:
+                return delivery
+        checksums, get_fill = self._flights.checksums, self._flights.get
 
         def is_current() -> bool:
             # A fill has a new body whole before that is stored.
-            is_filled = self._flights.get(target.key) is not None
-            return self._era is era and not is_filled and all(tag.is_current() for tag in tags)
+            if self._era is not era or get_fill(target.key):
+                return False
+            return all(tag.is_current() for tag in tags) and all(checksums.is_absent(key) for key in absent)
 
         def served(repetitions: Sequence[Repetition]) -> None:
             self._store.touch(entry.key, self._clock(), len(repetitions))
 
-        delivery.repeat = Repeat(seconds, is_current, Slice(body.fd, 0, body.length), served)
+        delivery.repeat = Repeat(now, until, is_current, Slice(body.fd, 0, body.length), served)
         return delivery

@@ -89,6 +89,10 @@ class Checksums:
                     self._absent[sibling.key] = True
         return newest
 
+    def is_absent(self, key: str) -> bool:
+        """Whether `changed_at` would not look for the checksum file `key`, because it was not there a moment ago."""
+        return key in self._absent
+
     def landed(self, key: str) -> None:
         """A fill of `key` is over: it may be a checksum file that was not there."""
         self._absent.pop(key, None)

@@ -19,8 +19,9 @@ class Repeat:
     Where the answer is a 206 to one range, any other range of `file` may stand in the request's Range.
     """
 
-    seconds: float
-    """How long it is true, Age and all, from now on."""
+    since: float
+    until: float
+    """Between these Unix times it is true, Age and all. A clock that is set back shows an earlier one."""
     is_current: Callable[[], bool]
     """Asked before each repetition: whether the app would still give this answer."""
     file: Slice

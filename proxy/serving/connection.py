@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from ..log import events, log
 from .deadline import Deadline
-from .replay import Answer, Replays
+from .replay import QUESTION_BYTES, Answer, Replays
 from .request import Limits, Refused, check_fields, head_size, split_target
 from .response import Response, error_response
 from .sendfile import FileSender
@@ -156,15 +156,18 @@ class ClientConnection(HttpToolsProtocol):
         if is_clock_due:
             self._set_deadline()
         if is_first and self._reading is Reading.IDLE and self._begun == begun + 1 and self.running:
-            self.running.question = data
+            self.running.question = data if len(data) <= QUESTION_BYTES else b""
 
     def _repeat(self, data: bytes) -> bool:
         """Answer `data` as the same bytes were answered before, if that answer is at hand."""
         if self.running or self._reading is not Reading.IDLE or self._is_last or self.flow.write_paused:
             return False
+        if len(data) > QUESTION_BYTES or self.transport.is_closing():
+            return False
         answer = self.replays.find(self.peer, data)
         if answer is None or not self._send_again(answer):
             return False
+        self._begun += 1
         self._set_deadline()
         return True
 
@@ -183,8 +186,15 @@ class ClientConnection(HttpToolsProtocol):
         else:
             if sent < 0:
                 self.transport.write(head[sent:])
-            self.running = Response.of_rest(self, answer, max(0, sent))
-            self._start_asgi_task(self.running, self.replays.rest(answer, max(0, sent)))
+                sent = 0
+            try:
+                rest = self.replays.rest(answer, sent)
+            except OSError:  # no descriptor is left
+                self.transport.write(body[sent:])
+                self.replays.repeated(replay, size)
+            else:
+                self.running = Response.of_rest(self, answer, sent)
+                self._start_asgi_task(self.running, rest)
         return True
 
     def _feed(self, data: bytes | memoryview) -> None:

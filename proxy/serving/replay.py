@@ -32,8 +32,9 @@ SWEEP_SECONDS = 1.0
 
 RANGE = b"ange: bytes="
 """Where the numbers of a range begin in a question; R or r is before it."""
-_LENGTH = re.compile(rb"(?<=\r\ncontent-length: )\d+(?=\r\n)")
-_RANGE = re.compile(rb"(?<=\r\ncontent-range: bytes )\d+-\d+(?=/)")
+_RANGE_LINE = re.compile(rb"\nrange", re.IGNORECASE)
+_PART = re.compile(rb"(.*\r\ncontent-length: )\d+(\r\n.*\r\ncontent-range: bytes )(\d+)-(\d+)(/(\d+)\r\n.*)", re.DOTALL)
+"""The head of a 206, cut at its length, first and last byte; and these two, and the size of the whole."""
 
 Peer = tuple[object, ...]
 """The client's address without its port, and ours."""
@@ -44,8 +45,6 @@ class Replay:
     """One answer at hand."""
 
     repeat: Repeat
-    until: float
-    """By the loop's clock."""
     head: bytes
     """Of a 206 with holes for its length, first and last byte."""
     fd: int
@@ -78,34 +77,38 @@ class Replays:
         self._buffer = memoryview(bytearray(LENGTH_MAX))
         """For one answer at a time: it is sent, or copied, before the next."""
 
-    def keep(self, peer: Peer, question: bytes, head: bytes, repeat: Repeat, *, has_body: bool) -> None:
-        """Keep the answer that begins with `head`, and has `repeat.file` or a range of it for its body."""
+    def keep(self, peer: Peer, question: bytes, head: bytes, repeat: Repeat, length: int | None) -> None:
+        """Keep the answer that begins with `head`. Its body, of `length` bytes, is `repeat.file` or a range of it.
+
+        `length` None: it has no body. An answer that does not look as its question lets expect is not kept.
+        """
         key, numbers = _split(question)
         is_part = head.startswith(b"HTTP/1.1 206 ")
-        if is_part:
-            head = head.replace(b"%", b"%%")
-            head, lengths = _LENGTH.subn(b"%d", head)
-            head, ranges = _RANGE.subn(b"%d-%d", head)
-            # Of several ranges the answer has none itself; of the wrong number of fields we know nothing.
-            if not (lengths == ranges == 1 and has_body and numbers) or head.find(b"%d-%d") < head.find(b"%d\r\n"):
-                return
         if len(question) > QUESTION_BYTES or len(head) > HEAD_BYTES or (numbers is not None) is not is_part:
             return
         file = repeat.file
         size = file.end - file.start
         fd, whole = -1, b""
-        if not has_body:
+        if numbers:
+            holes = _holes(head, numbers, size)
+            if holes is None or length is None or len(_RANGE_LINE.findall(question)) != 1:
+                return
+            head = holes
+        if length is None:
             whole = head
+        elif not is_part and (length != size or size > LENGTH_MAX):
+            return
         elif not is_part and size <= SMALL_BYTES and (data := read_now(file.fd, file.start, size)) is not None:
             whole = head + data
-        elif is_part or size <= LENGTH_MAX:
-            fd = os.dup(file.fd)
         else:
-            return
+            try:
+                fd = os.dup(file.fd)
+            except OSError:
+                return  # no descriptor is left: the answer itself needs none
         self._drop((peer, key))
         while len(self._kept) >= KEPT:
             self._drop(next(iter(self._kept)))
-        self._kept[peer, key] = Replay(repeat, self._loop.time() + repeat.seconds, head, fd, whole, is_part)
+        self._kept[peer, key] = Replay(repeat, head, fd, whole, is_part)
         if not self._sweeping:
             self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
@@ -115,7 +118,7 @@ class Replays:
         replay = self._kept.get((peer, question))
         if replay is None:
             return None
-        if replay.until <= self._loop.time() or not replay.repeat.is_current():
+        if not _is_true(replay.repeat):
             self._drop((peer, question))
             return None
         if replay.fd < 0:
@@ -140,7 +143,7 @@ class Replays:
         return body if read_into(body, answer.replay.fd, answer.start) else None
 
     def rest(self, answer: Answer, sent: int) -> Callable[..., Awaitable[None]]:
-        """An app that sends what the socket did not take at once, behind `sent` bytes of the body."""
+        """An app that sends what the socket did not take at once, behind `sent` bytes of the body. Raises OSError."""
         file, started = os.dup(answer.replay.fd), self._loop.time()
 
         async def app(scope: object, receive: object, send: Callable[[dict[str, object]], Awaitable[None]]) -> None:
@@ -187,11 +190,24 @@ class Replays:
             os.close(replay.fd)
 
     def _sweep(self) -> None:
-        now = self._loop.time()
         for key, replay in list(self._kept.items()):
-            if replay.until <= now or not replay.repeat.is_current():
+            if not _is_true(replay.repeat):
                 self._drop(key)
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._kept else None
+
+
+def _is_true(repeat: Repeat) -> bool:
+    return repeat.since <= time.time() < repeat.until and repeat.is_current()
+
+
+def _holes(head: bytes, numbers: tuple[int, int | None], size: int) -> bytes | None:
+    """The head of a 206, with holes for its length, first and last byte; None if it is not the answer to `numbers`."""
+    match = _PART.fullmatch(head)
+    first, last = numbers
+    end = size if last is None else min(last + 1, size)
+    if not match or (int(match[3]), int(match[4]), int(match[6])) != (first, end - 1, size):
+        return None
+    return b"%b%%d%b%%d-%%d%b" % tuple(match[each].replace(b"%", b"%%") for each in (1, 2, 5))
 
 
 def _split(question: bytes) -> tuple[bytes, tuple[int, int | None] | None]:

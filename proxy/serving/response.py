@@ -225,8 +225,10 @@ class Response(RequestResponseCycle):
 
     def _keep(self, repeat: Repeat) -> None:
         if self.framing in (Framing.NONE, Framing.LENGTH):
-            peer, has_body = self._connection.peer, self.framing is Framing.LENGTH
-            self._connection.replays.keep(peer, self.question, self._head, repeat, has_body=has_body)
+            peer, length = self._connection.peer, self.expected_content_length
+            self._connection.replays.keep(
+                peer, self.question, self._head, repeat, length if self.framing is Framing.LENGTH else None
+            )
 
     def _flush(self) -> None:
         if self._head and not self.transport.is_closing():

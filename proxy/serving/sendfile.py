@@ -182,7 +182,6 @@ class KernelSender:
         if self._waiter:
             _wake(self._waiter)
 
-
     def send_now(self, head: bytes, body: memoryview) -> int:
         """As FileSender's."""
         try:
@@ -240,7 +239,10 @@ class FileSender:
     def send_now(self, head: bytes, body: memoryview) -> int:
         """Send what the socket takes at once: bytes of both together. The transport's buffer must be empty."""
         if self._sender is None:
-            self._sender = self._first_sender()
+            try:
+                self._sender = self._first_sender()
+            except OSError:
+                return 0  # no descriptor is left
         return self._sender.send_now(head, body)
 
     def close(self) -> None:

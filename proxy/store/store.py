@@ -149,9 +149,9 @@ class Store:
         self._reading.add(body)
         return body
 
-    def tags(self, keys: Iterable[str]) -> list[OpenEntry]:
-        """What tells, by `is_current`, whether the entries of `keys` are still those of the last `lookup`."""
-        return [row for key in keys if (row := self._hot.get(key))]
+    def tag(self, key: str) -> OpenEntry | None:
+        """The entry that `lookup` has found last; `is_current` says whether it would again. None: not at hand."""
+        return self._hot.get(key)
 
     def in_use(self) -> set[str]:
         """Digests of the bodies that are being read in this process."""
