@@ -23,7 +23,7 @@ class Repeat:
     until: float
     """Between these Unix times it is true, Age and all. A clock that is set back shows an earlier one."""
     is_current: Callable[[], bool]
-    """Whether the app would still give this answer: asked before repetitions, once in each turn of the event loop."""
+    """Asked before each repetition: whether the app would still give this answer."""
     file: Slice
     """The whole body, open as long as the answer is being sent."""
     served: Callable[[Sequence[Repetition]], None]

@@ -138,7 +138,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._repeat(data) or self._is_deaf:
+        if self._is_deaf or self._repeat(data):
             return
         begun, is_first = self._begun, self._reading is Reading.IDLE and self.running is None
         if len(data) <= FEED_BYTES:

@@ -30,8 +30,8 @@ TELL_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 """How long a descriptor stays open that nobody may use any more."""
 
-_NUMBERS = re.compile(rb"\r\n[Rr]ange: bytes=([0-9]{1,18})-([0-9]{0,18})\r\n")
-"""No more digits than a file has bytes: they would only cost time."""
+RANGE = b"ange: bytes="
+"""Where the numbers of a range begin in a question; R or r is before it."""
 _RANGE_LINE = re.compile(rb"\nrange", re.IGNORECASE)
 _PART = re.compile(rb"(.*\r\ncontent-length: )\d+(\r\n.*\r\ncontent-range: bytes )(\d+)-(\d+)(/(\d+)\r\n.*)", re.DOTALL)
 """The head of a 206, cut at its length, first and last byte; and these two, and the size of the whole."""
@@ -52,8 +52,6 @@ class Replay:
     whole: bytes
     """Head and body of a small answer that is no 206."""
     is_part: bool
-    turn: int = -1
-    """In which turn of the loop the app said last that it is current."""
     untold: list[Repetition] = field(default_factory=list)
 
 
@@ -74,7 +72,6 @@ class Replays:
         self._kept: OrderedDict[tuple[Peer, bytes], Replay] = OrderedDict()
         self._untold: list[Replay] = []
         """Those that have been repeated since the app was told."""
-        self._turn, self._is_turning = 0, False
         self._telling: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(LENGTH_MAX))
@@ -121,7 +118,7 @@ class Replays:
         replay = self._kept.get((peer, question))
         if replay is None:
             return None
-        if not self._is_true(replay):
+        if not _is_true(replay.repeat):
             self._drop((peer, question))
             return None
         if replay.fd < 0:
@@ -187,23 +184,6 @@ class Replays:
             self._drop(next(iter(self._kept)))
         self.tell()
 
-    def _is_true(self, replay: Replay) -> bool:
-        """The app is asked once in a turn of the loop: what is answered in that turn had come before it."""
-        if not replay.repeat.since <= time.time() < replay.repeat.until:
-            return False
-        if replay.turn != self._turn:
-            if not replay.repeat.is_current():
-                return False
-            replay.turn = self._turn
-            if not self._is_turning:
-                self._is_turning = True
-                self._loop.call_soon(self._next_turn)
-        return True
-
-    def _next_turn(self) -> None:
-        self._turn += 1
-        self._is_turning = False
-
     def _drop(self, key: tuple[Peer, bytes]) -> None:
         replay = self._kept.pop(key, None)
         if replay and replay.fd >= 0:
@@ -211,9 +191,13 @@ class Replays:
 
     def _sweep(self) -> None:
         for key, replay in list(self._kept.items()):
-            if not self._is_true(replay):
+            if not _is_true(replay.repeat):
                 self._drop(key)
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._kept else None
+
+
+def _is_true(repeat: Repeat) -> bool:
+    return repeat.since <= time.time() < repeat.until and repeat.is_current()
 
 
 def _holes(head: bytes, numbers: tuple[int, int | None], size: int) -> bytes | None:
@@ -231,8 +215,14 @@ def _split(question: bytes) -> tuple[bytes, tuple[int, int | None] | None]:
 
     None: it has no Range of that form, and the question is whole.
     """
-    match = _NUMBERS.search(question)
-    if match is None:
+    at = question.find(RANGE)
+    if at < 3:
         return question, None
-    first, last = match.groups()
-    return question[: match.start(1)] + question[match.end(2) :], (int(first), int(last) if last else None)
+    stop = question.find(b"\r", at)
+    first, dash, last = question[at + len(RANGE) : stop].partition(b"-")
+    # More digits than a file has bytes would only cost time.
+    if not dash or not first.isdigit() or len(first) > 18 or len(last) > 18 or (last and not last.isdigit()):
+        return question, None
+    if question[at - 3 : at - 1] != b"\r\n" or question[at - 1] not in b"Rr":
+        return question, None  # some other field whose name or value ends so
+    return question[:at] + question[stop:], (int(first), int(last) if last else None)
