@@ -1,7 +1,7 @@
 """One answer of upstream, and its body as bytes into a buffer.
 
-A large body framed by Content-Length is read from the socket itself, `recv_into` one buffer: through httpx and h11 it
-comes at a quarter of the speed.
+A large body framed by Content-Length is read from the socket itself: through httpx and h11 it comes at a quarter of the
+speed.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import httpx
 
 from ..errors import UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers, field
+from .bulk import Bulk
 from .location import node
 from .wire import Wire
 from .wording import cause
@@ -64,7 +65,7 @@ class Exchange:
         self._request = self._wire.requests
         self._chunks = response.iter_raw()
         self._rest = memoryview(b"")
-        self._socket: socket.socket | None = None
+        self._bulk: Bulk | None = None
         self._received = 0
         self._read_timeout = read_timeout
         self._aborted = threading.Event()
@@ -91,9 +92,9 @@ class Exchange:
         return count
 
     def _read_into(self, buffer: memoryview) -> int:
-        if self._socket:
+        if self._bulk:
             wanted = len(buffer) if self.length is None else min(len(buffer), self.length - self._received)
-            return self._socket.recv_into(buffer[:wanted]) if wanted else 0
+            return self._bulk.read_into(buffer[:wanted])
         if not self._rest:
             if self._received == self.length:
                 return 0  # close() deals with what may follow
@@ -117,8 +118,7 @@ class Exchange:
             or (self._wire.get_extra_info("ssl_object") is not None and not isinstance(raw, ssl.SSLSocket))
         ):
             return
-        raw.settimeout(self._read_timeout)
-        self._socket = raw
+        self._bulk = Bulk(raw, self._read_timeout)
 
     def abort(self) -> None:
         """From any thread: the reading thread gets an UpstreamError at once."""
@@ -138,7 +138,7 @@ class Exchange:
         self._response.close()
 
     def _has_small_rest(self) -> bool:
-        if self._socket or self._aborted.is_set() or "close" in (field(self.headers, "connection") or "").lower():
+        if self._bulk or self._aborted.is_set() or "close" in (field(self.headers, "connection") or "").lower():
             return False
         length = self.length if self.has_body else 0
         if length is None:

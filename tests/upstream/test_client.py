@@ -44,7 +44,7 @@ def test_a_large_body_leaves_httpx_and_a_small_one_gives_its_connection_back(ori
     with upstream.open(origin.url("/large")) as exchange:
         buffer = memoryview(bytearray(1 << 20))
         assert exchange.read_into(buffer)
-        assert exchange._socket is not None
+        assert exchange._bulk is not None
     for _ in range(2):
         read(upstream.open(origin.url("/small")))
     connections = [request.connection for request in origin.log]
