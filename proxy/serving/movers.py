@@ -4,8 +4,8 @@ A mover serves many sockets, as a worker of nginx does: it fills each one that t
 client that pauses costs it nothing. It never waits for a disk: a file that is not in memory goes back to the loop.
 
 A thread for each client instead makes them fight for the cores with the loop and with the clients. Eight readers of a
-cached 1 GiB on two cores, median of four: 2.2 CPU seconds with eight threads, 1.7 with two movers and no less speed; one
-mover is a fifth slower.
+cached 1 GiB on two cores, median of four: 2.2 CPU seconds with eight threads, 1.7 with two movers and no less speed.
+One mover is a fifth slower.
 """
 
 import asyncio
