@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 
 STEP_BYTES = 8 * 1024**2
-"""Sent at once, if the socket takes so much. 4 to 64 MiB are equally fast; the first byte of the eighth of eight readers
+"""Sent at once, if the socket takes so much. 4 to 64 MiB are equally fast; the first byte of the last of eight readers
 comes after 8 ms with 4 and 8, 11 with 16, 12 with 64."""
 MOVERS = min(os.cpu_count() or 1, 4)
 """One for each core; a few copy as fast as the memory can."""
