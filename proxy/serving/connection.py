@@ -7,7 +7,6 @@ A subclass of uvicorn's protocol that knows no cache. The app sends file bytes w
 import asyncio
 import socket
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
 from logging import DEBUG, INFO, WARNING
@@ -22,7 +21,7 @@ from .deadline import Deadline
 from .replay import QUESTION_BYTES, Answer, Replays
 from .request import Limits, Refused, check_fields, head_size, split_target
 from .response import Response, error_response
-from .sendfile import FileSender
+from .sendfile import FileSender, Threads
 
 FEED_BYTES = 16 * 1024
 """Given to the parser at once. A head that starts within such a piece may exceed its limit by as much."""
@@ -59,7 +58,7 @@ class Shared:
     config: uvicorn.Config
     state: ServerState
     loop: asyncio.AbstractEventLoop
-    threads: ThreadPoolExecutor
+    threads: Threads
     limits: Limits
     replays: Replays
 

@@ -1,7 +1,8 @@
 """How file bytes leave a connection: the kernel sends them, or we copy them where it cannot.
 
 The event loop never waits for a disk or for a socket. It sends what is in the page cache and what the socket takes at
-once; a thread sends the rest. Nothing here knows HTTP.
+once. Threads send the rest: movers.py what is in memory, others what a disk must be waited for. Nothing here knows
+HTTP.
 """
 
 import asyncio
@@ -10,18 +11,20 @@ import os
 import select
 import socket
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 
 from ..errors import ClientGone
+from .movers import STEP_BYTES, Job, Movers, in_page_cache
 
 FIRST_BYTES = 256 * 1024
-"""The first piece of an answer: small, for the time to first byte. A socket that takes more at once gets a thread."""
+"""The first piece of an answer: small, for the time to first byte. A socket that takes it whole gets a mover."""
 TURN_BYTES = 4 * 1024**2
 """Sent on the loop before the other connections get their turn."""
 BURST_BYTES = 64 * 1024**2
 """Sent in a thread before the loop is asked again."""
 PATIENCE_MS = 20
-"""How long a thread waits for a client whose socket is full. A slower client goes back to the loop."""
+"""How long a thread that waits for a disk waits for a full socket too. A slower client goes back to the loop."""
 SMALL_BYTES = 16 * 1024
 """Up to this size, one write of head and body is cheaper than a write and a sendfile."""
 COPY_BYTES = 256 * 1024
@@ -33,17 +36,13 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """sendfile does not work with this file or this socket."""
 
 
-def in_page_cache(file: int, offset: int, count: int) -> bool:
-    """Whether the slice's last byte can be read without waiting for a disk. True where the kernel cannot say."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    try:
-        os.preadv(file, [bytearray(1)], offset + count - 1, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # tmpfs and others answer EOPNOTSUPP
-    return True
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """What moves bytes beside the loop."""
+
+    disk: Executor
+    """For what is not in memory."""
+    movers: Movers
 
 
 def read_now(file: int, offset: int, count: int) -> bytearray | None:
@@ -62,14 +61,13 @@ def read_into(buffer: bytearray | memoryview, file: int, offset: int) -> bool:
         return False
 
 
-def send_and_close(out: int, file: int, offset: int, count: int, *, is_cold: bool) -> int:
+def send_and_close(out: int, file: int, offset: int, count: int) -> int:
     """Send what the client takes without long pauses; returns the bytes sent. It may wait for the disk: for a thread.
 
-    The two descriptors belong to this call. If they were shared, somebody could close them meanwhile, and their numbers
-    could then mean another client's socket or another file.
+    The two descriptors belong to this call, as those of a Job.
     """
     try:
-        if is_cold and hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise"):
             # One turn further than asked, so that the disk reads while the client does too.
             os.posix_fadvise(file, offset, min(count, TURN_BYTES) + TURN_BYTES, os.POSIX_FADV_WILLNEED)
         writable = select.poll()
@@ -99,11 +97,12 @@ class KernelSender:
     end.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, sock: socket.socket) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, sock: socket.socket) -> None:
         self._loop, self._threads = loop, threads
         self._sock = socket.socket(fileno=os.dup(sock.fileno()))
         self._fd = self._sock.fileno()
         self._waiter: asyncio.Future[None] | None = None
+        self._job: Job | None = None
         self._is_full = False
         self._burst = self._taken = 0
         """Bytes sent since the loop had its turn, and by the last call."""
@@ -117,13 +116,13 @@ class KernelSender:
                 await asyncio.sleep(0)  # a client that is always ready must not starve the others
             if self._fd < 0:
                 raise ClientGone("the client has closed the connection")
-            # A fast client of a big file gets a thread that stays with it: eight such clients get half the speed if the
-            # loop makes their calls one after the other. The others do not: a hop costs 0.1 ms, and a slow client's
-            # socket takes little at once.
-            is_cold = not in_page_cache(file, offset, min(count, TURN_BYTES))
+            # A fast client of a big file gets a mover: on the loop, eight of them get half the speed, and the others
+            # wait for them. Small slices and slow clients do not: a hop costs 0.1 ms.
+            is_cold = not in_page_cache(file, offset, min(count, STEP_BYTES))
             try:
-                if is_cold or min(count, self._taken) > FIRST_BYTES:
-                    sent = await self._send_in_thread(file, offset, count, is_cold=is_cold)
+                if is_cold or min(count, self._taken) >= FIRST_BYTES:
+                    send = self._send_cold if is_cold else self._send_warm
+                    sent = await send(file, offset, min(count, BURST_BYTES))
                     self._burst = 0
                     if not sent:  # the socket is full or the file ends: a small call will tell which
                         self._taken, self._is_full = 0, True
@@ -143,19 +142,31 @@ class KernelSender:
             self._taken = sent
             return sent
 
-    async def _send_in_thread(self, file: int, offset: int, count: int, *, is_cold: bool) -> int:
-        mine = os.dup(file)
+    async def _send_warm(self, file: int, offset: int, count: int) -> int:
+        job = self._job = self._threads.movers.put(*self._dup(file), offset, count)
         try:
-            out = os.dup(self._fd)
-        except OSError:
-            os.close(mine)
-            raise
-        job = partial(send_and_close, out, mine, offset, min(count, BURST_BYTES), is_cold=is_cold)
-        sending = self._loop.run_in_executor(self._threads, job)
+            return await job.done
+        finally:
+            self._job = None
+            if job.done.cancelled():
+                job.drop()
+
+    async def _send_cold(self, file: int, offset: int, count: int) -> int:
+        job = partial(send_and_close, *self._dup(file), offset, count)
+        sending = self._loop.run_in_executor(self._threads.disk, job)
         # Shielded, because a job cancelled before a thread takes it would never close its descriptors. If we are
         # cancelled, nobody waits for the job's exception, so the callback takes it.
         sending.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(sending)
+
+    def _dup(self, file: int) -> tuple[int, int]:
+        """The socket and the file, for somebody else to close."""
+        mine = os.dup(file)
+        try:
+            return os.dup(self._fd), mine
+        except OSError:
+            os.close(mine)
+            raise
 
     async def _writable(self) -> None:
         """Wait until the socket takes bytes again or close() is called.
@@ -179,6 +190,8 @@ class KernelSender:
         fd, self._fd = self._fd, -1
         self._loop.remove_writer(fd)
         self._sock.close()
+        if self._job:
+            self._job.drop()
         if self._waiter:
             _wake(self._waiter)
 
@@ -193,7 +206,7 @@ class KernelSender:
 class CopySender:
     """Read and write, where sendfile does not work: with TLS, and with files or sockets that the kernel refuses."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, transport: asyncio.Transport) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, transport: asyncio.Transport) -> None:
         self._loop, self._threads, self._transport = loop, threads, transport
 
     async def send(self, file: int, offset: int, count: int) -> int:
@@ -201,7 +214,7 @@ class CopySender:
         data: bytes | bytearray | None = read_now(file, offset, count)
         if data is None:
             # If we are cancelled and `file` is closed, the thread may read another file. Nobody sees what it read.
-            data = await self._loop.run_in_executor(self._threads, os.pread, file, count, offset)
+            data = await self._loop.run_in_executor(self._threads.disk, os.pread, file, count, offset)
         else:
             await asyncio.sleep(0)  # a client that is always ready must not starve the others
         self._transport.write(data)
@@ -218,7 +231,7 @@ class CopySender:
 class FileSender:
     """Sends slices of files on one connection: by the kernel, or by copying once the kernel has refused."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor, transport: asyncio.Transport) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, transport: asyncio.Transport) -> None:
         self._loop, self._threads, self._transport = loop, threads, transport
         self._sender: KernelSender | CopySender | None = None
         """None until the first slice: many answers have none."""

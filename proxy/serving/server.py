@@ -22,12 +22,14 @@ from uvicorn.server import ServerState
 from ..log import events, log
 from .connection import ClientConnection, Shared
 from .handshake import TlsListener, TlsSockets
+from .movers import Movers
 from .replay import Replays
 from .request import Limits
+from .sendfile import Threads
 from .sockets import BACKLOG
 
-SEND_THREADS = 16
-"""As many as there are cores move bytes. The others wait for a disk, or a moment for a client."""
+DISK_THREADS = 16
+"""They wait for a disk, or a moment for a client."""
 POLL_SECONDS = 0.05
 """Between two checks, while stopping, whether anything still runs."""
 GRACE_SECONDS = 0.5
@@ -100,7 +102,7 @@ class Server:
         """Serve until SIGTERM (stop) or SIGINT (interrupt), or until one of these methods is called."""
         loop = self._loop = asyncio.get_running_loop()
         state = self._state
-        threads = ThreadPoolExecutor(SEND_THREADS, "send")
+        threads = Threads(ThreadPoolExecutor(DISK_THREADS, "send"), Movers(loop))
         replays = Replays(loop)
         shared = Shared(self._config(), state, loop, threads, self._limits, replays)
         listeners: list[asyncio.Server] = []
@@ -143,7 +145,8 @@ class Server:
                     await self._drain(state)
                 finally:
                     replays.close()
-                    threads.shutdown(wait=False)
+                    threads.disk.shutdown(wait=False)
+                    threads.movers.close()
                     self._loop = None
 
     def _config(self) -> uvicorn.Config:

@@ -30,6 +30,7 @@ async def serve(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Serve]:
         site = Site(apps if isinstance(apps, dict) else {"*": apps}, **options)
         sites.append(site)
         site.run = asyncio.create_task(site.server.run())
+        await asyncio.sleep(0)  # now its own descriptors are open
         return site
 
     yield make

@@ -20,6 +20,8 @@ from tests.harness import Client, until
 
 BODY = random.Random(1).randbytes(2 * TURN_BYTES + FIRST_BYTES + 12_345)  # several calls of sendfile, and a rest
 HUGE = 256 * 1024**2  # sparse; more than the kernel buffers for one connection
+STALLED = "_writable", "_send_warm"
+"""Where the send of a file waits for a client that does not read: on the loop or in a mover."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -87,13 +89,13 @@ class Site:
         assert self.run
         await self.run
 
-    async def waits_in(self, path: str, function: str) -> None:
-        """Wait until the app at `path` is waiting in a coroutine of that name."""
+    async def waits_in(self, path: str, *functions: str) -> None:
+        """Wait until the app at `path` is waiting in a coroutine of one of these names."""
 
         def is_there() -> bool:
             step = self.tasks[path].get_coro() if path in self.tasks else None
             while step is not None:
-                if getattr(step, "__name__", "") == function:
+                if getattr(step, "__name__", "") in functions:
                     return True
                 step = getattr(step, "cr_await", None)
             return False

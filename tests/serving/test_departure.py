@@ -11,11 +11,13 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from proxy.errors import ClientGone
-from proxy.serving.sendfile import FIRST_BYTES, KernelSender
+from proxy.serving.movers import Movers
+from proxy.serving.sendfile import FIRST_BYTES, KernelSender, Threads
 from tests.harness import until
 from tests.serving.site import (
     BODY,
     HUGE,
+    STALLED,
     answers,
     body,
     descriptors,
@@ -45,20 +47,23 @@ async def test_a_departure_leaves_nothing(serve, caplog, huge):
 async def test_a_departure_is_noticed_after_a_thread_found_the_socket_full(file):
     """The connection is lost while the thread waits: what it then reports must not be waited on."""
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with ours, theirs, contextlib.ExitStack() as stack:
         ours.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 ours.send(bytes(65536))
 
-        class Threads(Executor):
+        class Disk(Executor):
             def submit(self, job, /):
                 sender.close()
                 done = Future()
                 done.set_result(job())
                 return done
 
-        sender = KernelSender(asyncio.get_running_loop(), Threads(), ours)
+        loop = asyncio.get_running_loop()
+        movers = Movers(loop)
+        stack.callback(movers.close)
+        sender = KernelSender(loop, Threads(Disk(), movers), ours)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # what is not in memory goes to a thread
         with pytest.raises(ClientGone):
@@ -83,7 +88,7 @@ async def test_a_departure_wakes_a_send_that_waits_for_the_socket(serve, caplog,
 
     site = await serve(app)
     async with await site.client.stream("/"):
-        await site.waits_in("/", "_writable")
+        await site.waits_in("/", *STALLED)
     await until(lambda: site.tasks["/"].done())
     assert [type(error) for error in caught] == [ClientGone]
     assert tracebacks(caplog) == []
@@ -171,7 +176,7 @@ async def test_a_stalled_client_holds_nobody_up(serve, file, huge):
         }
     )
     stalled = [await site.client.stream("/stalled") for _ in range(40)]  # more than there are threads
-    await site.waits_in("/stalled", "_writable")
+    await site.waits_in("/stalled", *STALLED)
     assert (await site.client.get("/")).body == BODY
     for stream in stalled:
         stream.close()

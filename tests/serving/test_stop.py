@@ -13,6 +13,7 @@ from proxy.serving.sockets import bind
 from tests.harness import until
 from tests.serving.site import (
     HUGE,
+    STALLED,
     answers,
     body,
     no_connection_is_held,
@@ -27,7 +28,7 @@ from tests.serving.site import (
 async def test_a_running_answer_is_finished(serve, huge):
     site = await serve(answers(start(HUGE), zerocopy(huge, 0, HUGE)))
     async with await site.client.connect() as idle, await site.client.stream("/") as stream:
-        await site.waits_in("/", "_writable")
+        await site.waits_in("/", *STALLED)
         site.server.stop()
         assert site.server.stopping
         assert await idle.rest() == b""
@@ -78,7 +79,7 @@ async def test_a_stalled_answer_is_cut_after_the_stop_timeout(serve, caplog, hug
     site = await serve(app, stop_timeout=0.3)
     async with await site.client.connect() as connection:
         await connection.send(request())
-        await site.waits_in("/", {"file": "_writable", "body": "drain"}.get(how, "wait"))
+        await site.waits_in("/", *{"file": STALLED, "body": ("drain",)}.get(how, ("wait",)))
         loop = asyncio.get_running_loop()
         began = loop.time()
         site.server.stop()
@@ -96,7 +97,7 @@ async def test_signals_stop_the_server(serve, huge):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     site = await serve(answers(start(HUGE), zerocopy(huge, 0, HUGE)), stop_timeout=60)
     async with await site.client.stream("/"):
-        await site.waits_in("/", "_writable")
+        await site.waits_in("/", *STALLED)
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: site.server.stopping)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -119,7 +120,7 @@ async def test_stop_before_run():
 async def test_a_cancelled_server_ends_its_answers_and_its_app(serve, huge):
     site = await serve(answers(start(HUGE), zerocopy(huge, 0, HUGE)), stop_timeout=60)
     async with await site.client.stream("/"):
-        await site.waits_in("/", "_writable")
+        await site.waits_in("/", *STALLED)
         site.run.cancel()
         with pytest.raises(asyncio.CancelledError):
             async with asyncio.timeout(3):

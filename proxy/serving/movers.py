@@ -1,0 +1,202 @@
+"""Threads that send files to clients which take much at once. Nothing here knows HTTP.
+
+A mover serves many sockets, as a worker of nginx does: it fills each one that takes bytes and goes on with the next. A
+client that pauses costs it nothing. It never waits for a disk: a file that is not in memory goes back to the loop.
+
+A thread for each client instead makes them fight for the cores with the loop and with the clients. Eight readers of a
+cached 1 GiB on two cores, median of four: 2.2 CPU seconds with eight threads, 1.7 with two movers and no less speed.
+One mover is a fifth slower.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import selectors
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+STEP_BYTES = 8 * 1024**2
+"""Sent at once, if the socket takes so much. 4 to 64 MiB are equally fast; the first byte of the last of eight readers
+comes after 8 ms with 4 and 8, 11 with 16, 12 with 64."""
+MOVERS = min(os.cpu_count() or 1, 4)
+"""One for each core; a few copy as fast as the memory can."""
+
+
+def in_page_cache(file: int, offset: int, count: int) -> bool:
+    """Whether the slice's last byte can be read without waiting for a disk. True where the kernel cannot say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return True
+    try:
+        os.preadv(file, [bytearray(1)], offset + count - 1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # tmpfs and others answer EOPNOTSUPP
+    return True
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A slice on its way to one client. Its mover closes the two descriptors.
+
+    If they were shared, somebody could close them meanwhile, and their numbers could then mean another client's socket
+    or another file.
+    """
+
+    mover: "Mover"
+    out: int
+    file: int
+    offset: int
+    count: int
+    done: asyncio.Future[int]
+    """The bytes sent: fewer than `count` if the file ends, is not in memory further on, or the job was dropped; or an
+    OSError, if none was sent."""
+    sent: int = 0
+    is_dropped: bool = False
+
+    def drop(self) -> None:
+        """Send no more. For the loop's thread, also when it is done."""
+        if not self.is_dropped:
+            self.is_dropped = True
+            self.mover.tell_dropped(self)
+
+    def finish(self, error: OSError | None) -> None:
+        """Tell whoever waits. For the loop's thread."""
+        self.mover.jobs -= 1
+        if self.done.done():
+            return  # cancelled
+        if error and not self.sent:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(self.sent)  # the next job meets the error again
+
+
+class Movers:
+    """All of one loop. For its thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int = MOVERS) -> None:
+        self._all = [Mover(loop) for _ in range(count)]
+
+    def put(self, out: int, file: int, offset: int, count: int) -> Job:
+        """Begin to send; takes over both descriptors."""
+        return min(self._all, key=lambda mover: mover.jobs).put(out, file, offset, count)
+
+    def close(self) -> None:
+        """Drop all jobs. The threads end by themselves."""
+        for mover in self._all:
+            mover.close()
+
+
+class Mover:
+    """One thread, from its first job on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.jobs = 0
+        """Counted by the loop's thread."""
+        self._loop = loop
+        self._new: deque[Job] = deque()
+        self._dropped: deque[Job] = deque()
+        self._is_started = self._is_closing = False
+        self._wakes, self._waker = os.pipe()
+        for end in (self._wakes, self._waker):
+            os.set_blocking(end, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wakes, selectors.EVENT_READ)
+        self._ready: deque[Job] = deque()
+        self._waiting: set[Job] = set()
+        """Their sockets are full."""
+
+    # -- in the loop's thread -----------------------------------------------------------------------------------------
+
+    def put(self, out: int, file: int, offset: int, count: int) -> Job:
+        job = Job(self, out, file, offset, count, self._loop.create_future())
+        self.jobs += 1
+        if self._is_closing:
+            self._end(job, OSError(errno.ESHUTDOWN, "the server stops"))
+            return job
+        self._new.append(job)
+        self._wake()
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._run, name="mover", daemon=True).start()
+        return job
+
+    def tell_dropped(self, job: Job) -> None:
+        self._dropped.append(job)
+        self._wake()
+
+    def close(self) -> None:
+        self._is_closing = True
+        os.close(self._waker)  # which wakes it
+        if not self._is_started:
+            self._leave()
+
+    def _wake(self) -> None:
+        if not self._is_closing:
+            with contextlib.suppress(BlockingIOError):  # full: it is woken already
+                os.write(self._waker, b".")
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._is_closing:
+            for key, _ in self._selector.select(0 if self._ready else None):
+                if key.data is None:
+                    os.read(self._wakes, 4096)
+                    self._take()
+                elif key.data in self._waiting:  # else dropped in this turn
+                    self._rouse(key.data)
+            for _ in range(len(self._ready)):
+                self._step(self._ready.popleft())
+        self._leave()
+
+    def _leave(self) -> None:
+        for job in (*self._new, *self._ready, *self._waiting):
+            self._end(job)
+        self._selector.close()
+        os.close(self._wakes)
+
+    def _take(self) -> None:
+        while self._new:
+            self._ready.append(self._new.popleft())
+        while self._dropped:
+            if (job := self._dropped.popleft()) in self._waiting:
+                self._rouse(job)
+
+    def _step(self, job: Job) -> None:
+        offset, count = job.offset + job.sent, min(job.count - job.sent, STEP_BYTES)
+        if job.is_dropped or not in_page_cache(job.file, offset, count):
+            self._end(job)
+            return
+        try:
+            sent = os.sendfile(job.out, job.file, offset, count)
+        except BlockingIOError:
+            self._rest(job)
+            return
+        except OSError as error:
+            self._end(job, error)
+            return
+        job.sent += sent
+        if not sent or job.sent == job.count:
+            self._end(job)
+        elif sent < count:
+            self._rest(job)  # the socket is full
+        else:
+            self._ready.append(job)
+
+    def _rest(self, job: Job) -> None:
+        self._waiting.add(job)
+        self._selector.register(job.out, selectors.EVENT_WRITE, job)
+
+    def _rouse(self, job: Job) -> None:
+        self._waiting.remove(job)
+        self._selector.unregister(job.out)  # not after its close: the socket lives on, and epoll would go on reporting
+        self._ready.append(job)
+
+    def _end(self, job: Job, error: OSError | None = None) -> None:
+        os.close(job.out)
+        os.close(job.file)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(job.finish, error)
