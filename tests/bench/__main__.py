@@ -1,7 +1,8 @@
 """fetchonce beside other caching proxies: `./run bench`.
 
 Mirror, proxy and clients share this machine, and other work on it disturbs them. So the proxies take turns in each
-round, and medians are compared, only with each other. Everything is in TMPDIR, which needs room for twelve images.
+round, and medians are compared, only with each other. Throw away the first run on a fresh virtual machine, where the
+first touch of each page of memory is slow. Everything is in TMPDIR, which needs room for twelve images.
 """
 
 import argparse

@@ -70,12 +70,13 @@ def compared(case: Case, what: str, proxies: Mapping[str, dict[str, Any]]) -> di
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The block that stands in the README."""
+    rounds = f"medians of {result['rounds']} rounds" if result["rounds"] > 1 else "one round"
     lines = [
         f"{', '.join(result['programs'])}; each of them in turn, with mirror and clients on the same "
-        f"{result['machine']['cores']} cores; medians of {result['rounds']} rounds (`{result['command']}`).",
-        "A ratio above 1 is for fetchonce.",
+        f"{result['machine']['cores']} cores; {rounds} (`{result['command']}`).",
+        "A ratio above 1 is for fetchonce. CPU and memory are of all its processes, with the best peer's behind them.",
         "",
-        "| case | fetchonce | best peer | ratio | CPU, and the peer's | memory, and the peer's |",
+        "| case | fetchonce | best peer | ratio | CPU; peer | memory; peer |",
         "|---|---|---|---|---|---|",
     ]
     for name, case in result["cases"].items():
@@ -84,7 +85,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"**{name}**: {case['what']}",
             _figure(ours, case),
             f"{case['best_peer']} {_figure(best, case)}" if best else "–",
-            f"{case['ratio']:.2f}" if case["ratio"] else "–",
+            _number(case["ratio"]) if case["ratio"] else "–",
             _beside(_cpu(ours, case), _cpu(best, case)),
             _beside(_memory(ours), _memory(best)),
         ]
@@ -102,7 +103,7 @@ def plain(result: Mapping[str, Any]) -> str:
     """All proxies in all cases."""
     lines = []
     for name, case in result["cases"].items():
-        ratio = f"; {case['ratio']:.2f} of {case['best_peer']}" if case["ratio"] else ""
+        ratio = f"; {_number(case['ratio'])} of {case['best_peer']}" if case["ratio"] else ""
         lines += ["", f"{name}: {case['what']}{ratio}"]
         for proxy, told in case["proxies"].items():
             sent = f"{told['upstream']:.2f} times from upstream" if told.get("upstream") else ""
@@ -114,9 +115,12 @@ def plain(result: Mapping[str, Any]) -> str:
 def _figure(told: Mapping[str, Any], case: Mapping[str, Any]) -> str:
     if "figure" not in told:
         return "; ".join(sorted(set(told.get("flaws", ())))) or "–"
-    figure, at_least = told["figure"], "at least " if told["client_is_limit"] else ""
-    text = f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
-    return f"{at_least}{text} {case['unit']}".replace(" /s", "/s")
+    at_least = "at least " if told["client_is_limit"] else ""
+    return f"{at_least}{_number(told['figure'])} {case['unit']}".replace(" /s", "/s")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}" if value >= 1 else f"{value:.2g}"
 
 
 def _cpu(told: Mapping[str, Any], case: Mapping[str, Any]) -> str:
