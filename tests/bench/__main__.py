@@ -26,7 +26,7 @@ from tests.bench.cases import CASES, Case, size_text
 from tests.bench.load import Missing, compiled
 from tests.bench.origins import MB, Origins, origins
 from tests.bench.peers import DIRECT, OURS, PEERS, Peer, Site
-from tests.bench.processes import Broken, free_port
+from tests.bench.processes import ENDING, Broken, free_port
 from tests.bench.stage import Idle, Run, Stage, Wrong
 
 TRIES = 3
@@ -200,14 +200,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in ENDING:
         signal.signal(each, signal.SIG_IGN)  # the next one would break the clean-up
     raise KeyboardInterrupt
 
 
 def main() -> int:
     options = parser().parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, stop)
     try:
         result = measured(options)

@@ -132,8 +132,8 @@ def origins(image_bytes: int, root: Path) -> Iterator[Origins]:
     ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(run / "origin.pem"))
     port, tls_port = free_port(), free_port()
     config = filled_in("origin.conf", run / "origin.conf", RUN=run, DATA=data, PORT=port, TLS_PORT=tls_port)
-    server = Server([nginx, "-p", str(run), "-c", str(config), "-e", str(run / "origin.error")], port, run / "said")
-    with running(server), Origin() as slow:
+    command = [nginx, "-p", str(run), "-c", str(config), "-e", str(run / "origin.error")]
+    with running(lambda: Server(command, port, run / "said")), Origin() as slow:
         slow.body("/slow", quarter).throttle(SLOW_BYTES_PER_SECOND).headers(cache_control=FRESH)
         sha256 = hashlib.sha256(quarter).hexdigest()
         yield Origins(

@@ -6,13 +6,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.001
+ENDING = signal.SIGINT, signal.SIGTERM
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -105,13 +107,33 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(server: Server) -> Iterator[Server]:
+def running(make: Callable[[], Server]) -> Iterator[Server]:
     """Listening in the block, and ended after it."""
+    server = None
     try:
+        with _held():
+            server = make()
         server.wait_listening()
         yield server
     finally:
-        server.stop()
+        if server:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Signals that end us wait until after the block: one within Popen would leave a process that nobody knows."""
+    came: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.signal(number, lambda *signal: came.append(signal)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, frame in came:
+        handler = handlers[number]
+        if callable(handler):
+            handler(number, frame)
 
 
 def _stat(pid: int) -> list[str]:

@@ -80,7 +80,7 @@ class Stage:
         if not self.peer.command:
             yield
             return
-        with running(self.peer.server(self.site)) as self.server:
+        with running(lambda: self.peer.server(self.site)) as self.server:
             yield
         self.server = None
 
