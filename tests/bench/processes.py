@@ -117,12 +117,13 @@ def running(make: Callable[[], Server]) -> Iterator[Server]:
         yield server
     finally:
         if server:
-            server.stop()
+            with _held():
+                server.stop()
 
 
 @contextlib.contextmanager
 def _held() -> Iterator[None]:
-    """Signals that end us wait until after the block: one within Popen would leave a process that nobody knows."""
+    """Signals that end us wait until after the block. One within Popen or stop() would leave a process behind."""
     came: list[tuple[int, FrameType | None]] = []
     handlers = {number: signal.signal(number, lambda *signal: came.append(signal)) for number in ENDING}
     try:
@@ -130,10 +131,10 @@ def _held() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for number, frame in came:
-        handler = handlers[number]
+    for signum, frame in came:
+        handler = handlers[signal.Signals(signum)]
         if callable(handler):
-            handler(number, frame)
+            handler(signum, frame)
 
 
 def _stat(pid: int) -> list[str]:
