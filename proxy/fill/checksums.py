@@ -136,7 +136,7 @@ class Checksums:
             if fill.entry:
                 return self._stored(fill.entry), fill.entry.validated_at
             assert fill.incoming  # fetched, but not to be stored, or it could not be
-            text = fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1)
+            text = fill.incoming.read(digests.MAX_TEXT_BYTES + 1)
             return _text(text, fill.incoming.head), fill.answered_at
 
     def _stored(self, entry: Entry) -> bytes:
