@@ -106,6 +106,8 @@ class Checksums:
 
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it. Raises ProxyError, Unreadable."""
+        if (fill := self._flights.get(target.key)) and fill.arrived:
+            await fill.wait_over()  # clients have it already
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):

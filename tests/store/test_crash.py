@@ -301,8 +301,6 @@ GONE = {"unlink blobs/XX/HEX.HEX.json", "unlink blobs/XX/HEX"}
 EXPECTED = {
     first_body: COMMIT | {"fsync partial/.HEX.GENERATION.json.TEMPORARY", "unlink partial/HEX.GENERATION.json"},
     small_body: {
-        "mkdir blobs/XX",  # nothing is on disk
-        "rename blobs/XX/.HEX.TEMPORARY -> blobs/XX/HEX",  # the body is whole and synced
         SIDECAR,  # the blob is there
         "pwrite64 index/cache.db-wal",  # and the sidecar
     },
