@@ -65,7 +65,7 @@ async def test_what_another_process_sweeps_before_it_is_described_is_written_aga
         blobs = {hashlib.sha256(body(number)).hexdigest() for number in range(COUNT)}
         with store.blobs.ground.exclusively():
             storing = asyncio.create_task(keep(store, range(COUNT)))
-            while not blobs <= {path.name for path in store.root.glob("blobs/*/*")}:
+            while not blobs <= {path.name for path in store.root.glob("blobs/*/*")}:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             Sidecars(store.blobs.directory).sweep()
             assert not [*store.root.glob("blobs/*/*")]
