@@ -93,7 +93,8 @@ class Spares:
                 return Lock(fd, path, self, spare)
             except FileExistsError:  # somebody holds it, or was killed while he did
                 self._free.append((fd, spare))
-            except OSError:
+            except OSError:  # its name was removed, or the file system knows no links
+                spare.unlink(missing_ok=True)
                 os.close(fd)
         lock = try_lock(path)
         if lock:

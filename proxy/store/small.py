@@ -158,6 +158,7 @@ class Small:
                 raise
             finally:
                 remove(self._unnamed(blobs.sidecars.path(entry)) for entry, _ in bodies)
+            # Too much where another URL brought a body before; the janitor counts anew before it evicts.
             blobs.count_committed(sum(len(body) for _, body in bodies))
             for old in replaced:
                 blobs.drop_files(old)
