@@ -46,7 +46,8 @@ class Coordinator:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
         lock: Lock | None = None
         try:
-            lock = await self._fill.stoppable(self._wait_lock())
+            if self._fill.is_stopped or not (lock := self._context.store.try_lock(self._target.key)):
+                lock = await self._fill.stoppable(self._wait_lock())
             entry, saved = await self._context.store.look(self._target.key)
             with contextlib.ExitStack() as stack:
                 if saved:
