@@ -31,7 +31,7 @@ from .errors import (
 from .fill.failures import status_of
 from .fill.fill import Fill, Question
 from .fill.flights import Flights
-from .fill.reader import FillBody
+from .fill.reader import body_of
 from .fill.states import Confirmed, Passed
 from .fill.verify import mismatch
 from .negative import NegativeCache
@@ -154,9 +154,8 @@ class Gateway:
             watch = await own.enter_async_context(while_connected(request.gone))
             match await self._decide(request.headers, target, entry):
                 case Serve(_, ttl):
-                    assert fill.incoming
                     self.store.touch(target.key, self.clock())
-                    body, age = FillBody(fill, fill.incoming, None), fill.age
+                    body, age = body_of(fill, None), fill.age
                     stack.push_async_exit(own.pop_all())
                     return Delivery(request, target, body, CacheStatus(hit=True, ttl=ttl), age, watch)
             await watch.wait(fill.wait_over())
@@ -249,8 +248,7 @@ class Gateway:
             return self._confirmed(forward, fill.state.entry, stack)
         if isinstance(fill.state, Passed):
             return await self._passed(forward, fill, is_first, stack)
-        assert fill.incoming
-        body = FillBody(fill, fill.incoming, target.digest)
+        body = body_of(fill, target.digest)
         stored = fill.is_wanted if is_first else None
         cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
         return Delivery(request, target, body, cache_status, fill.age, watch)
@@ -324,9 +322,7 @@ class Gateway:
         cache_status = CacheStatus(fwd=forward.ask.why, fwd_status=304) if forward.entry else CacheStatus(hit=True)
         return self._stored(forward.request, target, entry, cache_status, stack)
 
-    async def _passed(
-        self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.AsyncExitStack
-    ) -> Delivery:
+    async def _passed(self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.AsyncExitStack) -> Delivery:
         """A body that is not kept: the transfer that the fill began, or one of the client's own."""
         target, request, watch = forward.target, forward.request, forward.watch
         passthrough = fill.take_passthrough() if is_first else None

@@ -21,6 +21,11 @@ from ..upstream.wording import status_error
 SAYS_NOTHING = frozenset({401, 403, 429})
 """Answers, beside 5xx, that say nothing about the object: what we have of it may still be of use."""
 
+SMALL_BYTES = 64 * 1024
+"""A body of at most this size is read where its head is, and kept in memory until it is stored."""
+SOON_SECONDS = 0.1
+"""... if it comes as soon as this after its head, which waits as long: 64 KB are a few round trips."""
+
 Gap = tuple[int, int | None]
 """(start, end) of the bytes that are asked for; None: to the end."""
 
@@ -85,6 +90,8 @@ class Whole:
     exchange: Exchange
     head: Head
     url: str
+    body: bytes | None = None
+    """The bytes of a small body, if they were all here soon. The exchange gives them too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +200,10 @@ def _another(inquiry: Inquiry, exchange: Exchange, now: float) -> Another:
 def _whole(inquiry: Inquiry, exchange: Exchange, now: float) -> Whole:
     if exchange.status != 200:
         raise status_error(exchange)
-    return Whole(exchange, _head_of(inquiry, exchange, now, secrets.token_hex(8)), inquiry.url)
+    head = _head_of(inquiry, exchange, now, secrets.token_hex(8))
+    is_small = exchange.length is not None and exchange.length <= SMALL_BYTES
+    body = exchange.read_small(exchange.length or 0, SOON_SECONDS) if is_small else None
+    return Whole(exchange, head, inquiry.url, body)
 
 
 def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) -> Head:

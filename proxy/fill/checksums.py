@@ -34,6 +34,7 @@ MAX_ABSENT = 4096
 class Fetches(Protocol):
     """What is needed of Flights, which has a Checksums of its own."""
 
+    def get(self, key: str) -> Fill | None: ...
     async def join(self, target: Target, question: Question) -> tuple[Fill, bool]: ...
     async def open_passthrough(self, target: Target, fields: Headers) -> Passthrough: ...
 
@@ -110,6 +111,8 @@ class Checksums:
 
     async def _read(self, target: Target, anew: bool) -> tuple[bytes, float]:
         """The text, and the Unix time at which upstream last vouched for it. Raises ProxyError, Unreadable."""
+        if (fill := self._flights.get(target.key)) and fill.arrived:
+            await fill.wait_over()  # clients have it already
         entry = await self._store.lookup(target.key)
         decision = policy.decide(ANEW if anew else (), target, entry, now=self._clock())
         if isinstance(decision, Ask):
@@ -140,7 +143,7 @@ class Checksums:
             if fill.entry:
                 return self._stored(fill.entry), fill.entry.validated_at
             assert fill.incoming  # fetched, but not to be stored, or it could not be
-            text = fill.incoming.growing.partial.read(0, digests.MAX_TEXT_BYTES + 1)
+            text = fill.incoming.read(digests.MAX_TEXT_BYTES + 1)
             return _text(text, fill.incoming.head), fill.answered_at
 
     def _stored(self, entry: Entry) -> bytes:

@@ -6,6 +6,8 @@ It waits for the lock of the key and reads along with the process that has it, a
 
 import asyncio
 import contextlib
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
 
@@ -17,7 +19,7 @@ from ..rules.freshness import is_storable
 from ..rules.splice import Held, Known
 from ..stats import Failure, mirror_label
 from ..store.locks import Lock
-from ..store.partial import Partial
+from ..store.partial import Partial, PartialRecord
 from .asking import Another, Answer, Rest, Unchanged, Whole
 from .context import FillContext
 from .fill import Fill
@@ -25,9 +27,12 @@ from .growing import Growing
 from .ingest import Ingest
 from .origin import Origin
 from .sharing import Follower
-from .states import Complete, Confirmed, Failed, Incoming, Passed, Streaming
+from .states import Arrived, Complete, Confirmed, Failed, Incoming, Passed, Small, Streaming
 from .transfer import read_equal
-from .verify import AskChecksums, Verifier
+from .verify import AskChecksums, Verifier, has_checksums
+
+Saved = tuple[PartialRecord, Partial]
+"""What an earlier fill left of a body."""
 
 
 class Coordinator:
@@ -41,9 +46,15 @@ class Coordinator:
         """From the question to the stored entry. Never raises but on a bug; the outcome is in `state`."""
         lock: Lock | None = None
         try:
-            lock = await self._fill.stoppable(self._wait_lock())
-            if not await self._is_settled():
-                await self._bring()
+            if self._fill.is_stopped or not (lock := self._context.store.try_lock(self._target.key)):
+                lock = await self._fill.stoppable(self._wait_lock())
+            entry, saved = await self._context.store.look(self._target.key)
+            with contextlib.ExitStack() as stack:
+                if saved:
+                    stack.callback(saved[1].close)
+                if not await self._is_settled(entry):
+                    stack.pop_all()
+                    await self._bring(saved)
             self._count(self._fill.state.name)
         except ProxyError as error:
             self._fail(error)
@@ -56,7 +67,7 @@ class Coordinator:
             self._fail(ProxyError(f"fetching {self._target.url} failed: internal error: {error!r}"))
             raise
         finally:
-            incoming = self._fill.incoming
+            incoming = self._fill.streamed
             if incoming:
                 await incoming.verifier.close()
             # In one turn of the loop: followers find the last page, and the lock free.
@@ -81,10 +92,9 @@ class Coordinator:
         log(events, INFO, "fill.follows", key=self._target.key[:12], have=growing.received)
         return await follower.follow(growing)
 
-    async def _is_settled(self) -> bool:
-        """Whether another process has done already what this fill is for."""
-        entry = await self._context.store.lookup(self._target.key)
-        if not (incoming := self._fill.incoming):
+    async def _is_settled(self, entry: Entry | None) -> bool:
+        """Whether another process has done already what this fill is for. `entry` is what is stored now."""
+        if not (incoming := self._fill.streamed):
             if entry is None or entry == self._question.stale:
                 return False
             # It was finished between our client's look and our having the lock.
@@ -104,11 +114,11 @@ class Coordinator:
             return True
         return False
 
-    async def _bring(self) -> None:
-        """Ask upstream, and do what the answer says."""
+    async def _bring(self, saved: Saved | None) -> None:
+        """Ask upstream, and do what the answer says. `saved` is what an earlier fill left."""
         answer: Answer | None = None
-        if saved := await self._load_saved():
-            known, partial = saved
+        if resumed := await self._resumed(saved):
+            known, partial = resumed
             with contextlib.ExitStack() as stack:
                 stack.callback(partial.close)
                 gaps = partial.extents.gaps(known.head.length or 0)
@@ -156,13 +166,12 @@ class Coordinator:
             return Another(None)
         return Rest(exchange, end, compare=False)
 
-    async def _load_saved(self) -> tuple[Known, Partial] | None:
+    async def _resumed(self, saved: Saved | None) -> tuple[Known, Partial] | None:
         """What an earlier fill left, if upstream can tell whether it is still the same. Close the partial.
 
         Raises UpstreamError where it is not the body that was followed: readers want the rest of exactly that one.
         """
-        followed = self._fill.incoming
-        saved = await self._context.store.resume(self._target.key)
+        followed = self._fill.streamed
         if saved:
             record, partial = saved
             known = Known(record.head, record.source, Held.READ if followed else Held.SAVED)
@@ -197,7 +206,7 @@ class Coordinator:
         """Fetch what is missing of a body that was begun by a process that is gone."""
         rest = answer if isinstance(answer, Rest) else None
         source = rest.exchange.final_url if rest else known.url
-        if followed := self._fill.incoming:
+        if followed := self._fill.streamed:
             followed.growing.go_on_in(partial)
             incoming = replace(followed, source=source, is_followed=False)
         else:
@@ -213,18 +222,44 @@ class Coordinator:
                 why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
                 self._pass_on(whole, UpstreamError(why))
                 return
-            partial = await self._context.janitor.create(self._target.key, self._target.url, head)
+            partial = None
+            if not await self._is_small(whole):
+                partial = await self._context.janitor.create(self._target.key, self._target.url, head)
         except StoreError as error:
             self._pass_on(whole, error)
             return
         except BaseException:
             whole.exchange.drop()
             raise
+        if partial is None:
+            assert whole.body is not None
+            await self._keep(Small(head, whole.url, whole.exchange.final_url, self._context.clock(), whole.body))
+            return
         growing = Growing(partial, head.length)
         incoming = self._received(head, whole.url, growing)
         incoming = replace(incoming, source=whole.exchange.final_url)
         known = Known(head, whole.url, Held.READ)
         await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
+
+    async def _is_small(self, whole: Whole) -> bool:
+        """Whether the body is stored from memory: all of it is there, nothing is to be verified, and there is room."""
+        if whole.body is None or self._target.digest or has_checksums(self._target, len(whole.body)):
+            return False
+        return await self._context.janitor.admit(len(whole.body))
+
+    async def _keep(self, small: Small) -> None:
+        """Store a body from memory, behind the answers."""
+        body = small.body
+        self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += len(body)
+        self._fill.to(Arrived(small))
+        sha256 = hashlib.sha256(body).hexdigest()
+        entry = None
+        try:
+            if self._fill.is_wanted:
+                entry = await self._context.janitor.keep(self._entry(small, {"sha256": sha256}, None), body)
+        finally:
+            self._context.janitor.dismiss(len(body))
+        self._complete(small, entry, sha256)
 
     async def _stream(self, known: Known, incoming: Incoming, rest: Rest | None) -> None:
         """From the first byte that is missing to the stored entry."""
@@ -244,25 +279,29 @@ class Coordinator:
         digests = incoming.verifier.digests
         entry = None
         if self._fill.is_wanted:
-            entry = await self._context.janitor.commit(growing.partial, self._entry(incoming, verified))
+            entry = await self._context.janitor.commit(growing.partial, self._entry(incoming, digests, verified))
         else:
             await self._context.store.discard(growing.partial)
+        self._complete(incoming, entry, digests["sha256"])
+
+    def _complete(self, incoming: Incoming | Small, entry: Entry | None, sha256: str) -> None:
         self._fill.to(Complete(incoming, entry))
         seconds = round(self._context.clock() - self._fill.started_at, 3)
         self._context.stats.fill_duration.observe(seconds)
-        log(events, INFO, "fill.complete", key=key, bytes=growing.length, s=seconds, sha256=digests["sha256"])
+        key = self._target.key[:12]
+        log(events, INFO, "fill.complete", key=key, bytes=incoming.length, s=seconds, sha256=sha256)
 
     async def _verify(self, incoming: Incoming) -> str | None:
         others = [url for url in self._origin.urls if url != incoming.url]
         return await incoming.verifier.verify(await incoming.growing.wait_length(), incoming.url, others)
 
-    def _entry(self, incoming: Incoming, verified: str | None) -> Entry:
-        stale, digests = self._question.stale, incoming.verifier.digests
+    def _entry(self, incoming: Incoming | Small, digests: Mapping[str, str], verified: str | None) -> Entry:
+        stale = self._question.stale
         return Entry(
             key=self._target.key,
             url=self._target.url,
             mirror=self._target.mirror.name,
-            head=replace(incoming.head, length=incoming.growing.length),
+            head=replace(incoming.head, length=incoming.length),
             sha256=digests["sha256"],
             stored_at=self._context.clock(),
             validated_at=incoming.answered_at,
@@ -287,7 +326,7 @@ class Coordinator:
     def _fail(self, error: ProxyError) -> None:
         incoming = self._fill.incoming
         self._fill.to(Failed(error, incoming))
-        if incoming:
+        if isinstance(incoming, Incoming):
             incoming.growing.fail(error)
         self._count("failed")
         if not self._fill.is_stopped:
@@ -301,7 +340,7 @@ class Coordinator:
 
     async def _put_away(self, error: ProxyError) -> None:
         """Of a fill that failed, keep what the next one can go on with; nothing where space is what was missing."""
-        incoming = self._fill.incoming
+        incoming = self._fill.streamed
         if not incoming or not incoming.ingest:
             return
         growing, store = incoming.growing, self._context.store

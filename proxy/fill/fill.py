@@ -16,9 +16,10 @@ from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from .context import FillContext
+from .ingest import Ingest
 from .origin import Mishaps, Origin
 from .passthrough import Passthrough
-from .states import Asking, Complete, Confirmed, Failed, Incoming, Passed, State, Streaming
+from .states import Arrived, Asking, Complete, Confirmed, Failed, Incoming, Passed, Small, State, Streaming
 from .verify import AskChecksums
 
 T = TypeVar("T")
@@ -63,12 +64,19 @@ class Fill:
     # -- for readers --------------------------------------------------------------------------------------------------
 
     @property
-    def incoming(self) -> Incoming | None:
-        """The body, from Streaming on."""
+    def incoming(self) -> Incoming | Small | None:
+        """The body, from Streaming or Arrived on."""
         match self.state:
             case Streaming(incoming) | Complete(incoming, _) | Failed(_, incoming):
                 return incoming
+            case Arrived(small):
+                return small
         return None
+
+    @property
+    def streamed(self) -> Incoming | None:
+        """The body, if it comes by way of a file."""
+        return self.incoming if isinstance(self.incoming, Incoming) else None
 
     @property
     def head(self) -> Head | None:
@@ -91,38 +99,43 @@ class Fill:
 
     @property
     def is_over(self) -> bool:
-        return not isinstance(self.state, (Asking, Streaming))
+        return not isinstance(self.state, (Asking, Streaming, Arrived))
 
     @property
     def is_whole(self) -> bool:
-        """Every byte is on disk, stored already or about to be."""
-        return self.incoming is not None and self.incoming.growing.is_whole
+        """Every byte is here, stored already or about to be."""
+        return self.incoming is not None and self.incoming.received == self.incoming.length
 
     @property
     def arrived(self) -> Entry | None:
         """What is about to be stored, for policy: the body is whole, and its digest not settled. None until then."""
-        if not isinstance(self.state, Streaming) or not self.is_whole or not self.is_wanted:
+        if not isinstance(self.state, (Streaming, Arrived)) or not self.is_whole or not self.is_wanted:
             return None
         incoming, target = self.state.incoming, self.target
         if incoming.is_hidden:
             return None
-        head, at = replace(incoming.head, length=incoming.growing.length), incoming.answered_at
+        head, at = replace(incoming.head, length=incoming.length), incoming.answered_at
         return Entry(target.key, target.url, target.mirror.name, head, sha256="", stored_at=at, validated_at=at)
 
     @property
     def fetched(self) -> int:
         """Bytes this fill got from upstream; less than it has where an earlier one had begun."""
-        return self.incoming.ingest.fetched if self.incoming and self.incoming.ingest else 0
+        match self.incoming:
+            case Incoming(ingest=Ingest() as ingest):
+                return ingest.fetched
+            case Small(body=body):
+                return len(body)
+        return 0
 
     @property
     def length(self) -> int | None:
         """Bytes of the whole body, once known."""
-        return self.incoming.growing.length if self.incoming else self.head.length if self.head else None
+        return self.incoming.length if self.incoming else self.head.length if self.head else None
 
     @property
     def received(self) -> int:
-        """Bytes on disk."""
-        return self.incoming.growing.received if self.incoming else 0
+        """Bytes that are there."""
+        return self.incoming.received if self.incoming else 0
 
     @property
     def source(self) -> str:
@@ -186,7 +199,7 @@ class Fill:
         match self.state:
             case Passed(known):
                 pass
-            case Failed(_, Incoming(head, url)):
+            case Failed(_, Incoming(head, url)):  # of a Small nothing is missing
                 known = Known(head, url, Held.PASSED)
             case _:
                 return None
@@ -245,8 +258,8 @@ class Fill:
             return
         if passthrough := self.take_passthrough():
             passthrough.close()
-        if self._has_ended and self.incoming:
-            self.incoming.growing.close()
+        if self._has_ended and self.streamed:
+            self.streamed.growing.close()
 
 
 def _is_cancelled() -> bool:

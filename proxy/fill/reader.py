@@ -1,5 +1,6 @@
 """A fill's body, as one client reads it."""
 
+import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 
@@ -7,8 +8,39 @@ from ..errors import StoreError
 from ..rules.digests import Digest, Expected
 from ..rules.pieces import Piece, Slice
 from .fill import Fill
-from .states import Incoming
+from .states import Incoming, Small
 from .verify import mismatch
+
+
+def body_of(fill: Fill, digest: Digest | None) -> "FillBody | SmallBody":
+    """What the fill brings, for a client that is attached to it; `digest` as in FillBody."""
+    match fill.incoming:
+        case Incoming() as incoming:
+            return FillBody(fill, incoming, digest)
+        case Small() as small:
+            return SmallBody(small, digest)
+    raise AssertionError(f"a fill that is {fill.state.name} has no body")
+
+
+class SmallBody:
+    """A body in memory. One with the wrong digest gives no byte."""
+
+    def __init__(self, small: Small, digest: Digest | None) -> None:
+        self.head, self.length = small.head, small.length
+        self._small, self._digest = small, digest
+
+    def close(self) -> None: ...
+
+    async def wait_length(self) -> int:
+        return self.length
+
+    async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
+        if self._digest:
+            got = Digest(self._digest.algorithm, hashlib.new(self._digest.algorithm, self._small.body).hexdigest())
+            if got != self._digest:
+                raise mismatch(Expected(self._digest), got, self._small.url)
+        if piece := self._small.body[start:end]:
+            yield piece
 
 
 class FillBody:

@@ -1,6 +1,6 @@
 """What a fill is at a moment: each state carries its data. They only go forward.
 
-Asking → Streaming → Complete | Failed, or Asking → Confirmed | Passed | Failed.
+Asking → Streaming | Arrived → Complete | Failed, or Asking → Confirmed | Passed | Failed.
 """
 
 from dataclasses import dataclass
@@ -37,6 +37,46 @@ class Incoming:
         """Of an empty body the head says all: where one must be verified, that is what is kept back."""
         return self.growing.length == 0 and self.growing.is_withheld
 
+    @property
+    def length(self) -> int | None:
+        return self.growing.length
+
+    @property
+    def received(self) -> int:
+        """Bytes that are there."""
+        return self.growing.received
+
+    def read(self, count: int) -> bytes:
+        """The first bytes, `count` at most."""
+        return self.growing.partial.read(0, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A small body, whole in memory, of which nothing is to be verified. It needs no file to be read from."""
+
+    head: Head
+    url: str
+    source: str
+    answered_at: float
+    """As in Incoming."""
+    body: bytes
+
+    is_followed: ClassVar = False
+    is_hidden: ClassVar = False
+
+    @property
+    def length(self) -> int:
+        return len(self.body)
+
+    @property
+    def received(self) -> int:
+        return len(self.body)
+
+    def read(self, count: int) -> bytes:
+        """The first bytes, `count` at most."""
+        return self.body[:count]
+
 
 @dataclass(frozen=True, slots=True)
 class Asking:
@@ -54,11 +94,19 @@ class Streaming:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrived:
+    """All of it is in memory, and is being stored."""
+
+    name: ClassVar = "streaming"
+    incoming: Small
+
+
+@dataclass(frozen=True, slots=True)
 class Complete:
     """Every byte is there. `entry` is what was stored; None if no client wanted that."""
 
     name: ClassVar = "complete"
-    incoming: Incoming
+    incoming: Incoming | Small
     entry: Entry | None
 
 
@@ -86,7 +134,7 @@ class Failed:
 
     name: ClassVar = "failed"
     error: ProxyError
-    incoming: Incoming | None
+    incoming: Incoming | Small | None
 
 
-State = Asking | Streaming | Complete | Confirmed | Passed | Failed
+State = Asking | Streaming | Arrived | Complete | Confirmed | Passed | Failed

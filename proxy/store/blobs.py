@@ -73,7 +73,7 @@ class Blobs:
                 index.set(newest)
                 for entry in entries:
                     if entry.sha256 != newest.sha256:
-                        self._drop_files(entry)
+                        self.drop_files(entry)
             elif key in rows:
                 index.remove(key)
 
@@ -112,7 +112,7 @@ class Blobs:
             return None
         os.rename(part, self.path(entry))
         sync_directory(sidecar.parent)
-        self._count_committed(entry.size)
+        self.count_committed(entry.size)
         log(events, INFO, "store.commit_ended", url=entry.url, bytes=entry.size)
         return entry
 
@@ -201,7 +201,7 @@ class Blobs:
         """Whether that very body is still the entry of its key."""
         return self.sidecars.path(entry).exists()
 
-    def _current(self, key: str) -> Entry | None:
+    def current(self, key: str) -> Entry | None:
         """The entry as its sidecar has it: after a crash the row may describe the generation before, of equal bytes."""
         row = self.ground.index.get(key)
         if row is None:
@@ -225,7 +225,7 @@ class Blobs:
             raise StoreError(f"{partial.path} has {actual} bytes instead of {entry.size}. nothing was stored")
         blob = self.path(entry)
         with self.ground.exclusively():
-            old = self._current(entry.key)
+            old = self.current(entry.key)
             if old:
                 entry = replace(entry, pinned=old.pinned)
             if not blob.parent.exists():
@@ -252,9 +252,9 @@ class Blobs:
                         self.sidecars.path(entry).unlink()
                 raise
             if is_new:
-                self._count_committed(entry.size)
+                self.count_committed(entry.size)
             if old and old.sha256 != entry.sha256:
-                self._drop_files(old)
+                self.drop_files(old)
         partial.unlink()
         return entry
 
@@ -266,7 +266,7 @@ class Blobs:
         with self.ground.exclusively():
             if size_of(self.path(entry)) != entry.size:
                 return None
-            old = self._current(entry.key)
+            old = self.current(entry.key)
             if old:
                 entry = replace(entry, pinned=old.pinned)
             try:
@@ -277,10 +277,10 @@ class Blobs:
                         self.sidecars.path(entry).unlink()
                 raise
             if old and old.sha256 != entry.sha256:
-                self._drop_files(old)
+                self.drop_files(old)
             return entry
 
-    def _count_committed(self, size: int) -> None:
+    def count_committed(self, size: int) -> None:
         """Needs the lock."""
         count = self.committed_bytes() + size
         with contextlib.suppress(OSError):
@@ -292,7 +292,7 @@ class Blobs:
         """Replace the headers and times of the entry; the body stays. Returns it as it is stored."""
         with self.ground.exclusively():
             if self.has(entry):  # an entry that was removed meanwhile stays removed
-                now = self._current(entry.key)
+                now = self.current(entry.key)
                 entry = replace(entry, pinned=now.pinned) if now else entry
                 self._write(entry)
             return entry
@@ -300,7 +300,7 @@ class Blobs:
     def pin(self, key: str, pinned: bool) -> Entry | None:
         """Protect the entry from eviction, or stop protecting it. Returns it as it is now; None if there is none."""
         with self.ground.exclusively():
-            entry = self._current(key)
+            entry = self.current(key)
             if entry and entry.pinned != pinned and self.has(entry):
                 entry = replace(entry, pinned=pinned)
                 self._write(entry)
@@ -313,11 +313,11 @@ class Blobs:
     def remove(self, key: str) -> Entry | None:
         """Remove the entry, and its body if no other URL has it. Returns what was removed."""
         with self.ground.exclusively():
-            entry = self._current(key)
+            entry = self.current(key)
             if entry:
                 # The row first: the next start finds a body without a row; a row without a body misleads a request.
                 self.ground.index.remove(key)
-                self._drop_files(entry)
+                self.drop_files(entry)
             return entry
 
     def evict(self, victims: Iterable[Candidate]) -> list[Candidate]:
@@ -330,10 +330,10 @@ class Blobs:
                     continue
                 try:
                     self.ground.index.remove(each.key)
-                    self._drop_files(entry)
+                    self.drop_files(entry)
                 except INDEX_ERRORS:
                     # On a full disk no row can be removed either, until a body is gone.
-                    self._drop_files(entry)
+                    self.drop_files(entry)
                     self._remove_row(each.key)
                 gone.append(each)
         return gone
@@ -361,7 +361,7 @@ class Blobs:
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, self.damaged / path.name)
 
-    def _drop_files(self, entry: Entry) -> None:
+    def drop_files(self, entry: Entry) -> None:
         self.sidecars.path(entry).unlink(missing_ok=True)
         if not self.sidecars.of(entry.sha256):
             self.path(entry).unlink(missing_ok=True)

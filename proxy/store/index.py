@@ -9,7 +9,7 @@ import contextlib
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,9 @@ INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
 
 BUSY_SECONDS = 10.0
 """How long a write waits for another process that keeps the index; then it raises Busy."""
+
+CACHE_PAGES = 256
+"""Of 4 KB, which SQLite keeps in memory; the kernel has the rest. diskcache's default is 32 MB."""
 
 R = TypeVar("R")
 
@@ -108,6 +111,7 @@ class Index:
                 cull_limit=0,
                 size_limit=2**62,
                 statistics=0,
+                sqlite_cache_size=CACHE_PAGES,
                 # mmap makes SQLite's WAL-reset corruption (fixed in 3.51.3) worse.
                 sqlite_mmap_size=0,
                 timeout=busy_seconds,
@@ -140,6 +144,12 @@ class Index:
         self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
         if entry.sha512:
             self._rows.set(f"sha512:{entry.sha512}", entry.sha256.encode())
+
+    def set_all(self, entries: Iterable[Entry]) -> None:
+        """In one transaction: all of them, or none."""
+        with self._rows.transact():
+            for entry in entries:
+                self.set(entry)
 
     def blob_of(self, sha512: str) -> str | None:
         """SHA-256 (hex) of the body with that SHA-512; the body may be gone."""

@@ -38,6 +38,16 @@ LOOK_SECONDS = 0.02
 """How often the lock is tried meanwhile."""
 RELIEF_SECONDS = 30.0
 """How long a write waits for room."""
+SMALL_MAX = 128
+"""Small bodies that wait at once, at most 8 MB; then those who bring more wait, and so do their clients."""
+ALLOWANCE_BYTES = 4 * 1024**2
+"""Small bodies that are stored by one look at the disk, which costs as much as storing one."""
+ALLOWANCE_SHARE = 100
+"""... and at most this part of max_size."""
+ALLOWED_SECONDS = 1.0
+"""... within this time: others write too."""
+RECORD_BYTES = 8192
+"""What the files of a small body take beside its bytes, about."""
 SHARE = 10
 """min_free is at most this part of the file system: on a small volume the default would leave no room at all."""
 
@@ -106,6 +116,11 @@ class Janitor:
         """Bytes of all blobs and in damaged/ at the last survey, and what had been committed by then."""
         self._committed = 0
         """Bytes committed, as seen last."""
+        self._small = 0
+        """Bytes of small bodies that wait in memory to be stored."""
+        self._small_slots = asyncio.Semaphore(SMALL_MAX)
+        self._allowance, self._allowed_until = 0, 0.0
+        """Bytes for which there was room at the last look, and until when (loop time) that look counts."""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._tidy_regularly(), name="janitor")
@@ -131,6 +146,58 @@ class Janitor:
                     partial.close()
                 raise
             return partial
+
+    async def admit(self, size: int) -> bool:
+        """Room for a small body that needs no partial; `dismiss` it once it is stored. False: ask `create` for it.
+
+        One look at the disk is good for many of them.
+        """
+        count = size + RECORD_BYTES
+        if not self._is_allowed(count):
+            async with self._turn:
+                if not self._is_allowed(count):  # else somebody has just looked
+                    await self._allow()
+        if not self._is_allowed(count):
+            return False
+        self._allowance -= count
+        self._small += size
+        try:
+            await self._small_slots.acquire()
+        except BaseException:
+            self._small -= size
+            raise
+        return True
+
+    def _is_allowed(self, count: int) -> bool:
+        return count <= self._allowance and asyncio.get_running_loop().time() < self._allowed_until
+
+    async def _allow(self) -> None:
+        """Look for room for the next small bodies; evict for it."""
+        limit = self.limits.max_size
+        wanted = min(ALLOWANCE_BYTES, limit // ALLOWANCE_SHARE) if limit else ALLOWANCE_BYTES
+        self._allowance = 0
+        if (await self.space()).shortfall(wanted):
+            async with eviction_lock(self._store):
+                candidates, space = await self._survey()
+                eviction = await chosen(candidates, space.shortfall(wanted))
+                if eviction.shortfall:
+                    return
+                await self._evict(eviction)
+        self._allowance, self._allowed_until = wanted, asyncio.get_running_loop().time() + ALLOWED_SECONDS
+
+    def dismiss(self, size: int) -> None:
+        """A small body of that size waits no more."""
+        self._small -= size
+        self._small_slots.release()
+
+    async def keep(self, entry: Entry, body: bytes) -> Entry:
+        """Store a small body that was admitted. As `commit`, it evicts where the disk is full all the same."""
+        try:
+            return await self._store.keep(entry, body)
+        except OutOfSpace:
+            if not await self._relieve(len(body) + RECORD_BYTES):
+                raise
+            return await self._store.keep(entry, body)
 
     async def take_up(self, partial: Partial, url: str, length: int) -> None:
         """Room for the rest of a partial that was begun earlier. Raises OutOfSpace."""
@@ -166,7 +233,7 @@ class Janitor:
     @property
     def reserved(self) -> int:
         """Bytes that the fills of this process have reserved."""
-        return sum(each.total for each in self._reservations.values())
+        return sum(each.total for each in self._reservations.values()) + self._small
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
@@ -267,8 +334,8 @@ class Janitor:
         own = list(self._reservations.values())
         total_own, unwritten_own = sum(each.total for each in own), sum(each.unwritten for each in own)
         written, unwritten = await self._store.growing(each.path for each in own)
-        growing = written + unwritten + total_own
-        unwritten += unwritten_own
+        growing = written + unwritten + total_own + self._small
+        unwritten += unwritten_own + self._small
         size, free = await self._store.disk()
         min_free = min(self.limits.min_free, size // SHARE)
         return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)

@@ -4,6 +4,7 @@ Everything here blocks, and is called in one thread (store.py). Raises OSError a
 """
 
 import contextlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class Partials:
 
         Needs the lock of `key`: another process's running partial looks like an orphan.
         """
+        if not any(key in name for name in os.listdir(self.directory)):
+            return None
         for left in sorted((*self.directory.glob(f".{key}.*"), *self.directory.glob(f"{key}.*.sock"))):
             left.unlink(missing_ok=True)
         for page in sorted((*self.directory.glob(f"{key}.*.json"), *self.directory.glob(f"{key}.*.state"))):

@@ -1,35 +1,35 @@
 """The cache directory for the event loop: whole bodies (blobs.py), unfinished ones (partials.py), and locks between
 processes (locks.py).
 
-One thread does all file work, in order. Hot entries are at hand without it (hot.py).
+One thread (thread.py) does all file work, in order. Hot entries are at hand without it (hot.py).
 """
 
 import asyncio
 import contextlib
 import hashlib
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from logging import WARNING
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from ..errors import ConfigError, EntryGone, OutOfSpace, StoreError
+from ..errors import ConfigError, EntryGone, StoreError
 from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
 from .blobs import Blobs, Record
-from .files import MAKE_ROOM, disk, store_error
+from .files import disk, store_error
 from .hot import HotTable, OpenEntry, StoredBody
-from .index import BUSY_SECONDS, INDEX_ERRORS, Busy, Usage
-from .locks import Lock, is_locked, try_lock
+from .index import BUSY_SECONDS, Usage
+from .locks import Lock, Spares, is_locked
 from .partial import Partial, PartialRecord
 from .partials import Partials, is_unfinished
 from .pseudonym import keep, pseudonym
 from .servers import Announcement, ServerRecord
+from .small import Small
+from .thread import StoreThread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -57,10 +57,13 @@ class Store:
         self.root, self.locks = root, root / "locks"
         self.blobs = Blobs(root, busy_seconds, self._mended)
         self.partials = Partials(root / "partial", self.locks)
+        self._thread = StoreThread(self.blobs.ground)
+        self._do = self._thread.do
+        self._small = Small(self.blobs, self._thread)
+        self._spares = Spares(self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()
         self._uses: dict[str, Usage] = {}
-        self._thread = ThreadPoolExecutor(1, "store")
         self._flusher: asyncio.Task[None] | None = None
         self._announcement: Announcement | None = None
         self._hashing = asyncio.Lock()
@@ -70,14 +73,17 @@ class Store:
     async def start(self) -> None:
         """Make the directories, open the index, put it right. Raises ConfigError if the directory cannot be used."""
         await self._do(self._open)
+        self._thread.mends = True
         self._flusher = asyncio.create_task(self._flush_regularly())
 
     async def close(self) -> None:
+        await self._small.close()
         if self._flusher:
             self._flusher.cancel()
             await self._try_flush()  # a full disk must not keep us from ending
             await self._do(self.blobs.ground.close)
         self._hot.clear()
+        self._spares.close()
         self._thread.shutdown()
 
     def _open(self) -> None:
@@ -93,6 +99,7 @@ class Store:
             ) from error
         self.blobs.ground.open()
         self.partials.sweep()
+        self._spares.sweep()
 
     @contextlib.asynccontextmanager
     async def announced(self, listen: Sequence[str], own: str) -> AsyncIterator[None]:
@@ -236,6 +243,13 @@ class Store:
     async def commit(self, partial: Partial, entry: Entry) -> Entry:
         return await self._change(entry.key, self.blobs.commit, partial, entry)
 
+    async def keep(self, entry: Entry, body: bytes) -> Entry:
+        """Make a small body in memory the entry of its key (small.py)."""
+        try:
+            return await self._small.keep(entry, body)
+        finally:
+            self._hot.forget(entry.key)
+
     async def share(self, entry: Entry) -> Entry | None:
         return await self._change(entry.key, self.blobs.share, entry)
 
@@ -265,6 +279,16 @@ class Store:
 
     async def create(self, key: str, generation: str) -> Partial:
         return await self._do(self.partials.create, key, generation, unwanted=Partial.close)
+
+    async def look(self, key: str) -> tuple[Entry | None, tuple[PartialRecord, Partial] | None]:
+        """What `lookup` and `resume` say. Needs the lock of `key`: another process may have stored it before."""
+        found, saved = await self._do(self._look, key, unwanted=_close_both)
+        if found:
+            self._hot.put(found)
+        return found.entry if found else None, saved
+
+    def _look(self, key: str) -> tuple[OpenEntry | None, tuple[PartialRecord, Partial] | None]:
+        return self.blobs.find(key), self.partials.load(key)
 
     async def resume(self, key: str) -> tuple[PartialRecord, Partial] | None:
         """The unfinished body of `key`, to go on with. Needs the lock of `key`."""
@@ -300,8 +324,11 @@ class Store:
         A key names the lock that a fill of the key holds.
         """
         try:
-            self.blobs.ground.make_directories()
-            return try_lock(self.locks / name)
+            try:
+                return self._spares.try_lock(self.locks / name)
+            except FileNotFoundError:
+                self.blobs.ground.make_directories()
+                return self._spares.try_lock(self.locks / name)
         except OSError as error:
             raise store_error(f"{self.locks / name} cannot be locked", error) from error
 
@@ -347,40 +374,6 @@ class Store:
                 gone.append(each)
         return gone
 
-    # -- the thread ---------------------------------------------------------------------------------------------------
-
-    async def _do(self, work: Callable[[*Ts], T], *args: *Ts, unwanted: Callable[[T], object] | None = None) -> T:
-        """Run `work` in the store's thread. Raises StoreError for all that the disk or the index raises.
-
-        Where the result must be closed, `unwanted` does so if the caller is cancelled before it gets it.
-        """
-        job = asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, *args)
-        try:
-            if unwanted is None:
-                return await job
-            try:
-                return await asyncio.shield(job)
-            except asyncio.CancelledError:
-                job.add_done_callback(lambda done: done.cancelled() or done.exception() or unwanted(done.result()))
-                raise
-        except OSError as error:
-            raise store_error(f"the cache directory {self.root} failed", error) from error
-        except Busy as error:
-            raise StoreError(f"another process has kept the index of {self.root} locked. try again") from error
-        except INDEX_ERRORS as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise OutOfSpace(f"the index of {self.root} cannot grow: the disk is full. {MAKE_ROOM}") from error
-            raise StoreError(f"the index of {self.root} failed: {error}") from error
-
-    def _run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
-        """In the thread: `work`, once more if somebody had removed what it needs."""
-        try:
-            return work(*args)
-        except (FileNotFoundError, StoreError, *INDEX_ERRORS) as error:
-            if self._flusher is None or isinstance(error, Busy) or not self.blobs.ground.mend(error):
-                raise
-        return work(*args)
-
 
 def _close(found: OpenEntry | None) -> None:
     if found:
@@ -390,6 +383,11 @@ def _close(found: OpenEntry | None) -> None:
 def _close_found(found: tuple[PartialRecord, Partial] | None) -> None:
     if found:
         found[1].close()
+
+
+def _close_both(looked: tuple[OpenEntry | None, tuple[PartialRecord, Partial] | None]) -> None:
+    _close(looked[0])
+    _close_found(looked[1])
 
 
 def _sha512(fd: int) -> str:

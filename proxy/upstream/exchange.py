@@ -8,6 +8,8 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -63,7 +65,7 @@ class Exchange:
         self._response = response
         self._wire: Wire = response.extensions["network_stream"]
         self._request = self._wire.requests
-        self._chunks = response.iter_raw()
+        self._chunks: Iterator[bytes] = response.iter_raw()
         self._rest = memoryview(b"")
         self._bulk: Bulk | None = None
         self._received = 0
@@ -90,6 +92,30 @@ class Exchange:
         if not count and self.length is not None and self._received < self.length:
             raise self._broken(None)
         return count
+
+    def read_small(self, length: int, seconds: float) -> bytes | None:
+        """The whole body, which has `length` bytes, if all of it comes within `seconds`; then the exchange is over.
+
+        `read_into` gives from the first byte on what it gives without this call, errors too.
+        """
+        parts, count, deadline = [], 0, time.monotonic() + seconds
+        try:
+            # h11 hands out all it has with each chunk; what came with the head is there without a wait.
+            while count < length and (
+                count < self._wire.body_bytes or self._wire.wait_readable(deadline - time.monotonic())
+            ):
+                parts.append(next(self._chunks, b""))
+                if not parts[-1]:
+                    break
+                count += len(parts[-1])
+        except (httpx.HTTPError, OSError) as error:
+            self._chunks = _failing(error)
+        body = b"".join(parts)
+        self._rest = memoryview(body)
+        if count < length:
+            return None
+        self.close()
+        return body
 
     def _read_into(self, buffer: memoryview) -> int:
         if self._bulk:
@@ -167,6 +193,11 @@ class Exchange:
         if isinstance(error, (httpx.TimeoutException, TimeoutError)):
             return UpstreamTimeout(f"{self.url} sent nothing for {self._read_timeout:g} s at {of}")
         return UpstreamError(f"{self.url} broke off at {of}: {cause(error) if error else 'connection closed'}")
+
+
+def _failing(error: Exception) -> Iterator[bytes]:
+    raise error
+    yield b""  # makes it a generator
 
 
 def _content_length(headers: Headers) -> int | None:

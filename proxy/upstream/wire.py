@@ -6,6 +6,7 @@ sets up its parser. And only here one sees whether a connection that ended had b
 
 import contextlib
 import re
+import select
 import socket
 import ssl
 import threading
@@ -82,11 +83,22 @@ class Wire(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if buffer[:1].isalpha():  # a request: one write, as none of ours has a body; SOCKS begins with other bytes
+            if self.requests and self._stream.get_extra_info("is_readable"):
+                raise Stale  # ended, or out of step: what is there already answers no request
             with self._lock:
                 self.requests += 1
             self.awaits_head = True
             self._deadline = None
         self._stream.write(buffer, timeout)
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Whether a read need not wait for upstream, within `seconds`; of TLS it may wait for the rest of a record."""
+        raw = self._stream.get_extra_info("socket")
+        if isinstance(raw, ssl.SSLSocket) and raw.pending():
+            return True
+        poll = select.poll()
+        poll.register(raw, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def hurry(self, seconds: float) -> None:
         """The rest of the body may take this long; reading it times out then."""
@@ -108,6 +120,10 @@ class Wire(httpcore.NetworkStream):
         return Wire(self._stream.start_tls(ssl_context, *args, **named))
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            # httpcore asks this of every idle connection with each request, a system call and a turn of the GIL each.
+            # `write` asks it of the one that is used.
+            return False
         return self._stream.get_extra_info(info)
 
 

@@ -1,11 +1,13 @@
 """Files that are written whole under their names, and locks on them."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from proxy.store.files import publish, publishing
-from proxy.store.locks import Lock, is_locked, try_lock
+from proxy.store.locks import SPARE, SPARES_MAX, Lock, Spares, is_locked, try_lock
 from proxy.store.placing import _copy
 
 
@@ -81,3 +83,58 @@ def test_a_copy_leaves_a_file_that_is_there_already(tmp_path):
     with open(__file__, "rb") as body, pytest.raises(FileExistsError):
         _copy(body.fileno(), path)
     assert path.read_bytes() == b"theirs"
+
+COMPETING = """
+import os, sys
+from pathlib import Path
+from proxy.store.locks import Spares
+
+directory, rounds = Path(sys.argv[1]), int(sys.argv[2])
+spares, taken = Spares(directory / "locks"), 0
+while taken < rounds:
+    if lock := spares.try_lock(directory / "locks" / "key"):
+        fd = os.open(directory / "held", os.O_CREAT | os.O_EXCL)  # fails if anybody else holds it too
+        os.close(fd)
+        os.unlink(directory / "held")
+        lock.close()
+        taken += 1
+spares.close()
+"""
+
+
+def test_of_many_processes_one_holds_a_lock_whose_file_comes_and_goes(tmp_path):
+    (tmp_path / "locks").mkdir()
+    command = [sys.executable, "-c", COMPETING, tmp_path, "500"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(6)]
+    killed = subprocess.Popen([*command[:-1], "1000000"], stderr=subprocess.PIPE)
+    assert [each.communicate(timeout=60)[1] for each in running] == [b""] * 6
+    killed.kill()
+    killed.communicate()
+    (tmp_path / "held").unlink(missing_ok=True)
+    with try_lock(tmp_path / "locks" / "key"):
+        pass
+    Spares(tmp_path / "locks").sweep()
+    assert [*(tmp_path / "locks").iterdir()] == []
+
+
+def test_a_released_lock_leaves_no_file_but_a_few_that_are_used_again(tmp_path):
+    spares = Spares(tmp_path)
+    for _ in range(2):
+        for lock in [spares.try_lock(tmp_path / str(number)) for number in range(SPARES_MAX + 10)]:
+            lock.close()
+        names = {path.name for path in tmp_path.iterdir()}
+        assert len(names) == SPARES_MAX
+        assert all(name.startswith(SPARE) for name in names)
+    spares.close()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_lock_whose_file_somebody_removed_is_not_released_for_its_next_holder(tmp_path):
+    path = tmp_path / "key"
+    first = try_lock(path)
+    path.unlink()
+    second = try_lock(path)
+    first.close()
+    assert try_lock(path) is None
+    second.close()
+    assert not path.exists()

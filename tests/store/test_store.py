@@ -552,8 +552,7 @@ async def test_looking_at_a_lock_keeps_nobody_from_taking_it(opened):
 
 async def test_a_process_stopped_while_it_looks_at_a_lock_counts_as_holding_it(opened):
     async with opened() as store:
-        store.try_lock("abc").close()
-        with open(store.locks / "abc") as looking:
+        with open(store.locks / "abc", "w") as looking:
             fcntl.flock(looking, fcntl.LOCK_SH)
             assert store.try_lock("abc") is None
         store.try_lock("abc").close()

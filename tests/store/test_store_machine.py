@@ -84,7 +84,7 @@ class StoreMachine(RuleBasedStateMachine):
             store._flusher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await store._flusher
-            store._thread.submit(store.blobs.ground.index._rows.close).result()
+            await store._thread.do(store.blobs.ground.index._rows.close)
             store._thread.shutdown()
 
         self.run(gone())

@@ -1,0 +1,188 @@
+"""Small bodies, stored from memory: many at a time, with few syncs and no partial.
+
+While one group is stored the next one gathers. The order is bytes, blob, sidecar, each durable before the next; then
+the index, which repeats the sidecars. A kill leaves blobs without a sidecar, which the next start removes.
+(`Blobs.commit` writes the sidecar first, so that the next start saves a big body.) Clients have been answered already:
+what was not stored is fetched anew.
+
+Syncs run beside the store's thread and without its lock, so that lookups need not wait for the disk. Without the lock
+another process may sweep what is not yet described by a sidecar: whatever is missing under the lock is written again.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ..errors import StoreError
+from ..rules.entry import Entry
+from .blobs import Blobs
+from .files import publish, size_of, store_error, sync_data, sync_directory
+from .thread import StoreThread
+
+T = TypeVar("T")
+
+GROUP_MAX = 64
+"""Bodies in one group: lookups wait while its files are renamed."""
+GATHER_SECONDS = 0.01
+"""How long a group gathers at least: nobody waits for it, and one alone costs six syncs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    entry: Entry
+    body: bytes
+    stored: asyncio.Future[Entry]
+
+
+class Small:
+    """`keep` belongs to the event loop; the methods that block say where."""
+
+    def __init__(self, blobs: Blobs, thread: StoreThread) -> None:
+        self._blobs, self._thread = blobs, thread
+        self._waiting: list[Waiting] = []
+        self._storing: asyncio.Task[None] | None = None
+        self._suffix = f".{secrets.token_hex(4)}"
+        """Of files that have not got their names: ours alone."""
+
+    async def keep(self, entry: Entry, body: bytes) -> Entry:
+        """Make a body the entry of its key. Returns it as it is stored: a pin is carried over. Raises StoreError."""
+        each = Waiting(entry, body, asyncio.get_running_loop().create_future())
+        self._waiting.append(each)
+        if self._storing is None:
+            self._storing = asyncio.create_task(self._store_all(), name="small bodies")
+        return await each.stored
+
+    async def close(self) -> None:
+        """Let what waits be stored. Nothing more comes."""
+        if self._storing:
+            await asyncio.wait([self._storing])
+
+    async def _store_all(self) -> None:
+        """Store what waits, group by group, until nothing does."""
+        try:
+            while self._waiting:
+                await asyncio.sleep(GATHER_SECONDS)
+                group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+                await self._store_group(group)
+        finally:
+            self._storing = None
+
+    async def _store_group(self, group: list[Waiting]) -> None:
+        """Give each of the group its outcome. An error is that of all: nothing of the group is stored then."""
+        bodies = [(each.entry, each.body) for each in group]
+        try:
+            await self._beside(self._prepare, bodies)
+            entries = await self._thread.do(self._name, bodies)
+            await self._beside(sync_directories, [self._blobs.path(entry) for entry, _ in bodies])
+        except StoreError as error:
+            for each in group:
+                if not each.stored.done():  # its fill may have been cancelled
+                    each.stored.set_exception(error)
+        else:
+            for each, entry in zip(group, entries, strict=True):
+                if not each.stored.done():
+                    each.stored.set_result(entry)
+
+    async def _beside(self, work: Callable[[T], None], about: T) -> None:
+        """Run `work` in a thread; in the store's, which makes directories again, if one is gone."""
+        try:
+            await asyncio.to_thread(work, about)
+        except FileNotFoundError:
+            await self._thread.do(work, about)
+        except OSError as error:
+            raise store_error(f"the cache directory {self._blobs.ground.root} failed", error) from error
+
+    def _prepare(self, bodies: list[tuple[Entry, bytes]]) -> None:
+        """Beside: let the blobs have their names, and the sidecars be ready to get theirs."""
+        blobs = {self._blobs.path(entry): body for entry, body in bodies}
+        blobs = {path: body for path, body in blobs.items() if size_of(path) != len(body)}  # else another URL's, too
+        sidecars = {self._blobs.sidecars.path(entry): msgspec.json.encode(entry) for entry, _ in bodies}
+        made = {path.parent for path in sidecars if not path.parent.exists()}
+        for directory in made:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        if made:
+            sync_directory(self._blobs.directory)
+        try:
+            self._write({**blobs, **sidecars})
+            for path in blobs:
+                os.rename(self._unnamed(path), path)
+        except BaseException:
+            remove(map(self._unnamed, (*blobs, *sidecars)))
+            raise
+        sync_directories(blobs)
+
+    def _write(self, files: Mapping[Path, bytes]) -> None:
+        """All of them durably. They are synced together: the first sync brings most of the others along."""
+        with contextlib.ExitStack() as stack:
+            fds = []
+            for path, content in files.items():
+                fd = os.open(self._unnamed(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                file = stack.enter_context(open(fd, "wb", buffering=0))
+                file.write(content)
+                fds.append(fd)
+            for fd in fds:
+                sync_data(fd)
+
+    def _name(self, bodies: list[tuple[Entry, bytes]]) -> list[Entry]:
+        """In the store's thread: let the sidecars have their names, and the index its rows."""
+        blobs, entries, replaced, named = self._blobs, [], [], []
+        with blobs.ground.exclusively():
+            try:
+                for entry, body in bodies:
+                    path, sidecar = blobs.path(entry), blobs.sidecars.path(entry)
+                    if size_of(path) != len(body):
+                        publish(path, body)
+                    if (old := blobs.current(entry.key)) and old.sha256 != entry.sha256:
+                        replaced.append(old)
+                    if not old or old.sha256 != entry.sha256:
+                        named.append(entry)
+                    if old and old.pinned:
+                        entry = replace(entry, pinned=True)
+                        blobs.sidecars.write(entry)
+                    elif not renamed(self._unnamed(sidecar), sidecar):
+                        blobs.sidecars.write(entry)
+                    entries.append(entry)
+                blobs.ground.index.set_all(entries)
+            except BaseException:
+                for entry in named:
+                    remove([blobs.sidecars.path(entry)])
+                    if not blobs.sidecars.of(entry.sha256):
+                        remove([blobs.path(entry)])
+                raise
+            finally:
+                remove(self._unnamed(blobs.sidecars.path(entry)) for entry, _ in bodies)
+            # Too much where another URL brought a body before; the janitor counts anew before it evicts.
+            blobs.count_committed(sum(len(body) for _, body in bodies))
+            for old in replaced:
+                blobs.drop_files(old)
+        return entries
+
+    def _unnamed(self, path: Path) -> Path:
+        return path.with_name(f".{path.name}{self._suffix}")
+
+
+def renamed(old: Path, new: Path) -> bool:
+    try:
+        os.rename(old, new)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def sync_directories(paths: Iterable[Path]) -> None:
+    """Those of the files `paths`."""
+    for directory in {path.parent for path in paths}:
+        sync_directory(directory)

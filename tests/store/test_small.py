@@ -1,0 +1,120 @@
+"""Small bodies, which are stored from memory, many at a time."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+
+import pytest
+
+from proxy.errors import StoreError
+from proxy.store.locks import SPARE
+from proxy.store.sidecars import Sidecars
+
+from .test_store import content, entry_of, key, opened, put
+
+__all__ = ["opened"]
+COUNT = 40
+
+
+def body(number):
+    return b"body %d" % number
+
+
+async def keep(store, numbers):
+    await asyncio.gather(*(store.keep(entry_of(f"x{number}", body(number)), body(number)) for number in numbers))
+
+
+def left(root):
+    """Files that have not got their names."""
+    return [*root.glob("partial/*"), *root.glob("blobs/*/.*")]
+
+
+async def test_small_bodies_are_stored_like_others(opened, tmp_path):
+    async with opened() as store:
+        await keep(store, range(COUNT))
+        assert [await content(store, f"x{number}") for number in range(COUNT)] == [*map(body, range(COUNT))]
+        assert not left(store.root)
+    async with opened() as store:
+        assert [await content(store, f"x{number}") for number in range(COUNT)] == [*map(body, range(COUNT))]
+
+
+async def test_a_small_body_takes_over_the_pin_and_the_place_of_the_one_before(opened):
+    async with opened() as store:
+        old = await put(store, "x", b"old")
+        await store.pin(key("x"))
+        assert (await store.keep(entry_of("x", b"new", "g2"), b"new")).pinned
+        assert (await store.lookup(key("x"))).pinned
+        assert await content(store, "x") == b"new"
+        assert not store.blobs.path(old).exists()
+
+
+async def test_urls_with_one_small_body_share_it(opened):
+    async with opened() as store:
+        await asyncio.gather(*(store.keep(entry_of(name, b"same"), b"same") for name in "abc"))
+        assert len([path for path in store.root.glob("blobs/*/*") if path.suffix != ".json"]) == 1
+        await store.remove(key("a"))
+        assert await content(store, "b") == await content(store, "c") == b"same"
+
+
+async def test_what_another_process_sweeps_before_it_is_described_is_written_again(opened):
+    async with opened() as store:
+        blobs = {hashlib.sha256(body(number)).hexdigest() for number in range(COUNT)}
+        with store.blobs.ground.exclusively():
+            storing = asyncio.create_task(keep(store, range(COUNT)))
+            while not blobs <= {path.name for path in store.root.glob("blobs/*/*")}:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            Sidecars(store.blobs.directory).sweep()
+            assert not [*store.root.glob("blobs/*/*")]
+        await storing
+        assert [await content(store, f"x{number}") for number in range(COUNT)] == [*map(body, range(COUNT))]
+        assert not left(store.root)
+
+
+async def test_an_index_that_another_process_keeps_locked_undoes_all_of_a_group(opened, tmp_path):
+    async with opened(busy_seconds=0.1) as store:
+        database = sqlite3.connect(tmp_path / "cache" / "index" / "cache.db", isolation_level=None)
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="kept the index of"):
+            await keep(store, range(3))
+        database.close()
+        assert not [*store.root.glob("blobs/*/*")]
+        await keep(store, range(3))
+        assert await content(store, "x2") == body(2)
+
+
+async def test_directories_that_somebody_removed_are_made_again(opened):
+    async with opened() as store:
+        await keep(store, range(2))
+        shutil.rmtree(store.blobs.directory)
+        await keep(store, range(2, 4))
+        assert await content(store, "x3") == body(3)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+async def test_a_small_miss_costs_two_new_files_and_shares_its_directories_syncs(origin, proxy, tmp_path):
+    for number in range(COUNT):
+        origin.body(f"/{number}.json", body(number)).headers(cache_control="max-age=600")
+    await proxy.get("/u/0.json")
+    traced = tmp_path / "strace"
+    calls = "trace=openat,fsync,fdatasync,rename,link,unlink"
+    tracing = subprocess.Popen(
+        ["strace", "-f", "-e", calls, "-o", traced, "-p", str(proxy.pid)], stderr=subprocess.PIPE, text=True
+    )
+    assert "attached" in tracing.stderr.readline()
+    await asyncio.gather(*(proxy.get(f"/u/{number}.json") for number in range(1, COUNT)))
+    while (await proxy.status())["fills"]:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    tracing.send_signal(signal.SIGINT)
+    tracing.communicate()
+    text = traced.read_text()
+    assert text.count("fdatasync(") <= 2 * COUNT + 10
+    assert text.count("O_CREAT") <= 4 * COUNT  # two files, and at most a lock each
+    assert text.count("fsync(") - text.count("fdatasync(") <= 3 * COUNT
+    assert "/partial/" not in "".join(line for line in text.splitlines() if "O_CREAT" in line)
+    locks = {path.name for path in (proxy.cache_dir / "locks").iterdir()}
+    assert {name for name in locks if not name.startswith(SPARE)} <= {"store", "janitor"}
+    assert os.listdir(proxy.cache_dir / "partial") == []
