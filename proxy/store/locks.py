@@ -7,6 +7,7 @@ was ever asked for. Taking the name away is what releases the lock, and the hold
 one locks a file of its own. Everything here raises OSError.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -124,7 +125,8 @@ class Spares:
     def close(self) -> None:
         while self._free:
             fd, spare = self._free.pop()
-            spare.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody has removed the directory
+                spare.unlink()
             os.close(fd)
 
 
