@@ -30,8 +30,8 @@ TELL_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 """How long a descriptor stays open that nobody may use any more."""
 
-RANGE = b"ange: bytes="
-"""Where the numbers of a range begin in a question; R or r is before it."""
+_NUMBERS = re.compile(rb"\r\n[Rr]ange: bytes=([0-9]{1,18})-([0-9]{0,18})\r\n")
+"""No more digits than a file has bytes: they would only cost time."""
 _RANGE_LINE = re.compile(rb"\nrange", re.IGNORECASE)
 _PART = re.compile(rb"(.*\r\ncontent-length: )\d+(\r\n.*\r\ncontent-range: bytes )(\d+)-(\d+)(/(\d+)\r\n.*)", re.DOTALL)
 """The head of a 206, cut at its length, first and last byte; and these two, and the size of the whole."""
@@ -215,14 +215,8 @@ def _split(question: bytes) -> tuple[bytes, tuple[int, int | None] | None]:
 
     None: it has no Range of that form, and the question is whole.
     """
-    at = question.find(RANGE)
-    if at < 3:
+    found = _NUMBERS.search(question)
+    if found is None:
         return question, None
-    stop = question.find(b"\r", at)
-    first, dash, last = question[at + len(RANGE) : stop].partition(b"-")
-    # More digits than a file has bytes would only cost time.
-    if not dash or not first.isdigit() or len(first) > 18 or len(last) > 18 or (last and not last.isdigit()):
-        return question, None
-    if question[at - 3 : at - 1] != b"\r\n" or question[at - 1] not in b"Rr":
-        return question, None  # some other field whose name or value ends so
-    return question[:at] + question[stop:], (int(first), int(last) if last else None)
+    first, last = found.groups()
+    return question[: found.start(1)] + question[found.end(2) :], (int(first), int(last) if last else None)
