@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 from logging import DEBUG, INFO, WARNING
+from typing import Any
 
 import httptools
 import uvicorn
@@ -18,9 +19,9 @@ from uvicorn.server import ServerState
 
 from ..log import events, log
 from .deadline import Deadline
-from .replay import QUESTION_BYTES, Answer, Replays
+from .replay import QUESTION_BYTES, Replays
 from .request import Limits, Refused, check_fields, head_size, split_target
-from .response import Response, error_response
+from .response import Response, error_response, send_again
 from .sendfile import FileSender, Threads
 
 FEED_BYTES = 16 * 1024
@@ -164,36 +165,10 @@ class ClientConnection(HttpToolsProtocol):
         if len(data) > QUESTION_BYTES or self.transport.is_closing():
             return False
         answer = self.replays.find(self.peer, data)
-        if answer is None or not self._send_again(answer):
+        if answer is None or not send_again(self, answer):
             return False
         self._begun += 1
         self._set_deadline()
-        return True
-
-    def _send_again(self, answer: Answer) -> bool:
-        """False, with nothing sent, if the disk would be waited for."""
-        replay, head, _, size = answer
-        if not size:
-            self.transport.write(head)
-            self.replays.repeated(replay, len(head) - len(replay.head))
-            return True
-        if (body := self.replays.read(answer)) is None:
-            return False
-        sent = self.sender.send_now(head, body) - len(head)
-        if sent == size:
-            self.replays.repeated(replay, size)
-        else:
-            if sent < 0:
-                self.transport.write(head[sent:])
-                sent = 0
-            try:
-                rest = self.replays.rest(answer, sent)
-            except OSError:  # no descriptor is left
-                self.transport.write(body[sent:])
-                self.replays.repeated(replay, size)
-            else:
-                self.running = Response.of_rest(self, answer, sent)
-                self._start_asgi_task(self.running, rest)
         return True
 
     def _feed(self, data: bytes | memoryview) -> None:
@@ -274,7 +249,7 @@ class ClientConnection(HttpToolsProtocol):
         self._reading = Reading.BODY
         self._deadline.clear()
         if self.running is None:
-            self._run(response)
+            self.run(response, self.app)
             return
         self._waiting.append(response)
         if len(self._waiting) >= PIPELINED:
@@ -298,10 +273,11 @@ class ClientConnection(HttpToolsProtocol):
 
     # Answers in their order.
 
-    def _run(self, response: Response) -> None:
+    def run(self, response: Response, app: Any) -> None:
+        """It is the turn of `response`, for which `app` is called."""
         self.replays.tell()  # the app may be asked what it has counted
         self.running = response
-        self._start_asgi_task(response, self.app)
+        self._start_asgi_task(response, app)
 
     def on_response_complete(self) -> None:
         """The running response is written: start the next one, end the connection, or wait for a request."""
@@ -313,7 +289,7 @@ class ClientConnection(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self._waiting:
-            self._run(self._waiting.popleft())
+            self.run(self._waiting.popleft(), self.app)
         elif self._refusal:
             self._end()
             return

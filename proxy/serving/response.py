@@ -296,6 +296,33 @@ class Response(RequestResponseCycle):
         self.on_response()
 
 
+def send_again(connection: "ClientConnection", answer: Answer) -> bool:
+    """Send an answer that is repeated. False, with nothing sent, if the disk would be waited for."""
+    replay, head, _, size = answer
+    transport, replays = connection.transport, connection.replays
+    if not size:
+        transport.write(head)
+        replays.repeated(replay, len(head) - len(replay.head))
+        return True
+    if (body := replays.read(answer)) is None:
+        return False
+    sent = connection.sender.send_now(head, body) - len(head)
+    if sent == size:
+        replays.repeated(replay, size)
+        return True
+    if sent < 0:
+        transport.write(head[sent:])
+        sent = 0
+    try:
+        rest = replays.rest(answer, sent)
+    except OSError:  # no descriptor is left
+        transport.write(bytes(body[sent:]))  # `body` is another answer's soon
+        replays.repeated(replay, size)
+    else:
+        connection.run(Response.of_rest(connection, answer, sent), rest)
+    return True
+
+
 def _is_departure(error: Exception) -> bool:
     """Whether an app ended because its client left: ClientGone, or what its framework raises instead."""
     if isinstance(error, ExceptionGroup):
