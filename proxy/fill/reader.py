@@ -13,21 +13,33 @@ from .verify import mismatch
 
 
 def body_of(fill: Fill, digest: Digest | None) -> "FillBody | SmallBody":
-    """What the fill brings, for a client that is attached to it; `digest` as in FillBody."""
+    """What the fill brings, for a client that is attached to it; `digest` as in FillBody.
+
+    Raises DigestMismatch where all of a wrong body is known: of an empty one the head would say all.
+    """
     match fill.incoming:
         case Incoming() as incoming:
+            if incoming.length == 0:
+                _check(b"", digest, incoming.url)
             return FillBody(fill, incoming, digest)
         case Small() as small:
-            return SmallBody(small, digest)
+            _check(small.body, digest, small.url)
+            return SmallBody(small)
     raise AssertionError(f"a fill that is {fill.state.name} has no body")
 
 
-class SmallBody:
-    """A body in memory. One with the wrong digest gives no byte."""
+def _check(body: bytes, digest: Digest | None, url: str) -> None:
+    if digest:
+        got = Digest(digest.algorithm, hashlib.new(digest.algorithm, body).hexdigest())
+        if got != digest:
+            raise mismatch(Expected(digest), got, url)
 
-    def __init__(self, small: Small, digest: Digest | None) -> None:
-        self.head, self.length = small.head, small.length
-        self._small, self._digest = small, digest
+
+class SmallBody:
+    """A body in memory."""
+
+    def __init__(self, small: Small) -> None:
+        self.head, self.length, self._body = small.head, small.length, small.body
 
     def close(self) -> None: ...
 
@@ -35,11 +47,7 @@ class SmallBody:
         return self.length
 
     async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
-        if self._digest:
-            got = Digest(self._digest.algorithm, hashlib.new(self._digest.algorithm, self._small.body).hexdigest())
-            if got != self._digest:
-                raise mismatch(Expected(self._digest), got, self._small.url)
-        if piece := self._small.body[start:end]:
+        if piece := self._body[start:end]:
             yield piece
 
 

@@ -187,8 +187,12 @@ class Mover:
             self._ready.append(job)
 
     def _rest(self, job: Job) -> None:
-        self._waiting.add(job)
-        self._selector.register(job.out, selectors.EVENT_WRITE, job)
+        try:
+            self._selector.register(job.out, selectors.EVENT_WRITE, job)
+        except OSError as error:  # the kernel has no memory for it, or watches nothing of that kind
+            self._end(job, error)
+        else:
+            self._waiting.add(job)
 
     def _rouse(self, job: Job) -> None:
         self._waiting.remove(job)

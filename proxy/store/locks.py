@@ -95,8 +95,7 @@ class Spares:
             except FileExistsError:  # somebody holds it, or was killed while he did
                 self._free.append((fd, spare))
             except OSError:  # its name was removed, or the file system knows no links
-                spare.unlink(missing_ok=True)
-                os.close(fd)
+                _discard(fd, spare)
         lock = try_lock(path)
         if lock:
             lock.belong(self)
@@ -124,10 +123,13 @@ class Spares:
 
     def close(self) -> None:
         while self._free:
-            fd, spare = self._free.pop()
-            with contextlib.suppress(OSError):  # somebody has removed the directory
-                spare.unlink()
-            os.close(fd)
+            _discard(*self._free.pop())
+
+
+def _discard(fd: int, spare: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody has removed the directory
+        spare.unlink()
+    os.close(fd)
 
 
 SPARE = ".spare."

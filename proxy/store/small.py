@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import msgspec
 
-from ..errors import StoreError
 from ..rules.entry import Entry
 from .blobs import Blobs
 from .files import publish, size_of, store_error, sync_data, sync_directory
@@ -81,7 +80,7 @@ class Small:
             await self._beside(self._prepare, bodies)
             entries = await self._thread.do(self._name, bodies)
             await self._beside(sync_directories, [self._blobs.path(entry) for entry, _ in bodies])
-        except StoreError as error:
+        except Exception as error:  # a bug too: no fill may be left waiting
             for each in group:
                 if not each.stored.done():  # its fill may have been cancelled
                     each.stored.set_exception(error)
@@ -124,8 +123,9 @@ class Small:
             fds = []
             for path, content in files.items():
                 fd = os.open(self._unnamed(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                file = stack.enter_context(open(fd, "wb", buffering=0))
+                file = stack.enter_context(open(fd, "wb"))
                 file.write(content)
+                file.flush()  # all of it: a write to the disk itself may take a part, where that is nearly full
                 fds.append(fd)
             for fd in fds:
                 sync_data(fd)
@@ -151,10 +151,8 @@ class Small:
                     entries.append(entry)
                 blobs.ground.index.set_all(entries)
             except BaseException:
-                for entry in named:
-                    remove([blobs.sidecars.path(entry)])
-                    if not blobs.sidecars.of(entry.sha256):
-                        remove([blobs.path(entry)])
+                remove(blobs.sidecars.path(entry) for entry in named)
+                remove(blobs.path(entry) for entry, _ in bodies if not blobs.sidecars.of(entry.sha256))
                 raise
             finally:
                 remove(self._unnamed(blobs.sidecars.path(entry)) for entry, _ in bodies)

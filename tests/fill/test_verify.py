@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from tests.harness import until
 from tests.origin import Origin, pattern_bytes
 
 BODY = random.Random(1).randbytes(
@@ -355,6 +356,22 @@ async def test_of_an_empty_body_with_another_digest_not_even_the_head_goes_out(o
     assert f"expected sha256:{WRONG}  got sha256:{hashlib.sha256().hexdigest()}" in answer.json()["message"]
     assert await proxy.entry("noble.img") is None
     assert (await proxy.get(f"/sha256:{hashlib.sha256().hexdigest()}/u/noble.img")).status == 200
+
+
+@pytest.mark.parametrize("first", ["", f"/sha256:{hashlib.sha256().hexdigest()}"], ids=["plain", "the right one"])
+async def test_nor_where_somebody_else_has_begun_it(origin, proxy, first):
+    origin.body("/noble.img", b"").delay_headers_until_released()
+    plain = asyncio.create_task(proxy.get(f"{first}/u/noble.img"))
+    await asyncio.to_thread(origin.wait_requests, 1)
+    wrong = asyncio.create_task(proxy.get(f"/sha256:{WRONG}/u/noble.img"))
+
+    async def has_joined():
+        return [fill["readers"] for fill in (await proxy.status())["fills"]] == [2]
+
+    await until(has_joined)
+    origin.release()
+    assert ((await plain).status, (await wrong).status) == (200, 502)
+    assert origin.requests == 1
 
 
 async def test_head_of_the_digest_form_fetches_no_body(origin, proxy):

@@ -82,6 +82,16 @@ async def test_a_job_ends_where_the_file_does(movers, pairs, file):
     assert await job.done == 1000
 
 
+async def test_what_cannot_be_waited_for_ends_its_job_alone(movers, pairs, file, tmp_path):
+    with open(tmp_path / "out", "wb") as out:  # epoll refuses a file
+        job = movers.put(os.dup(out.fileno()), os.dup(file), len(BODY) - 1000, STEP_BYTES)
+        assert await job.done == 1000
+    ours, theirs = pairs()
+    job = put(movers, ours, file, 0, 1000)
+    assert await read(theirs, 1000) == BODY[:1000]
+    assert await job.done == 1000
+
+
 async def test_a_client_that_has_left_is_an_error_only_where_nothing_was_sent(movers, pairs, file):
     (gone, left), (ours, theirs) = pairs(), pairs()
     left.close()

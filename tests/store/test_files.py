@@ -1,6 +1,7 @@
 """Files that are written whole under their names, and locks on them."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -127,6 +128,19 @@ def test_a_released_lock_leaves_no_file_but_a_few_that_are_used_again(tmp_path):
         assert all(name.startswith(SPARE) for name in names)
     spares.close()
     assert [*tmp_path.iterdir()] == []
+
+
+def test_of_spares_in_a_directory_that_is_none_any_more_nothing_stays_open(tmp_path):
+    directory, before = tmp_path / "locks", set(os.listdir("/dev/fd"))
+    directory.mkdir()
+    spares = Spares(directory)
+    spares.try_lock(directory / "key").close()
+    shutil.rmtree(directory)
+    directory.touch()
+    with pytest.raises(NotADirectoryError):
+        spares.try_lock(directory / "key")
+    spares.close()
+    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_a_lock_whose_file_somebody_removed_is_not_released_for_its_next_holder(tmp_path):

@@ -3,16 +3,20 @@
 import asyncio
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from proxy.errors import StoreError
+from proxy.store.blobs import Blobs
 from proxy.store.locks import SPARE
 from proxy.store.sidecars import Sidecars
+from proxy.store.small import Small
 
 from .test_store import content, entry_of, key, opened, put
 
@@ -84,6 +88,36 @@ async def test_an_index_that_another_process_keeps_locked_undoes_all_of_a_group(
         assert not [*store.root.glob("blobs/*/*")]
         await keep(store, range(3))
         assert await content(store, "x2") == body(2)
+
+
+async def test_what_no_file_can_be_made_of_is_the_outcome_of_its_group_too(opened):
+    async with opened() as store:
+        bad = replace(entry_of("x", b"x"), url="http://a/\udc80")
+        outcomes = await asyncio.gather(store.keep(bad, b"x"), keep(store, range(3)), return_exceptions=True)
+        assert [type(each) for each in outcomes] == [UnicodeEncodeError] * 2
+        await keep(store, range(3))
+        assert await content(store, "x2") == body(2)
+
+
+async def test_of_a_group_that_fails_half_way_no_body_is_left(opened):
+    async with opened() as store:
+        sidecar = store.blobs.sidecars.path(entry_of("x0", body(0)))
+        sidecar.mkdir(parents=True)
+        with pytest.raises(StoreError):
+            await keep(store, range(COUNT))
+        sidecar.rmdir()
+        assert [path.name for path in store.root.glob("blobs/*/*")] == [hashlib.sha256(body(0)).hexdigest()]
+
+
+def test_a_file_that_takes_only_a_part_is_an_error(tmp_path):
+    small = Small(Blobs(tmp_path, 1.0, lambda: None), None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            small._write({tmp_path / "x": bytes(1001)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_directories_that_somebody_removed_are_made_again(opened):
