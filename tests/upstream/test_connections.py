@@ -141,6 +141,41 @@ def test_what_comes_behind_an_answer_is_no_answer_to_the_next_request(make_upstr
         assert read(upstream.open(server.url())) == (hashlib.sha256(b"next").hexdigest(), 4)
 
 
+SMALLS = {
+    "all of it": (WHOLE, 3000),
+    "more than Content-Length": (answer("Content-Length: 3", body=SMALL), 3),
+    "another answer behind it": (WHOLE + FAKE, 3000),
+    "an empty one": (answer("Content-Length: 0"), 0),
+    "more than none": (answer("Content-Length: 0", body=SMALL), 0),
+}
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 100])
+@pytest.mark.parametrize(("sent", "length"), SMALLS.values(), ids=SMALLS)
+def test_a_small_body_read_at_once_is_what_content_length_says_and_no_more(make_upstream, tls, sent, length, piece):
+    context, over_tls = tls
+    for server_tls, settings in ((None, {"proxy": ""}), (context, over_tls)):
+        with wire([sent, b""], [NEXT], tls=server_tls, piece=piece) as server:
+            upstream = make_upstream(server.url(), upstream=settings)
+            exchange = upstream.open(server.url())
+            assert exchange.read_small(length, 10) == SMALL[:length]
+            assert read(exchange, 1000) == (hashlib.sha256(SMALL[:length]).hexdigest(), length)
+            assert read(upstream.open(server.url())) == (hashlib.sha256(b"next").hexdigest(), 4)
+
+
+@pytest.mark.parametrize("is_polite", [True, False])
+@pytest.mark.parametrize("count", [0, 1500, 2999])
+def test_a_small_body_that_is_cut_is_none(make_upstream, tls, count, is_polite):
+    context, over_tls = tls
+    sent = answer("Content-Length: 3000", body=SMALL[:count])
+    for server_tls, settings in ((None, {"proxy": ""}), (context, over_tls)):
+        with wire([sent], tls=server_tls, is_polite=is_polite) as server:
+            exchange = make_upstream(server.url(), upstream=settings).open(server.url())
+            assert exchange.read_small(3000, 10) is None
+            with pytest.raises(UpstreamError, match=f"broke off at byte {count} of 3000"):
+                read(exchange)
+
+
 ASKED = {"GET": ("GET", (), NEXT), "HEAD": ("HEAD", (), answer()), "conditional": ("GET", IF_CHANGED, CONFIRMED)}
 
 
