@@ -1,4 +1,4 @@
-"""The ASGI application: routes a request, turns errors into HTTP, and writes one access line at its end.
+"""The ASGI application: routes a request, turns errors into HTTP, and has it counted and logged at its end (record.py).
 
 Everything below raises. Only here does a ProxyError become a status and a JSON message. Once the head of an answer has
 been sent, an error can no longer change the status: the answer is broken off, and the server closes the connection.

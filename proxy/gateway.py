@@ -6,6 +6,7 @@ decide     rules.policy    request, entry, now → serve, ask or refuse
 join       flights, fill   ask: one fill for all who want the same
 rewrite    rewritten       lists of files: upstream's URLs → ours
 deliver    delivery        body → status, headers, ranges, bytes
+repeat     repeats         what the server may give again without coming here
 """
 
 import asyncio

@@ -92,7 +92,7 @@ class Spares:
             try:
                 os.link(spare, path)
                 return Lock(fd, path, self, spare)
-            except FileExistsError:  # somebody holds it, or was killed while he did
+            except FileExistsError:  # somebody holds it, or was killed holding it
                 self._free.append((fd, spare))
             except OSError:  # its name was removed, or the file system knows no links
                 _discard(fd, spare)

@@ -1,7 +1,8 @@
 """The cache directory for the event loop: whole bodies (blobs.py), unfinished ones (partials.py), and locks between
 processes (locks.py).
 
-One thread (thread.py) does all file work, in order. Hot entries are at hand without it (hot.py).
+One thread (thread.py) does all file work, in order; only what small bodies write and sync before they are visible goes
+on beside it (small.py). Hot entries are at hand without it (hot.py).
 """
 
 import asyncio

@@ -17,6 +17,7 @@ from proxy.store.blobs import Blobs
 from proxy.store.locks import SPARE
 from proxy.store.sidecars import Sidecars
 from proxy.store.small import Small
+from tests.harness import until
 
 from .test_store import content, entry_of, key, opened, put
 
@@ -69,8 +70,7 @@ async def test_what_another_process_sweeps_before_it_is_described_is_written_aga
         blobs = {hashlib.sha256(body(number)).hexdigest() for number in range(COUNT)}
         with store.blobs.ground.exclusively():
             storing = asyncio.create_task(keep(store, range(COUNT)))
-            while not blobs <= {path.name for path in store.root.glob("blobs/*/*")}:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: blobs <= {path.name for path in store.root.glob("blobs/*/*")})
             Sidecars(store.blobs.directory).sweep()
             assert not [*store.root.glob("blobs/*/*")]
         await storing
@@ -140,8 +140,7 @@ async def test_a_small_miss_costs_two_new_files_and_shares_its_directories_syncs
     )
     assert "attached" in tracing.stderr.readline()
     await asyncio.gather(*(proxy.get(f"/u/{number}.json") for number in range(1, COUNT)))
-    while (await proxy.status())["fills"]:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await proxy.wait_idle()
     tracing.send_signal(signal.SIGINT)
     tracing.communicate()
     text = traced.read_text()
