@@ -155,8 +155,9 @@ class ClientConnection(HttpToolsProtocol):
             is_clock_due = self._reading is Reading.BODY and self._incoming is self.running  # anew with each piece
         if is_clock_due:
             self._set_deadline()
-        if is_first and self._reading is Reading.IDLE and self._begun == begun + 1 and self.running:
-            self.running.question = data if len(data) <= QUESTION_BYTES else b""
+        is_alone = is_first and self._reading is Reading.IDLE and self._begun == begun + 1
+        if is_alone and self.running and not self._body_bytes and len(data) <= QUESTION_BYTES:
+            self.running.question = data
 
     def _repeat(self, data: bytes) -> bool:
         """Answer `data` as the same bytes were answered before, if that answer is at hand."""

@@ -190,10 +190,11 @@ async def test_what_is_no_longer_true_is_asked_for_again(serve, file):
 
 TWO = request("/", "Range: bytes=%b-%b", "Range: 3-3")
 LONG_WAY = {
-    "http/1.0": request(version="1.0", host="Connection: keep-alive"),
-    "close": request("/", "Connection: close"),
-    "upgrade": request("/", "Connection: upgrade", "Upgrade: websocket"),
-    "expect": request("/", "Expect: 100-continue"),
+    "http/1.0": request("/", "Range: bytes=0-9", version="1.0", host="Connection: keep-alive"),
+    "close": ranged("0-9", "Connection: close"),
+    "upgrade": ranged("0-9", "Connection: upgrade", "Upgrade: websocket"),
+    "expect": ranged("0-9", "Expect: 100-continue"),
+    "body": ranged("0-9", "Content-Length: 5") + b"hello",
     "range-lines": request("/", "Range: bytes=0-9", "Range: bytes=5-9"),
     "range-of-two-lines": request("/", "Range: bytes=0-9", "Range: 5-9"),
     "ranges": ranged("0-9,20-29"),
@@ -211,7 +212,7 @@ LONG_WAY = {
     "head": request("/", "Range: bytes=0-9", method="HEAD"),
     "range-and-etag": request("/", "Range: bytes=0-9", 'If-None-Match: "x"'),
     "in-the-body": request("/", "Content-Length: 21", "Range:  bytes=0-9") + b"\r\nRange: bytes=5-6\r\n\r",
-    "long-question": request("/", f"X: {'x' * QUESTION_BYTES}"),
+    "long-question": ranged("0-9", f"Y: {'y' * QUESTION_BYTES}"),
 }
 
 
