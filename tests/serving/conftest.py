@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from tests.serving.site import (
     Serve,
     Site,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_thread_of_another_server() -> None:
+    """A stopped server's threads end by themselves, and close descriptors that the next test would count."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(("mover", "send")):
+            thread.join(10)
 
 
 @pytest.fixture
