@@ -168,16 +168,16 @@ async def pruned(settings: Settings, options: Pruning) -> tuple[list[Candidate],
     if not settings.cache_dir.exists():
         return [], 0
     async with opened_store(settings) as store, eviction_lock(store):
-        survey = await store.survey()
+        bodies, damaged = await store.survey(), (await store.used()).damaged
         if kept := options.kept:  # a body is named by its SHA-256, and may be referred to by its SHA-512
             same = {each.entry.sha256 for each in await store.records() if each.entry.sha512 in kept}
             options = replace(options, kept=kept | same)
-        gone = chosen(survey.bodies, options, time.time())
+        gone = chosen(bodies, options, time.time())
         if not options.dry_run:
             gone = await store.evict(gone)
             await store.clear_damaged()
-    left = set(survey.bodies) - set(gone)
-    return gone, total(survey.bodies) - total(left) + survey.damaged
+    left = set(bodies) - set(gone)
+    return gone, total(bodies) - total(left) + damaged
 
 
 def chosen(bodies: Collection[Candidate], options: Pruning, now: float) -> list[Candidate]:

@@ -16,23 +16,21 @@ readable after its removal.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from logging import INFO, WARNING
-from pathlib import Path
+from logging import WARNING
 
 from ..errors import StoreError
 from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
+from .bodies import Bodies
 from .files import allocated, size_of, sync_data, sync_directory
-from .ground import Ground
 from .hot import OpenEntry
-from .index import INDEX_ERRORS, Index, Usage
-from .locks import is_locked
-from .partial import Partial, part_path
-from .sidecars import Damaged, Sidecars
+from .index import INDEX_ERRORS, Usage
+from .partial import Partial
+from .sidecars import Damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,78 +41,20 @@ class Record:
     usage: Usage
 
 
-class Blobs:
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Bytes that are taken, at one moment."""
+
+    stored: int
+    """By whole bodies."""
+    damaged: int
+    """In damaged/."""
+    committed: int
+    """`committed_bytes` just before: what is stored meanwhile may count twice, but never not at all."""
+
+
+class Blobs(Bodies):
     """`ground.open()` it, and `ground.close()` it at the end. Raises OSError and INDEX_ERRORS."""
-
-    def __init__(self, root: Path, busy_seconds: float, mended: Callable[[], None]) -> None:
-        """`mended` is called after the directory had lost something, and has been put right."""
-        self.directory, self.damaged = root / "blobs", root / "damaged"
-        self.sidecars = Sidecars(self.directory)
-        self._partial, self._locks, self._committed = root / "partial", root / "locks", root / "committed"
-        self.ground = Ground(root, (self.directory, self.damaged, self._partial), self._reconcile, mended, busy_seconds)
-        """The index is in it."""
-        self.was_damaged: list[tuple[str, str]] = []
-        """What was moved aside since the start (its URL, or else the name of the file), and why."""
-
-    # -- the start ----------------------------------------------------------------------------------------------------
-
-    def _reconcile(self, index: Index) -> None:
-        """Make the index agree with the sidecars: a crash may come between the two. Needs the lock."""
-        found = self.sidecars.sweep()
-        rows = {entry.key: self.sidecars.path(entry) for entry, _ in index.records()}
-        for key in rows.keys() - found.keys():
-            index.remove(key)
-        for key, paths in found.items():
-            if paths == [rows.get(key)]:
-                continue
-            entries = [entry for path in paths if (entry := self._checked(path))]
-            if entries:
-                newest = max(entries, key=lambda entry: entry.stored_at)
-                index.set(newest)
-                for entry in entries:
-                    if entry.sha256 != newest.sha256:
-                        self.drop_files(entry)
-            elif key in rows:
-                index.remove(key)
-
-    def _checked(self, path: Path) -> Entry | None:
-        """The entry of a sidecar. If the sidecar or its blob is wrong it is moved aside, and the answer is None."""
-        try:
-            entry, _ = self.sidecars.read(path)
-            blob, part = self.path(entry), part_path(self._partial, entry.key, entry.head.generation)
-            if size_of(blob) == entry.size:
-                return entry
-            if size_of(part) == entry.size:
-                return self._end_commit(entry, part)
-            size = blob.stat().st_size
-            self._set_aside(entry, f"its body has {size} bytes instead of {entry.size}")
-        except Damaged as error:
-            self._report_damage(path, str(error))
-            blob = path.with_name(path.name.partition(".")[0])
-            if not self.sidecars.of(blob.name):
-                self._move_aside(blob)
-        except FileNotFoundError:
-            if path.exists():
-                self._report_damage(path, "its body is gone")
-        return None
-
-    def _report_damage(self, path: Path, why: str) -> None:
-        log(events, WARNING, "store.damaged", path=path, reason=why, kept_in=self.damaged)
-        self.was_damaged.append((path.name, why))
-        self._move_aside(path)
-
-    def _end_commit(self, entry: Entry, part: Path) -> Entry | None:
-        """Complete a commit that was killed before it moved its body; None if another fill is to do that."""
-        sidecar = self.sidecars.path(entry)
-        if is_locked(self._locks / entry.key) or part.stat().st_mtime_ns > sidecar.stat().st_mtime_ns:
-            # Another fill goes on with the body, and will commit it again.
-            sidecar.unlink()
-            return None
-        os.rename(part, self.path(entry))
-        sync_directory(sidecar.parent)
-        self.count_committed(entry.size)
-        log(events, INFO, "store.commit_ended", url=entry.url, bytes=entry.size)
-        return entry
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -178,24 +118,12 @@ class Blobs:
             for brief, used_at in self.ground.current_index().briefs()
         ]
 
-    def committed_bytes(self) -> int:
-        """Bytes of all new blobs so far, in all processes; only its growth means anything."""
-        try:
-            return int(self._committed.read_bytes() or b"0")
-        except (OSError, ValueError):
-            return 0
-
-    def damaged_bytes(self) -> int:
-        """Bytes that damaged/ takes."""
-        count = 0
+    def used(self) -> Used:
+        committed, damaged = self.committed_bytes(), 0
         for path in self.damaged.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                count += allocated(path.stat())
-        return count
-
-    def path(self, entry: Entry) -> Path:
-        """Where the body of `entry` is. It may be removed at any time; once open it stays readable."""
-        return self.sidecars.blob(entry.sha256)
+                damaged += allocated(path.stat())
+        return Used(self.ground.current_index().total_bytes(), damaged, committed)
 
     def has(self, entry: Entry) -> bool:
         """Whether that very body is still the entry of its key."""
@@ -280,14 +208,6 @@ class Blobs:
                 self.drop_files(old)
             return entry
 
-    def count_committed(self, size: int) -> None:
-        """Needs the lock."""
-        count = self.committed_bytes() + size
-        with contextlib.suppress(OSError):
-            fd = os.open(self._committed, os.O_WRONLY | os.O_CREAT, 0o600)
-            with open(fd, "wb", buffering=0) as file:
-                file.write(b"%020d" % count)  # always the same width: a reader never sees a part of the number
-
     def refresh(self, entry: Entry) -> Entry:
         """Replace the headers and times of the entry; the body stays. Returns it as it is stored."""
         with self.ground.exclusively():
@@ -347,26 +267,6 @@ class Blobs:
         """Remove for good what was moved aside."""
         for path in self.damaged.iterdir():
             path.unlink(missing_ok=True)
-
-    def _set_aside(self, entry: Entry, why: str) -> None:
-        log(events, WARNING, "store.damaged", url=entry.url, reason=why, kept_in=self.damaged)
-        self.was_damaged.append((entry.url, why))
-        for path in self.sidecars.of(entry.sha256):
-            self.ground.index.remove(self.sidecars.key(path))
-            self._move_aside(path)
-        self._move_aside(self.path(entry))
-        self.ground.index.remove(entry.key)
-
-    def _move_aside(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(path, self.damaged / path.name)
-
-    def drop_files(self, entry: Entry) -> None:
-        self.sidecars.path(entry).unlink(missing_ok=True)
-        if not self.sidecars.of(entry.sha256):
-            self.path(entry).unlink(missing_ok=True)
-            if entry.sha512:
-                self.ground.index.forget_blob_of(entry.sha512)
 
     def _remove_row(self, key: str) -> None:
         """Remove a row that has no files. If there is no space even for that, the next `find` of it does."""

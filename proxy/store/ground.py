@@ -33,7 +33,7 @@ class Ground:
         mended: Callable[[], None],
         busy_seconds: float,
     ) -> None:
-        """`others`: directories beside ours. `reconcile` makes a fresh index agree with what is stored.
+        """`others`: directories beside ours. `reconcile` makes an index agree with what is stored.
 
         `mended` is called after something was lost, and has been put right.
         """
@@ -49,11 +49,15 @@ class Ground:
         return [path.name for path in missing]
 
     def open(self) -> None:
-        """Open the index and put it right. The directories exist."""
+        """Open the index, as it is. The directories exist."""
         with wait_lock(self._locks / "store"):  # several processes may find it broken; one rebuilds it
-            self._open_or_rebuild()
+            try:
+                self.index = Index(self.directory, self._busy_seconds)
+            except StoreError as error:
+                self._renew(error)
 
     def _open_or_rebuild(self) -> None:
+        """Open the index and put it right."""
         try:
             self._open_index()
         except Busy:
@@ -62,6 +66,11 @@ class Ground:
             self._rebuild(error)
 
     def _rebuild(self, error: Exception) -> None:
+        """Make a new index of all that is stored. Needs the lock."""
+        self._renew(error)
+        self._reconcile(self.index)
+
+    def _renew(self, error: Exception) -> None:
         """Make a new index: nothing in the old one is worth saving, the sidecars hold it all. Needs the lock.
 
         A process that has the old one open notices the new one by its inode.
@@ -71,7 +80,7 @@ class Ground:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(self.directory, aside)
         self.make_directories()
-        self._open_index()
+        self.index = Index(self.directory, self._busy_seconds)
 
     def _open_index(self) -> None:
         self.index = Index(self.directory, self._busy_seconds)

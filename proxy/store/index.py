@@ -1,7 +1,9 @@
 """The index: cache key -> Entry, and how often it was used. It repeats the sidecars: losing it loses only the counts.
 
 A diskcache.Cache that does nothing by itself: no eviction, no statistics, no files beside the database, and a Disk that
-knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the directory could run code).
+knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the directory could run code). The row of an
+entry carries its sidecar's name as its tag, and the size of the body: what is compared and counted at each start is
+read in the order of the directories, and in none but one narrow index of SQLite's.
 Not thread-safe: SQLite connections are per thread, and the store's one thread owns this one.
 """
 
@@ -11,13 +13,20 @@ import sqlite3
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import diskcache
 import msgspec
 
 from ..errors import StoreError
 from ..rules.entry import Entry
+
+
+class Described(NamedTuple):
+    """A value, and the bytes of the body that it describes."""
+
+    json: bytes
+    size: int
 
 
 class IndexDisk(diskcache.Disk):  # type: ignore[misc]
@@ -34,9 +43,10 @@ class IndexDisk(diskcache.Disk):  # type: ignore[misc]
         return key
 
     def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, None, sqlite3.Binary]:
-        if not isinstance(value, bytes) or read:
-            raise TypeError(f"an index value is bytes, not {type(value).__name__}")
-        return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
+        json, size = value if isinstance(value, Described) else (value, 0)
+        if not isinstance(json, bytes) or read:
+            raise TypeError(f"an index value is bytes, not {type(json).__name__}")
+        return size, diskcache.core.MODE_RAW, None, sqlite3.Binary(json)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> bytes:
         if mode != diskcache.core.MODE_RAW or filename is not None:
@@ -55,7 +65,12 @@ BUSY_SECONDS = 10.0
 CACHE_PAGES = 256
 """Of 4 KB, which SQLite keeps in memory; the kernel has the rest. diskcache's default is 32 MB."""
 
-R = TypeVar("R")
+BY_TAG = "CREATE INDEX IF NOT EXISTS Cache_tag_size ON Cache (tag, size) WHERE tag IS NOT NULL"
+"""Not diskcache's own index of tags, which lacks the size: a count would read the whole of each row."""
+
+USED = """SELECT entry.value, use.value FROM Cache AS entry
+    LEFT JOIN Cache AS use ON use.key = 'use:' || substr(entry.key, 7) AND use.raw = 1
+    WHERE entry.key > 'entry:' AND entry.key < 'entry;'"""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -116,6 +131,7 @@ class Index:
                 sqlite_mmap_size=0,
                 timeout=busy_seconds,
             )
+            self._rows._sql_retry(BY_TAG)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
         self._files = [f"{directory}/{diskcache.core.DBNAME}{suffix}" for suffix in ("", "-wal", "-shm")]
@@ -141,15 +157,40 @@ class Index:
         return None if row is None else msgspec.json.decode(row, type=Entry)
 
     def set(self, entry: Entry) -> None:
-        self._rows.set(f"entry:{entry.key}", msgspec.json.encode(entry))
+        row = Described(msgspec.json.encode(entry), entry.size)
+        self._rows.set(f"entry:{entry.key}", row, tag=f"{entry.sha256}.{entry.key}")
         if entry.sha512:
             self._rows.set(f"sha512:{entry.sha512}", entry.sha256.encode())
 
     def set_all(self, entries: Iterable[Entry]) -> None:
         """In one transaction: all of them, or none."""
-        with self._rows.transact():
+        with self.at_once():
             for entry in entries:
                 self.set(entry)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What the block changes is changed in one transaction."""
+        with self._rows.transact():
+            yield
+
+    def named(self, prefix: str) -> frozenset[str]:
+        """The names of all sidecars that begin with `prefix`, without their suffix, as the rows have them."""
+        rows = self._rows._sql("SELECT tag FROM Cache WHERE tag >= ? AND tag < ?", (prefix, f"{prefix}~"))
+        return frozenset(tag for (tag,) in rows)
+
+    def unnamed(self) -> list[str]:
+        """The keys of rows that do not name their sidecar; an earlier program has written them."""
+        ((tags,),) = self._rows._sql("SELECT COUNT(*) FROM Cache WHERE tag IS NOT NULL")
+        if tags == self.count_entries():
+            return []
+        rows = self._rows._sql("SELECT key FROM Cache WHERE key > 'entry:' AND key < 'entry;' AND tag IS NULL")
+        return [key.removeprefix("entry:") for (key,) in rows]
+
+    def total_bytes(self) -> int:
+        """Of all bodies, each counted once."""
+        sql = "SELECT MAX(size) AS size FROM Cache WHERE tag IS NOT NULL GROUP BY substr(tag, 1, 64)"
+        return int(self._rows._sql(f"SELECT TOTAL(size) FROM ({sql})").fetchone()[0])
 
     def blob_of(self, sha512: str) -> str | None:
         """SHA-256 (hex) of the body with that SHA-512; the body may be gone."""
@@ -164,21 +205,21 @@ class Index:
         self._rows.delete(f"use:{key}")
 
     def records(self) -> Iterator[tuple[Entry, Usage]]:
-        uses = dict(self._all("use", Usage))
-        for key, entry in self._all("entry", Entry):
-            yield entry, uses.get(key, Usage())
+        for row, use in self._used():
+            yield msgspec.json.decode(row, type=Entry), use
 
     def briefs(self) -> Iterator[tuple[Brief, float]]:
         """Every entry in brief, with the time of its last use."""
-        uses = {key: use.used_at for key, use in self._all("use", Usage)}
-        for key, brief in self._all("entry", Brief):
-            yield brief, max(uses.get(key, 0.0), brief.stored_at)
+        decode = msgspec.json.Decoder(Brief).decode
+        for row, use in self._used():
+            brief = decode(row)
+            yield brief, max(use.used_at, brief.stored_at)
 
-    def _all(self, kind: str, row: type[R]) -> Iterator[tuple[str, R]]:
-        """All rows of a kind, in one statement and never all in memory: there may be very many."""
-        sql = "SELECT key, value FROM Cache WHERE key > ? AND key < ?"
-        for key, value in self._rows._sql(sql, (f"{kind}:", f"{kind};")):
-            yield key.removeprefix(f"{kind}:"), msgspec.json.decode(value, type=row)
+    def _used(self) -> Iterator[tuple[bytes, Usage]]:
+        """Every entry as JSON, with its use, in one statement and never all in memory: there may be very many."""
+        decode, never = msgspec.json.Decoder(Usage).decode, Usage()
+        for row, use in self._rows._sql(USED):
+            yield row, decode(use) if use else never
 
     def count_entries(self) -> int:
         sql = "SELECT COUNT(*) FROM Cache WHERE key > 'entry:' AND key < 'entry;'"

@@ -46,3 +46,10 @@ def damage_of(fd: int, entry: Entry, use: Callable[[bytes], object]) -> str | No
     if digest.hexdigest() != entry.sha256:
         return f"expected sha256:{entry.sha256}, got sha256:{digest.hexdigest()}"
     return None
+
+
+def sha512_of(fd: int) -> str:
+    """The digest (hex) of the whole file `fd`, which it closes. In a thread, as the rest."""
+    with open(fd, "rb", buffering=0) as file:
+        file.seek(0)  # the offset is shared with all dups of the descriptor, and nobody else uses it
+        return hashlib.file_digest(file, "sha512").hexdigest()

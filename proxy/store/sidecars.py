@@ -50,15 +50,23 @@ class Sidecars:
     def write(self, entry: Entry) -> None:
         publish(self.path(entry), msgspec.json.encode(entry))
 
-    def sweep(self) -> dict[str, list[Path]]:
-        """All sidecars by key. Removes half-written files, and bodies without a sidecar."""
-        found: dict[str, list[Path]] = {}
-        for directory in (path for path in self.directory.iterdir() if path.is_dir()):
-            names = set(os.listdir(directory))
-            sidecars = {name for name in names if name.endswith(".json") and not name.startswith(".")}
-            for name in sidecars:
-                found.setdefault(self.key(directory / name), []).append(directory / name)
-            for name in sorted(names - sidecars - {name.partition(".")[0] for name in sidecars}):
-                if name.startswith(".") or "." not in name:
-                    (directory / name).unlink(missing_ok=True)
-        return found
+    def named(self, name: str) -> Path:
+        """The sidecar of that name, without its suffix."""
+        return self.directory / name[:2] / f"{name}.json"
+
+    def sweep(self, prefix: str) -> set[str]:
+        """The names of the sidecars in the directory of `prefix`, without their suffix.
+
+        Removes half-written files there, and bodies without a sidecar.
+        """
+        directory = self.directory / prefix
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            return set()
+        sidecars = {name.removesuffix(".json") for name in names if name.endswith(".json") and name[0] != "."}
+        bodies = {name.partition(".")[0] for name in sidecars}
+        for name in names:
+            if name.startswith(".") or ("." not in name and name not in bodies):
+                (directory / name).unlink(missing_ok=True)
+        return sidecars

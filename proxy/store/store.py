@@ -7,10 +7,9 @@ on beside it (small.py). Hot entries are at hand without it (hot.py).
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -20,10 +19,12 @@ from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
-from .blobs import Blobs, Record
+from .blobs import Blobs, Record, Used
+from .comparing import Comparing
 from .files import disk, store_error
 from .hot import HotTable, OpenEntry, StoredBody
 from .index import BUSY_SECONDS, Usage
+from .integrity import sha512_of
 from .locks import Lock, Spares, is_locked
 from .partial import Partial, PartialRecord
 from .partials import Partials, is_unfinished
@@ -39,18 +40,6 @@ FLUSH_SECONDS = 30.0
 """Time between two batches of uses: a write for each hit would cost more than the hit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What takes space, at one moment."""
-
-    bodies: tuple[Candidate, ...]
-    """Whole bodies under each of their URLs, and unfinished ones."""
-    damaged: int
-    """Bytes in damaged/."""
-    committed: int
-    """Blobs.committed_bytes just before: what is stored meanwhile may count twice, but never not at all."""
-
-
 class Store:
     """Make it, `await start()`, and `await close()` at the end. Its methods raise StoreError."""
 
@@ -59,7 +48,9 @@ class Store:
         self.blobs = Blobs(root, busy_seconds, self._mended)
         self.partials = Partials(root / "partial", self.locks)
         self._thread = StoreThread(self.blobs.ground)
-        self._do = self._thread.do
+        self._do_now = self._thread.do
+        self._comparing = Comparing(self.blobs, self.partials, self._thread)
+        self._do = self._comparing.do
         self._small = Small(self.blobs, self._thread)
         self._spares = Spares(self.locks)
         self._hot = HotTable()
@@ -72,12 +63,14 @@ class Store:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Make the directories, open the index, put it right. Raises ConfigError if the directory cannot be used."""
-        await self._do(self._open)
+        """Make the directories, and open the index. Raises ConfigError if the directory cannot be used."""
+        await self._do_now(self._open)
         self._thread.mends = True
+        self._comparing.start()
         self._flusher = asyncio.create_task(self._flush_regularly())
 
     async def close(self) -> None:
+        await self._comparing.close()
         await self._small.close()
         if self._flusher:
             self._flusher.cancel()
@@ -99,24 +92,23 @@ class Store:
                 "name another with --cache-dir, or mend its permissions"
             ) from error
         self.blobs.ground.open()
-        self.partials.sweep()
         self._spares.sweep()
 
     @contextlib.asynccontextmanager
     async def announced(self, listen: Sequence[str], own: str) -> AsyncIterator[None]:
         """Announce that this process serves the directory, for as long as the block runs (servers.py)."""
         record = ServerRecord(os.getpid(), tuple(listen), own)
-        self._announcement = announcement = await self._do(Announcement, self.root, record)
+        self._announcement = announcement = await self._do_now(Announcement, self.root, record)
         try:
             yield
         finally:
             self._announcement = None
-            await self._do(announcement.close)
+            await self._do_now(announcement.close)
 
     async def announce_leaving(self, own: str) -> None:
         """Another process serves now; this one ends what it has begun, and answers at `own`."""
         if self._announcement:
-            await self._do(self._announcement.leave, own)
+            await self._do_now(self._announcement.leave, own)
 
     def _mended(self) -> None:
         """In the thread: what lies in the directory beside bodies is gone too."""
@@ -134,7 +126,10 @@ class Store:
         hot = self._hot.get(key)
         if hot and hot.is_current():
             return hot.entry
-        found = await self._do(self.blobs.find, key, unwanted=_close)
+        is_whole = self._comparing.is_over
+        found = await self._do_now(self.blobs.find, key, unwanted=_close)
+        if found is None and not is_whole:
+            found = await self._do(self.blobs.find, key, unwanted=_close)
         if found is None:
             self._hot.forget(key)
             return None
@@ -200,7 +195,7 @@ class Store:
                     return current
                 # Not in the store's own thread, where everybody would wait for it. The thread has a descriptor of its
                 # own, and closes it: a cancelled call leaves the thread running.
-                digest = await asyncio.shield(asyncio.to_thread(_sha512, os.dup(body.fd)))
+                digest = await asyncio.shield(asyncio.to_thread(sha512_of, os.dup(body.fd)))
                 current = await self.lookup(entry.key)
                 if current and current.sha256 == entry.sha256:
                     return await self.refresh(replace(current, sha512=digest))
@@ -342,19 +337,24 @@ class Store:
 
     # -- space --------------------------------------------------------------------------------------------------------
 
-    async def survey(self) -> Survey:
-        """Everything that takes space. The last uses of other processes may be FLUSH_SECONDS behind."""
+    async def used(self) -> Used:
+        """What is taken, but by unfinished bodies."""
+        return await self._do(self.blobs.used)
+
+    async def survey(self) -> list[Candidate]:
+        """Whole bodies under each of their URLs, and unfinished ones.
+
+        The last uses of other processes may be FLUSH_SECONDS behind.
+        """
         await self._try_flush()
         return await self._do(self._survey, self.in_use())
 
-    def _survey(self, in_use: set[str]) -> Survey:
-        committed = self.blobs.committed_bytes()
-        bodies = (*self.blobs.candidates(in_use), *self.partials.candidates())
-        return Survey(bodies, self.blobs.damaged_bytes(), committed)
+    def _survey(self, in_use: set[str]) -> list[Candidate]:
+        return self.blobs.candidates(in_use) + self.partials.candidates()
 
     async def disk(self) -> tuple[int, int]:
         """Bytes of the file system, and those of them that are free for us."""
-        return await self._do(disk, self.root)
+        return await self._do_now(disk, self.root)
 
     async def count(self) -> int:
         """How many URLs are stored whole."""
@@ -389,10 +389,3 @@ def _close_found(found: tuple[PartialRecord, Partial] | None) -> None:
 def _close_both(looked: tuple[OpenEntry | None, tuple[PartialRecord, Partial] | None]) -> None:
     _close(looked[0])
     _close_found(looked[1])
-
-
-def _sha512(fd: int) -> str:
-    """In a thread: the digest of the whole file `fd`, which it closes."""
-    with open(fd, "rb", buffering=0) as file:
-        file.seek(0)  # the offset is shared with all dups of the descriptor, and nobody else uses it
-        return hashlib.file_digest(file, "sha512").hexdigest()

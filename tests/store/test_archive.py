@@ -54,6 +54,7 @@ def opened(tmp_path):
     async def opened(name="there", **options):
         store = Store(tmp_path / name, **options)
         await store.start()
+        await store.count()  # once what a kill has left is in order
         try:
             yield store
         finally:

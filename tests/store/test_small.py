@@ -14,6 +14,7 @@ import pytest
 
 from proxy.errors import StoreError
 from proxy.store.blobs import Blobs
+from proxy.store.bodies import PREFIXES
 from proxy.store.locks import SPARE
 from proxy.store.sidecars import Sidecars
 from proxy.store.small import Small
@@ -71,7 +72,8 @@ async def test_what_another_process_sweeps_before_it_is_described_is_written_aga
         with store.blobs.ground.exclusively():
             storing = asyncio.create_task(keep(store, range(COUNT)))
             await until(lambda: blobs <= {path.name for path in store.root.glob("blobs/*/*")})
-            Sidecars(store.blobs.directory).sweep()
+            for prefix in PREFIXES:
+                Sidecars(store.blobs.directory).sweep(prefix)
             assert not [*store.root.glob("blobs/*/*")]
         await storing
         assert [await content(store, f"x{number}") for number in range(COUNT)] == [*map(body, range(COUNT))]

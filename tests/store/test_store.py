@@ -51,6 +51,7 @@ def opened(tmp_path):
     async def opened(**options):
         store = Store(tmp_path / "cache", **options)
         await store.start()
+        await store.count()  # once what a kill has left is in order
         try:
             yield store
         finally:

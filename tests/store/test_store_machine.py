@@ -73,6 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
         async def start():
             store = Store(self.root / "cache")
             await store.start()
+            await store.count()  # once what a kill has left is in order
             return store
 
         return self.run(start())
@@ -189,11 +190,11 @@ class StoreMachine(RuleBasedStateMachine):
     def evict(self, looking, evicting, between):
         """Evict all that a survey allows; the survey may be out of date by then."""
         survey = self.run(self.stores[looking].survey())
-        assert {each.url[-1] for each in survey.bodies if not is_unfinished(each)} == set(self.known)
-        assert {each.url[-1] for each in survey.bodies if is_unfinished(each)} == set(self.begun)
+        assert {each.url[-1] for each in survey if not is_unfinished(each)} == set(self.known)
+        assert {each.url[-1] for each in survey if is_unfinished(each)} == set(self.begun)
         if between in self.known:
             self.pin(looking, between, True)
-        for each in self.run(self.stores[evicting].evict(survey.bodies)):
+        for each in self.run(self.stores[evicting].evict(survey)):
             if is_unfinished(each):
                 del self.begun[each.url[-1]]
             else:
