@@ -266,12 +266,14 @@ class Ingest:
     def _measure(self) -> None:
         """Take the rate for a while, once all connections that may be there bring bytes, if there may be more."""
         if len(self._flowing) >= self._ramp.allowed < self._ramp.limit and not self._measuring:
-            self._measuring = self._loop.call_later(MEASURE_SECONDS, self._measured, self._ramp.allowed, self.fetched)
+            begun = self._loop.time(), self._ramp.allowed, self.fetched
+            self._measuring = self._loop.call_later(MEASURE_SECONDS, self._measured, *begun)
 
-    def _measured(self, connections: int, before: int) -> None:
+    def _measured(self, since: float, connections: int, before: int) -> None:
         self._measuring = None
         if len(self._flowing) >= connections and self._mode is Mode.SEVERAL:
-            self._ramp.judge((self.fetched - before) / MEASURE_SECONDS)
+            self._ramp.judge((self.fetched - before) / (self._loop.time() - since))  # on a busy machine it is late
+            self._measure()
             self._is_due = True
             self._growing.demand.set()
 

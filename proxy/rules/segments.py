@@ -59,12 +59,19 @@ class Ramp:
     limit: int
     allowed: int = 1
     _rate: float = 0.0
+    _is_in_doubt: bool = False
 
     def judge(self, rate: float) -> None:
-        """Take note of the `rate`, in bytes a second, of as many connections as are allowed."""
+        """Take note of the `rate`, in bytes a second, of as many connections as are allowed.
+
+        That they gain nothing must be seen twice: a machine may be busy for one moment, and a fill take hours.
+        """
+        if rate < self._rate * GAIN and not self._is_in_doubt:
+            self._is_in_doubt = True
+            return
         if rate >= FAST_RATE or rate < self._rate * GAIN:
             self.limit = self.allowed
-        self._rate = rate
+        self._rate, self._is_in_doubt = rate, False
         self.allowed = min(self.limit, 2 * self.allowed)
 
 

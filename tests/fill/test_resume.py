@@ -154,8 +154,8 @@ async def test_eight_readers_notice_only_a_pause(origin, proxy):
 
 
 async def test_a_big_object_comes_over_several_connections(origin, proxy):
-    size = 96 << 20
-    origin.pattern("/big.img", size, seed=3).throttle(16 << 20)
+    size = 72 << 20
+    origin.pattern("/big.img", size, seed=3).throttle(8 << 20)  # slow beside what a busy machine can do
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, 3)
     assert len({request.connection for request in origin.log}) >= 4
     assert origin.bytes_sent("/big.img") < size * 1.5

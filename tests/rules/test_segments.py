@@ -114,10 +114,17 @@ def test_connections_are_doubled_as_long_as_that_makes_it_faster():
         ramp.judge(rate)
         seen.append(ramp.allowed)
     assert seen == [2, 4, 8, 8, 8]
+
+
+def test_that_more_connections_gain_nothing_must_be_seen_twice():
     ramp = Ramp(limit=8)
-    for rate in (10e6, 11e6, 30e6):
+    for rate in (10e6, 11e6, 9e6, 30e6):
         ramp.judge(rate)
-    assert ramp.allowed == 2
+    assert ramp.limit == ramp.allowed == 2
+    ramp = Ramp(limit=8)
+    for rate in (10e6, 5e6, 20e6, 11e6, 40e6):  # busy for a moment, twice
+        ramp.judge(rate)
+    assert ramp.allowed == 8
 
 
 def test_a_fast_mirror_keeps_its_one_connection():
