@@ -26,7 +26,7 @@ from typing import Any, Self
 from tests import forks
 from tests.forks import FETCHONCE, REPOSITORY
 
-TIMEOUT_SECONDS = 30.0  # for the next byte to arrive
+TIMEOUT_SECONDS = 30.0  # for the next byte to arrive, and for what a busy machine is to do
 STOP_SECONDS = 20.0
 COMMAND_SECONDS = 60.0  # for a command to end
 RECEIVE_BYTES = 256 * 1024
@@ -38,7 +38,7 @@ STARTED = re.compile(r'server\.started.*\blisten="?https?://\[?([\w.:]+?)\]?:(\d
 _numbers = itertools.count(1)  # two processes on one cache directory need two configuration files
 
 
-async def until(predicate: Callable[[], Any], timeout: float = 10) -> Any:  # noqa: ASYNC109 - part of its words
+async def until(predicate: Callable[[], Any], timeout: float = TIMEOUT_SECONDS) -> Any:  # noqa: ASYNC109 - part of its words
     """Wait until `predicate`, sync or async, returns something true, and return that.
 
     Raises AssertionError after `timeout` seconds. This is the only place in the tests that sleeps: what another process
@@ -482,7 +482,7 @@ class Proxy:
         """Open file descriptors of the process (Linux)."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    async def wait_log(self, substring: str, timeout: float = 10) -> str:  # noqa: ASYNC109 - as until
+    async def wait_log(self, substring: str, timeout: float = TIMEOUT_SECONDS) -> str:  # noqa: ASYNC109 - as until
         """Wait for a line with `substring` in the log; returns the first."""
         try:
             line: str = await until(lambda: next((line for line in self.log if substring in line), ""), timeout)
@@ -531,7 +531,7 @@ class Proxy:
         """The running fills, as /-/status tells them."""
         return [fill for fill in (await self.status())["fills"] if fill["url"].endswith(path)]
 
-    async def wait_idle(self, path: str = "", timeout: float = 10) -> None:  # noqa: ASYNC109 - as until
+    async def wait_idle(self, path: str = "", timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109 - as until
         """Wait until nothing is being fetched."""
 
         async def is_idle() -> bool:
@@ -539,7 +539,7 @@ class Proxy:
 
         await until(is_idle, timeout)
 
-    async def wait_readers(self, n: int, path: str = "", timeout: float = 10) -> None:  # noqa: ASYNC109
+    async def wait_readers(self, n: int, path: str = "", timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
         """Wait until a fill has `n` readers."""
 
         async def has_readers() -> bool:
@@ -547,7 +547,7 @@ class Proxy:
 
         await until(has_readers, timeout)
 
-    async def wait_stored(self, n: int = 1, timeout: float = 10) -> None:  # noqa: ASYNC109
+    async def wait_stored(self, n: int = 1, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
         """Wait until `n` objects are stored and nothing is being fetched."""
 
         async def is_stored() -> bool:
@@ -555,11 +555,11 @@ class Proxy:
 
         await until(is_stored, timeout)
 
-    async def wait_begun(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+    async def wait_begun(self, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
         """Wait until the record of an unfinished body is written; other processes find it by that."""
         await until(lambda: self.files("partial/*.json"), timeout)
 
-    async def wait_refusing(self, timeout: float = 10) -> None:  # noqa: ASYNC109
+    async def wait_refusing(self, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
         """Wait until new connections are refused."""
 
         async def is_refused() -> bool:
@@ -585,7 +585,7 @@ class Proxy:
         return next((entry for entry in self.entries() if entry["url"].endswith(f"/{name}")), None)
 
     def accesses(self, method: str, path: str) -> list[str]:
-        """The access lines of requests by `method` whose path ends with `path`."""
+        """The access lines so far of requests by `method` whose path ends with `path`. Each comes behind its answer."""
         return [line for line in self.log if f"method={method} " in line and f"{path} status=" in line]
 
     @property

@@ -6,6 +6,7 @@ import subprocess
 
 from tests.cli.commands import BODY, FRESH
 from tests.clients.tools import needs
+from tests.harness import until
 
 SCRIPT = """\
 #!/bin/sh
@@ -192,7 +193,7 @@ async def test_a_changed_script_fetches_through_the_running_server(origin, cli, 
         subprocess.run(["sh", script], cwd=tmp_path, check=True, timeout=30)
         assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == BODY
     assert origin.count("/pub/noble.img") == 1
-    assert len(server.accesses("GET", "/pub/noble.img")) == 4
+    await until(lambda: len(server.accesses("GET", "/pub/noble.img")) == 4)
     server.terminate()
     cli("rewrite", "-i", "--undo", str(script))
     assert script.read_bytes() == before

@@ -10,7 +10,7 @@ import pytest
 
 from tests.clients.lima import snapshot
 from tests.clients.tools import SEED, SIZE
-from tests.harness import REPOSITORY, fetchonce
+from tests.harness import REPOSITORY, fetchonce, until
 from tests.origin import pattern_bytes, pattern_sha256
 
 pytestmark = pytest.mark.timeout(600)  # limactl is built once
@@ -42,7 +42,7 @@ async def test_lima_does_not_fetch_a_digestless_image_again(origin, proxy, image
     _, second = await lima.create(homes, vm, name="b")
     assert "Using cache" in second
     assert origin.count("/images/noble.img", None) == 1  # its HEAD was answered here
-    assert len(proxy.accesses("HEAD", "/images/noble.img")) == 1
+    assert len(await until(lambda: proxy.accesses("HEAD", "/images/noble.img"))) == 1
     origin.stop()
     await lima.create(homes, vm, name="c")
 

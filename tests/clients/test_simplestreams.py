@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.tools import FORMS, SEED, SIZE, needs, run, sha256, typed
+from tests.harness import until
 from tests.origin import pattern_bytes, pattern_sha256
 
 pytestmark = needs("gpg")
@@ -105,5 +106,5 @@ async def test_it_goes_on_with_its_half(origin, proxy, streams, mirror, tmp_path
     half.parent.mkdir(parents=True)
     half.write_bytes(pattern_bytes(SIZE, SEED, 0, SIZE // 2))
     assert await mirror("by URL", tmp_path) == {IMAGE: pattern_sha256(SIZE, SEED)}
-    (line,) = proxy.accesses("GET", IMAGE)
+    (line,) = await until(lambda: proxy.accesses("GET", IMAGE))
     assert "status=206" in line

@@ -267,7 +267,7 @@ async def test_by_vagrant_server_url_alone_boxes_come_through_us_too(origin, pro
     await vagrant(tmp_path, "box", "add", "acme/web", env={"VAGRANT_SERVER_URL": server})
     assert boxes(tmp_path) == ["1.0.0"]
     assert origin.count(box.path) == 1
-    (line,) = proxy.accesses("GET", box.path)
+    (line,) = await until(lambda: proxy.accesses("GET", box.path))
     assert "status=206" in line
     assert ("GET", "/acme/web", "application/json") in cloud.seen
     again = await proxy.get("/cloud/acme/web", {"Accept": "text/html"})

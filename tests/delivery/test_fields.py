@@ -298,7 +298,7 @@ async def test_a_body_grows_older_while_it_fills(proxy, place):
     async def is_older() -> bool:
         return await age() > 100
 
-    await until(is_older, timeout=2)
+    await until(is_older)
     image.resource.release()
     await proxy.wait_idle(image.resource.path)
     assert await age() > 100

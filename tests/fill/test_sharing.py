@@ -68,6 +68,7 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
         for rest in await asyncio.gather(*(stream.rest() for stream in streams)):
             assert rest == pattern_bytes(SIZE, SEED, HALF)
     assert [request.range for request in origin.log] == [None, f"bytes={HALF}-"]
+    await until(lambda: any("fill.taken_over" in line for follower in followers for line in follower.log))
     assert sum("fill.taken_over" in line for follower in followers for line in follower.log) == 1
     await until(leader.entries)
 

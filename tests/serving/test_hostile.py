@@ -284,11 +284,12 @@ async def test_a_page_elsewhere_orders_nothing(proxy):
 
 
 async def test_who_sends_a_head_byte_by_byte_holds_nobody_up(origin, proxy_factory):
-    proxy = proxy_factory(config_text='[server]\nheader_timeout = "500ms"\nconnections = 400\n')
+    proxy = proxy_factory(config_text='[server]\nheader_timeout = "1s"\nconnections = 400\n')
     origin.body("/x.img", BODY)
-    slow = [await proxy.connect() for _ in range(300)]
-    for connection in slow:
-        await connection.send(b"GET /u/x.img HTTP/1.1\r\nHost: loc")
+    slow = []
+    for _ in range(300):
+        slow.append(await proxy.connect())
+        await slow[-1].send(b"GET /u/x.img HTTP/1.1\r\nHost: loc")  # now: who says nothing at all is told nothing
     assert (await proxy.get("/u/x.img")).body == BODY
     told = await asyncio.gather(*(connection.rest() for connection in slow))
     assert all(each.startswith(b"HTTP/1.1 408 ") for each in told)

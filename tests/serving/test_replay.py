@@ -430,6 +430,7 @@ async def test_the_app_is_told_of_every_repetition_before_the_end(serve, shop, h
             site.server.leave(bind("127.0.0.1:0"), lambda: False)
             assert await (await slow.answer()).rest() == BODY[:200_000]
             assert (await ask(client, ranged("0-9")))[1]["connection"] == "close"  # and the last answer says so
+            slow.close()  # else the server waits for what it may ask next
         case "cancel":
             assert site.run
             site.run.cancel()

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from proxy.serving.server import GRACE_SECONDS, Server
+from proxy.serving.server import Server
 from proxy.serving.sockets import bind
 from tests.harness import until
 from tests.serving.site import (
@@ -84,8 +84,10 @@ async def test_a_stalled_answer_is_cut_after_the_stop_timeout(serve, caplog, hug
         began = loop.time()
         site.server.stop()
         await site.ended()
+        assert loop.time() - began >= 0.3
         # An abort ends what waits for the client; what waits for something else is cancelled a little later.
-        assert 0.3 <= loop.time() - began < (0.3 + GRACE_SECONDS if how in ("file", "body") else 1.5)
+        assert site.tasks["/"].done()
+        assert site.tasks["/"].cancelled() == (how == "silent")
         assert tracebacks(caplog) == []
     assert "server.stop_cut connections=1" in caplog.text
     if how in ("file", "body"):  # a cancelled task keeps its traceback
@@ -105,16 +107,14 @@ async def test_signals_stop_the_server(serve, huge):
             async with asyncio.timeout(0.2):
                 await asyncio.shield(site.ended())
         os.kill(os.getpid(), signal.SIGINT)
-        async with asyncio.timeout(2):
-            await site.ended()
+        await site.ended()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 async def test_stop_before_run():
     server = Server(answers(start(0)), [bind("127.0.0.1:0")])
     server.stop()
-    async with asyncio.timeout(2):
-        await server.run()
+    await server.run()
 
 
 async def test_a_cancelled_server_ends_its_answers_and_its_app(serve, huge):
@@ -123,8 +123,7 @@ async def test_a_cancelled_server_ends_its_answers_and_its_app(serve, huge):
         await site.waits_in("/", *STALLED)
         site.run.cancel()
         with pytest.raises(asyncio.CancelledError):
-            async with asyncio.timeout(3):
-                await site.ended()
+            await site.ended()
     site.run = asyncio.create_task(asyncio.sleep(0))
 
 
