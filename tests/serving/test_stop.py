@@ -26,7 +26,7 @@ from tests.serving.site import (
 
 
 async def test_a_running_answer_is_finished(serve, huge):
-    site = await serve(answers(start(HUGE), zerocopy(huge, 0, HUGE)))
+    site = await serve(answers(start(HUGE), zerocopy(huge, 0, HUGE)), stop_timeout=60)
     async with await site.client.connect() as idle, await site.client.stream("/") as stream:
         await site.waits_in("/", *STALLED)
         site.server.stop()
