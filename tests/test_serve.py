@@ -323,7 +323,7 @@ async def test_two_hundred_clients_that_stand_still_cost_little_and_hold_up_nobo
     for stream in standing:
         await stream.read(1000)
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, 1)
-    assert (proxy.rss_bytes() - before) / len(standing) < 100_000
+    assert (proxy.rss_bytes() - before) / len(standing) < 50_000
     for stream in standing:
         stream.close()
     await until(lambda: proxy.fds() < 100)
