@@ -342,6 +342,7 @@ def thinned(points):
 
 def last_counted(world):
     """Where it was killed, and what other threads were doing; those that write a body were still running."""
+    world.strace.wait(20)  # it writes of a killed process after that has ended
     return [point for point in world.points() if point.nth][-3:]
 
 
