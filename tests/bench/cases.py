@@ -167,7 +167,8 @@ def stock(count: int, stage: Stage) -> str:
         if multiply:
             multiply(stage.site.cache, count)
         stage.paths["stock"] = path.replace("#", "0")
-        with stage.up():  # after a start that may have had to put it in order
+        with stage.up():  # a start that may have to put it in order; what ours lacks is asked for once that is done
+            stage.check(path.replace("#", "1"), wanted)
             stage.check(stage.paths["stock"], wanted)
     return stage.paths["stock"]
 
