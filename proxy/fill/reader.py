@@ -92,8 +92,12 @@ class FillBody:
                 return
             if stop == start:
                 return
-            stop = stop if end is None else min(stop, end)
-            yield Slice(self._growing.partial.fd, start, stop)
+            if end is None or self._digest:
+                stop = stop if end is None else min(stop, end)
+                yield Slice(self._growing.partial.fd, start, stop)
+            else:
+                stop = end
+                yield Slice(self._growing.partial.fd, start, stop, self._growing)
             start = stop
 
     async def _wait_readable(self, offset: int) -> int:
