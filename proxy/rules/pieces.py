@@ -25,8 +25,8 @@ class Slice:
     start: int
     end: int
     growth: Growth | None = None
-    """Of a file whose bytes are not all there yet. Where it is said, `end` is the end that the file will have or less.
-    A sender that does not want to wait for the rest raises FileEnded, and the body is asked for it."""
+    """Of a file that may not be there up to `end` yet. A sender that does not wait for the rest raises FileEnded, and
+    the body is asked again."""
 
 
 Piece = bytes | Slice
