@@ -184,9 +184,10 @@ class Delivery:
         return validators.if_range(field(self.request.headers, "if-range"), self.body.head.validator)
 
     async def _whole(self, send: Send) -> None:
-        await self._start(send, 200, self._fields(self.body.length))
+        length = self.body.length
+        await self._start(send, 200, self._fields(length))
         if self.request.method != "HEAD":
-            await self.send_bytes(send, 0, self.body.length)
+            await self.send_bytes(send, 0, length)
         await send({"type": "http.response.body"})
 
     async def _multipart(self, send: Send, chosen: tuple[ranges.Range, ...], length: int) -> None:
@@ -209,10 +210,10 @@ class Delivery:
                 await self._pieces(send, start + self.sent - before, end)
                 return
             except FileEnded as error:
-                # The file was cut short. The body is asked once more for the rest; it may have another way to it.
+                # It is still growing, or was cut short. The body is asked for the rest; it may have another way to it.
                 if self.sent == gone_at:
                     raise StoreError(f"the body of {self.target.url} is gone: {error}") from error
-                gone_at = self.sent
+                gone_at = -1 if error.is_growing else self.sent
 
     async def _pieces(self, send: Send, start: int, end: int | None) -> None:
         async with contextlib.aclosing(self.body.pieces(start, end)) as pieces:
@@ -256,5 +257,5 @@ class Delivery:
 def _message(piece: Piece) -> MutableMapping[str, Any]:
     if isinstance(piece, Slice):
         place = {"file": piece.fd, "offset": piece.start, "count": piece.end - piece.start}
-        return {"type": "http.response.zerocopysend", **place, "more_body": True}
+        return {"type": "http.response.zerocopysend", **place, "growth": piece.growth, "more_body": True}
     return {"type": "http.response.body", "body": piece, "more_body": True}

@@ -201,11 +201,14 @@ class ConfigError(ProxyError):
 
 
 class FileEnded(EOFError):
-    """A file ended while it was being sent. Its first `sent` bytes were sent, and nothing after them."""
+    """A file ended while it was being sent. Of the bytes asked for, `sent` were sent, and nothing after them.
 
-    def __init__(self, message: str, sent: int) -> None:
+    `is_growing`: it ends here for now.
+    """
+
+    def __init__(self, message: str, sent: int, *, is_growing: bool = False) -> None:
         super().__init__(message)
-        self.sent = sent
+        self.sent, self.is_growing = sent, is_growing
 
 
 class ClientGone(OSError):

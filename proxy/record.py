@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from .delivery import Delivery
-from .errors import ProxyError
+from .errors import FileEnded, ProxyError
 from .gateway import Gateway
 from .log import access as access_log
 from .log import events, line, log, log_past
@@ -38,9 +38,15 @@ class Record:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._first_ms = (time.monotonic() - self._started) * 1000
-        await self._send(message)
+        try:
+            await self._send(message)
+        except FileEnded as error:
+            self._count_sent(error.sent)
+            raise
         # Bytes handed to the server. Of a HEAD, or of the last piece before a break, fewer may have left.
-        count = message.get("count", 0) + len(message.get("body", b""))
+        self._count_sent(message.get("count", 0) + len(message.get("body", b"")))
+
+    def _count_sent(self, count: int) -> None:
         self.sent += count
         if self.delivery and count:  # at once, and not at the end, which may be hours away
             self._gateway.stats.sent_bytes[mirror_label(self.delivery.target.mirror),] += count
@@ -104,9 +110,7 @@ class Record:
         method = self._scope["method"] if self._scope["method"] in ("GET", "HEAD") else "other"
         self._gateway.stats.requests[mirror_label(mirror), method, str(self.status), result] += times
 
-    def _fields(
-        self, result: str, sent: int, first_ms: int | str, ms: int, *, is_aborted: bool
-    ) -> dict[str, object]:
+    def _fields(self, result: str, sent: int, first_ms: int | str, ms: int, *, is_aborted: bool) -> dict[str, object]:
         """Of the access line."""
         fields: dict[str, object] = {"method": self._scope["method"], "path": shown(self.target)}
         fields |= {"status": self.status or "-", "bytes": sent, "cache": result}

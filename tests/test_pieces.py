@@ -101,6 +101,18 @@ async def test_a_body_that_ends_twice_at_one_byte_is_gone():
     assert (client.got, answer.sent, body.asked) == (CONTENT[:40], 40, [(0, 100), (40, 100)])
 
 
+async def test_a_body_that_only_has_to_grow_is_not_gone():
+    body, ends = Scripted(), [40, 40, 40, 60]
+
+    async def client(message):
+        if message["type"] == "http.response.zerocopysend" and ends:
+            raise FileEnded("for now", ends.pop(0) - message["offset"], is_growing=True)
+
+    answer = delivery(body)
+    await answer.send(client)
+    assert (answer.sent, body.asked) == (100, [(0, 100), (40, 100), (40, 100), (40, 100), (60, 100)])
+
+
 async def test_each_part_of_a_multipart_answer_has_a_second_question():
     body = Scripted()
     await delivery(body, ("range", "bytes=0-9,40-49")).send(client := Client(5, 45))

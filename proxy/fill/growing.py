@@ -7,7 +7,7 @@ another process has written, and the verifier withholds the last byte until the 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from ..errors import ProxyError
 from ..store.partial import Partial
@@ -19,7 +19,7 @@ WAKE_SECONDS = 0.005
 
 
 class Growing:
-    """All methods belong to the event loop."""
+    """All methods but `readable` belong to the event loop."""
 
     def __init__(self, partial: Partial, length: int | None) -> None:
         """Takes over `partial`, and closes it."""
@@ -34,6 +34,7 @@ class Growing:
         """Set when a reader begins to wait. Only the one that brings bytes waits for it; it may set it itself."""
         self._is_withheld = self._is_lost = False
         self._changed = asyncio.Event()
+        self._watchers: list[Callable[[], object]] = []
         self._woken_at = partial.extents.total
         self._timer: asyncio.TimerHandle | None = None
 
@@ -55,7 +56,7 @@ class Growing:
         return self._is_withheld
 
     def readable(self, offset: int) -> int:
-        """Offset up to which a reader standing at `offset` may read now."""
+        """Offset up to which a reader standing at `offset` may read now. From any thread."""
         if self._is_lost:
             return offset
         reach = self.partial.extents.reach(offset)
@@ -75,6 +76,13 @@ class Growing:
             while (stop := self.readable(offset)) <= offset and (offset != self.length or self._is_withheld):
                 await self.wait_change()
             return stop
+
+    def watch(self, changed: Callable[[], object]) -> None:
+        """Have `changed` called at each wake, until `unwatch` is called as often as this was."""
+        self._watchers.append(changed)
+
+    def unwatch(self, changed: Callable[[], object]) -> None:
+        self._watchers.remove(changed)
 
     async def wait_length(self) -> int:
         """Wait until the length of the body is known; raises what the fill failed with."""
@@ -170,3 +178,5 @@ class Growing:
         # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        for each in set(self._watchers):
+            each()

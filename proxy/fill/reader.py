@@ -75,7 +75,10 @@ class FillBody:
         return await self._growing.wait_length()
 
     async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
-        """Slices of the growing file as it grows; past the disk where the rest of it cannot be stored."""
+        """All of the growing file, for the server to follow; past the disk where the rest of it cannot be stored.
+
+        It comes in slices of what is there if its end is not known, or a digest of the client's own is waited for.
+        """
         while end is None or start < end:
             try:
                 stop = await self._wait_readable(start)
@@ -92,8 +95,12 @@ class FillBody:
                 return
             if stop == start:
                 return
-            stop = stop if end is None else min(stop, end)
-            yield Slice(self._growing.partial.fd, start, stop)
+            if end is None or self._digest:
+                stop = stop if end is None else min(stop, end)
+                yield Slice(self._growing.partial.fd, start, stop)
+            else:
+                stop = end
+                yield Slice(self._growing.partial.fd, start, stop, self._growing)
             start = stop
 
     async def _wait_readable(self, offset: int) -> int:

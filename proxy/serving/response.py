@@ -22,6 +22,7 @@ from ..errors import ClientGone, FileEnded
 from ..log import events, quoted
 from ..rules.cache_status import CacheStatus
 from ..rules.headers import http_date
+from ..rules.pieces import Growth
 from ..rules.repeat import Repeat
 from .replay import Answer
 from .sendfile import SMALL_BYTES, read_now
@@ -169,7 +170,7 @@ class Response(RequestResponseCycle):
                     self._send_body(body)
             case "http.response.zerocopysend":
                 if count := message["count"]:
-                    await self._send_file(message["file"], message["offset"], count)
+                    await self._send_file(message["file"], message["offset"], count, message.get("growth"))
             case _:
                 raise RuntimeError(f"unknown message {kind}")
         if not message.get("more_body", False):
@@ -256,10 +257,10 @@ class Response(RequestResponseCycle):
             case _:
                 self._write(body)
 
-    async def _send_file(self, file: int, offset: int, count: int) -> None:
+    async def _send_file(self, file: int, offset: int, count: int, growth: Growth | None) -> None:
         if self.framing is Framing.NONE:
             return
-        if count <= SMALL_BYTES and (data := read_now(file, offset, count)):
+        if growth is None and count <= SMALL_BYTES and (data := read_now(file, offset, count)):
             self._send_body(data)
             return
         self._count(count)
@@ -267,7 +268,7 @@ class Response(RequestResponseCycle):
             if self.framing is Framing.CHUNKED:
                 self._write(b"%x\r\n" % count)
             self._flush()
-            await self._send_slices(file, offset, count)
+            await self._send_slices(file, offset, count, growth)
             if self.framing is Framing.CHUNKED:
                 self._write(b"\r\n")
         except FileEnded as error:
@@ -280,11 +281,13 @@ class Response(RequestResponseCycle):
             self.break_off()
             raise
 
-    async def _send_slices(self, file: int, offset: int, count: int) -> None:
+    async def _send_slices(self, file: int, offset: int, count: int, growth: Growth | None) -> None:
         start, end = offset, offset + count
         while offset < end:
             await self._ready()
-            sent = await self._connection.sender.send(file, offset, end - offset)
+            if growth and growth.readable(offset) <= offset:
+                raise FileEnded("the file has yet to grow", offset - start, is_growing=True)
+            sent = await self._connection.sender.send(file, offset, end - offset, growth)
             if not sent:
                 raise FileEnded(f"the file ends {end - offset} bytes before what was to be sent", offset - start)
             offset += sent

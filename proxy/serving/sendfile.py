@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import ClientGone
+from ..rules.pieces import Growth
 from .movers import STEP_BYTES, Job, Movers, in_page_cache
 
 FIRST_BYTES = 256 * 1024
@@ -107,7 +108,9 @@ class KernelSender:
         self._burst = self._taken = 0
         """Bytes sent since the loop had its turn, and by the last call."""
 
-    async def send(self, file: int, offset: int, count: int) -> int:
+    async def send(self, file: int, offset: int, count: int, growth: Growth | None = None) -> int:
+        """As FileSender's."""
+        ready = min(count, growth.readable(offset) - offset) if growth else count
         while True:
             if self._is_full and self._fd >= 0:  # close() may have come while a thread was sending
                 await self._writable()
@@ -117,20 +120,21 @@ class KernelSender:
             if self._fd < 0:
                 raise ClientGone("the client has closed the connection")
             # A fast client of a big file gets a mover: on the loop, eight of them get half the speed, and the others
-            # wait for them. Small slices and slow clients do not: a hop costs 0.1 ms.
-            is_cold = not in_page_cache(file, offset, min(count, STEP_BYTES))
+            # wait for them. Small slices and slow clients do not: a hop costs 0.1 ms. If the file grows, slow ones do
+            # too: that saves the hops for the pieces to come.
+            is_cold = not in_page_cache(file, offset, min(ready, STEP_BYTES))
             try:
-                if is_cold or min(count, self._taken) >= FIRST_BYTES:
-                    send = self._send_cold if is_cold else self._send_warm
-                    sent = await send(file, offset, min(count, BURST_BYTES))
+                if is_cold or (count >= FIRST_BYTES and self._taken >= (1 if growth else FIRST_BYTES)):
+                    if is_cold:
+                        sent = await self._send_cold(file, offset, min(ready, BURST_BYTES))
+                    else:
+                        sent = await self._send_warm(file, offset, min(count, BURST_BYTES), growth)
                     self._burst = 0
                     if not sent:  # the socket is full or the file ends: a small call will tell which
                         self._taken, self._is_full = 0, True
                         continue
                 else:
-                    sent = os.sendfile(
-                        self._fd, file, offset, min(count, FIRST_BYTES if not self._taken else TURN_BYTES)
-                    )
+                    sent = os.sendfile(self._fd, file, offset, min(ready, TURN_BYTES if self._taken else FIRST_BYTES))
             except BlockingIOError:
                 self._is_full = True
                 continue
@@ -142,8 +146,8 @@ class KernelSender:
             self._taken = sent
             return sent
 
-    async def _send_warm(self, file: int, offset: int, count: int) -> int:
-        job = self._job = self._threads.movers.put(*self._dup(file), offset, count)
+    async def _send_warm(self, file: int, offset: int, count: int, growth: Growth | None) -> int:
+        job = self._job = self._threads.movers.put(*self._dup(file), offset, count, growth)
         try:
             return await job.done
         finally:
@@ -209,8 +213,9 @@ class CopySender:
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, transport: asyncio.Transport) -> None:
         self._loop, self._threads, self._transport = loop, threads, transport
 
-    async def send(self, file: int, offset: int, count: int) -> int:
-        count = min(count, COPY_BYTES)
+    async def send(self, file: int, offset: int, count: int, growth: Growth | None = None) -> int:
+        """As FileSender's."""
+        count = min(count, COPY_BYTES, growth.readable(offset) - offset if growth else count)
         data: bytes | bytearray | None = read_now(file, offset, count)
         if data is None:
             # If we are cancelled and `file` is closed, the thread may read another file. Nobody sees what it read.
@@ -236,18 +241,21 @@ class FileSender:
         self._sender: KernelSender | CopySender | None = None
         """None until the first slice: many answers have none."""
 
-    async def send(self, file: int, offset: int, count: int) -> int:
-        """Send up to `count` bytes, at least one; 0 if the file ends here. The transport's buffer must be empty."""
+    async def send(self, file: int, offset: int, count: int, growth: Growth | None = None) -> int:
+        """Send up to `count` bytes, at least one; 0 if the file ends here. The transport's buffer must be empty.
+
+        Of a file that grows, at least one byte must be readable now; those that come soon may be sent too.
+        """
         if self._sender is None:
             self._sender = self._first_sender()
         try:
-            return await self._sender.send(file, offset, count)
+            return await self._sender.send(file, offset, count, growth)
         except OSError as error:
             if error.errno not in UNSUPPORTED or isinstance(self._sender, CopySender):
                 raise
         self._sender.close()
         self._sender = CopySender(self._loop, self._threads, self._transport)
-        return await self._sender.send(file, offset, count)
+        return await self._sender.send(file, offset, count, growth)
 
     def send_now(self, head: bytes, body: memoryview) -> int:
         """Send what the socket takes at once: bytes of both together. The transport's buffer must be empty."""

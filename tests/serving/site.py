@@ -38,6 +38,28 @@ def body(data: bytes = b"", *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
+class Growth:
+    """Of a file that may be read up to `end`."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.watchers: list[Callable[[], object]] = []
+
+    def readable(self, offset: int) -> int:
+        return max(offset, self.end)
+
+    def watch(self, changed: Callable[[], object]) -> None:
+        self.watchers.append(changed)
+
+    def unwatch(self, changed: Callable[[], object]) -> None:
+        self.watchers.remove(changed)
+
+    def grow(self, end: int) -> None:
+        self.end = end
+        for each in set(self.watchers):
+            each()
+
+
 def zerocopy(file: int, offset: int, count: int, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.zerocopysend", "file": file, "offset": offset, "count": count, "more_body": more}
 

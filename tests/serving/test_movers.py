@@ -9,15 +9,16 @@ import threading
 
 import pytest
 
+from proxy.errors import FileEnded
 from proxy.serving.movers import STEP_BYTES, Movers
 from tests.harness import until
-from tests.serving.site import BODY, HUGE, answers, descriptors, start, zerocopy
+from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, start, zerocopy
 
 
 @pytest.fixture
 async def movers():
     before = descriptors()
-    movers = Movers(asyncio.get_running_loop(), 1)
+    movers = Movers(asyncio.get_running_loop(), 1, patience=60.0)
     yield movers
     movers.close()
     await until(lambda: descriptors() == before and not any(each.name == "mover" for each in threading.enumerate()))
@@ -44,8 +45,8 @@ async def read(sock, count):
     return bytes(data)
 
 
-def put(movers, sock, file, offset, count):
-    return movers.put(os.dup(sock.fileno()), os.dup(file), offset, count)
+def put(movers, sock, file, offset, count, growth=None):
+    return movers.put(os.dup(sock.fileno()), os.dup(file), offset, count, growth)
 
 
 async def test_clients_that_do_not_read_hold_up_nobody_and_take_no_thread(movers, pairs, file):
@@ -80,6 +81,65 @@ async def test_a_job_ends_where_the_file_does(movers, pairs, file):
     job = put(movers, ours, file, len(BODY) - 1000, STEP_BYTES)
     assert await read(theirs, 1000) == BODY[-1000:]
     assert await job.done == 1000
+
+
+async def test_jobs_follow_a_file_that_grows_and_one_wake_is_for_all(movers, pairs, file):
+    clients, growth = [pairs() for _ in range(8)], Growth(0)
+    jobs = [put(movers, ours, file, 0, len(BODY), growth) for ours, _ in clients]
+    at = 0
+    for end in (1, 1000, 1_000_000, len(BODY) - 1, len(BODY)):
+        assert len(set(growth.watchers)) == 1
+        growth.grow(end)
+        for _, theirs in clients:
+            assert await read(theirs, end - at) == BODY[at:end]
+        at = end
+    assert [await job.done for job in jobs] == [len(BODY)] * 8
+    assert not growth.watchers
+
+
+async def test_a_job_whose_file_does_not_grow_goes_back(pairs, file):
+    (ours, theirs), growth = pairs(), Growth(1000)
+    movers = Movers(asyncio.get_running_loop(), 1, patience=0.01)
+    job = put(movers, ours, file, 0, len(BODY), growth)
+    assert await job.done == 1000
+    assert await read(theirs, 1000) == BODY[:1000]
+    assert not growth.watchers
+    movers.close()
+
+
+async def test_a_job_that_waits_for_its_file_can_be_dropped(movers, pairs, file):
+    (ours, theirs), growth, before = pairs(), Growth(1000), descriptors()
+    job = put(movers, ours, file, 0, len(BODY), growth)
+    assert await read(theirs, 1000) == BODY[:1000]
+    job.drop()
+    assert await job.done == 1000
+    assert descriptors() == before
+    put(movers, ours, file, 0, len(BODY), growth)
+    assert await read(theirs, 1000) == BODY[:1000]  # the server stops now, and it ends too
+
+
+async def test_an_app_is_asked_for_what_its_file_has_not_yet(serve, file):
+    growth, ends, sent, growing = Growth(0), [1000, 1_000_000, len(BODY) - 1, len(BODY)], [], []
+
+    async def app(scope, receive, send):
+        await send(start(len(BODY)))
+        at = 0
+        while at < len(BODY):
+            growth.grow(ends.pop(0))
+            try:
+                await send(zerocopy(file, at, len(BODY) - at, more=True) | {"growth": growth})
+                count = len(BODY) - at
+            except FileEnded as error:
+                count = error.sent
+                growing.append(error.is_growing)
+            at += count
+            sent.append(count)
+        await send(body())
+
+    site = await serve(app)
+    assert (await site.client.get("/")).body == BODY
+    assert sent == [1000, 999_000, len(BODY) - 1_000_001, 1]
+    assert growing == [True] * 3
 
 
 async def test_what_cannot_be_waited_for_ends_its_job_alone(movers, pairs, file, tmp_path):
