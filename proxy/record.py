@@ -66,8 +66,8 @@ class Record:
             first_ms = round(self._first_ms) if self._first_ms is not None else "-"
             fields = self._fields(result, self.sent, first_ms, ms, is_aborted=self.is_aborted)
             log(access_log, level, "access", **fields, **({"error": error.message} if error else {}))
-            if error and delivery and self.status and delivery.status:
-                log(events, logging.WARNING, "delivery.broken", path=shown(self.target), at=delivery.sent, error=error)
+        if error and delivery and self.status and delivery.status:
+            log(events, logging.WARNING, "delivery.broken", path=shown(self.target), at=delivery.sent, error=error)
 
     def _noting(self, delivery: Delivery, repeat: Repeat) -> Callable[[Sequence[Repetition]], None]:
         result, label = delivery.cache_status.result, mirror_label(delivery.target.mirror)
