@@ -29,6 +29,11 @@ HUNDRED = 100_000
 LONG = 3600.0
 
 
+@pytest.fixture(scope="module")
+def anyio_backend(both_loops):
+    return both_loops
+
+
 class Shop:
     """An app that lets its answers be repeated: the first `size` bytes of BODY, ranges of them, and 304."""
 
@@ -457,6 +462,7 @@ async def test_the_app_is_told_of_every_repetition_before_the_end(serve, shop, h
             site.server.leave(bind("127.0.0.1:0"), lambda: False)
             assert await (await slow.answer()).rest() == BODY[:200_000]
             assert (await ask(client, ranged("0-9")))[1]["connection"] == "close"  # and the last answer says so
+            slow.close()
         case "cancel":
             assert site.run
             site.run.cancel()
