@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ SWEEP_SECONDS = 1.0
 """How long a descriptor stays open that nobody may use any more."""
 ALONE = 32
 """After a turn of the loop in which no answer was repeated twice, so many repetitions are looked at one by one."""
+CROWD = 1000
+"""Connections above which all are. After 1,024 events libuv asks the kernel for more of them in the same turn."""
 
 _NUMBERS = re.compile(rb"\r\n[Rr]ange: bytes=([0-9]{1,18})-([0-9]{0,18})\r\n")
 """No more digits than a file has bytes: they would only cost time."""
@@ -72,8 +74,8 @@ class Answer(NamedTuple):
 class Replays:
     """The answers at hand of one server."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Sized) -> None:
+        self._loop, self._connections = loop, connections
         self._kept: OrderedDict[tuple[Peer, bytes], Replay] = OrderedDict()
         self._untold: list[Replay] = []
         """Those that have been repeated since the app was told."""
@@ -209,7 +211,7 @@ class Replays:
             return False
         if self._alone:
             self._alone -= 1
-        else:
+        elif len(self._connections) <= CROWD:
             replay.turn = self._turn
             if not self._is_turn_ending:
                 self._is_turn_ending = True

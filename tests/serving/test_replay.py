@@ -15,7 +15,7 @@ from proxy.rules import ranges
 from proxy.rules.pieces import Slice
 from proxy.rules.repeat import Repeat
 from proxy.serving.connection import Reading
-from proxy.serving.replay import HEAD_BYTES, KEPT, LENGTH_MAX, QUESTION_BYTES
+from proxy.serving.replay import CROWD, HEAD_BYTES, KEPT, LENGTH_MAX, QUESTION_BYTES, Replays
 from proxy.serving.request import Limits
 from proxy.serving.server import Server
 from proxy.serving.sockets import bind
@@ -218,6 +218,19 @@ async def test_those_who_ask_at_once_cost_one_look_and_none_is_late(serve, shop)
     shop.is_current = False
     assert await all_at_once() == {206}
     assert shop.asked == len(clients)
+
+
+@pytest.mark.parametrize(("connections", "looks"), [(CROWD, 2), (CROWD + 1, 4)])
+async def test_in_a_crowd_each_costs_a_look(shop, connections, looks):
+    replays = Replays(asyncio.get_running_loop(), range(connections))
+    repeat = Repeat(0.0, time.time() + LONG, shop.look, Slice(shop.file, 0, SIZE), shop.hear)
+    replays.keep((), request(), b"head", repeat, None)
+    for _ in range(2):  # turns
+        for _ in range(2):
+            assert replays.find((), request())
+        await asyncio.sleep(0)
+    assert shop.looks == looks
+    replays.close()
 
 
 TWO = request("/", "Range: bytes=%b-%b", "Range: 3-3")
