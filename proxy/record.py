@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -72,10 +72,10 @@ class Record:
             first_ms = round(self._first_ms) if self._first_ms is not None else "-"
             fields = self._fields(result, self.sent, first_ms, ms, is_aborted=self.is_aborted)
             log(access_log, level, "access", **fields, **({"error": error.message} if error else {}))
-            if error and delivery and self.status and delivery.status:
-                log(events, logging.WARNING, "delivery.broken", path=shown(self.target), at=delivery.sent, error=error)
+        if error and delivery and self.status and delivery.status:
+            log(events, logging.WARNING, "delivery.broken", path=shown(self.target), at=delivery.sent, error=error)
 
-    def _noting(self, delivery: Delivery, repeat: Repeat) -> Callable[[Sequence[Repetition]], None]:
+    def _noting(self, delivery: Delivery, repeat: Repeat) -> Callable[[Mapping[Repetition, int]], None]:
         result, label = delivery.cache_status.result, mirror_label(delivery.target.mirror)
         stats = self._gateway.stats
         lines: dict[tuple[int, float, bool], str] = {}
@@ -88,15 +88,15 @@ class Record:
                 text = lines[repetition[1:]] = line("access", **fields)
             return text
 
-        def served(repetitions: Sequence[Repetition]) -> None:
+        def served(repetitions: Mapping[Repetition, int]) -> None:
             repeat.served(repetitions)
-            count = len(repetitions)
+            count = sum(repetitions.values())
             self._count(result, count)
             stats.repeated[label,] += count
-            if sent := sum(sent for _, sent, _, _ in repetitions):
+            if sent := sum(sent * times for (_, sent, _, _), times in repetitions.items()):
                 stats.sent_bytes[label,] += sent
             stats.first_byte.observe(0.0, count)
-            log_past(access_log, logging.INFO, ((each[0], text(each)) for each in repetitions))
+            log_past(access_log, logging.INFO, ((each[0], text(each), times) for each, times in repetitions.items()))
 
         return served
 

@@ -5,7 +5,7 @@ could come between is looked at before each repetition: the entry, the checksum 
 fill that has something new, a reload.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from .delivery import Delivery
 from .fill.flights import Flights
@@ -50,8 +50,8 @@ class Repeats:
                 return False
             return all(tag.is_current() for tag in tags) and all(checksums.is_absent(key) for key in absent)
 
-        def served(repetitions: Sequence[Repetition]) -> None:
-            self._store.touch(entry.key, self._clock(), len(repetitions))
+        def served(repetitions: Mapping[Repetition, int]) -> None:
+            self._store.touch(entry.key, self._clock(), sum(repetitions.values()))
 
         delivery.repeat = Repeat(now, until, is_current, Slice(body.fd, 0, body.length), served)
         return delivery

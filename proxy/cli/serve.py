@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -25,6 +26,7 @@ from ..gateway import Gateway
 from ..log import events, log
 from ..serving import notify
 from ..serving.handshake import TlsSockets
+from ..serving.loop import run
 from ..serving.request import Limits
 from ..serving.server import Server
 from ..serving.sockets import address_of, bind, share
@@ -118,7 +120,7 @@ class Serve:
             every = dict.fromkeys(chain.from_iterable(self._shares))
             handover = Handover(tuple(every), self._listen if self._inherited.listen else ())
             if file.server.workers == 1:
-                asyncio.run(self._serve(self._shares[0], handover))
+                run(self._serve(self._shares[0], handover))
                 log(events, logging.INFO, "server.stopped")
                 return 0
             self._slots = Slots(len(self._shares))
@@ -140,7 +142,7 @@ class Serve:
 
     def _work(self, sockets: Sequence[socket.socket], link: Link) -> int:
         try:
-            asyncio.run(self._serve(sockets, link))
+            run(self._serve(sockets, link))
         except ProxyError as error:
             click.echo(f"fetchonce: {error.message}", err=True)
             return 2 if isinstance(error, ConfigError) else 1
@@ -194,6 +196,7 @@ class Serve:
                     above.ready()
                 else:
                     self._say_started()
+                gc.freeze()  # what was imported stays: a full collection looked at it for 28 ms, and nobody was served
                 await server.run()
         finally:
             for each in (*sockets, *secure):

@@ -3,13 +3,13 @@
 The app and its rules decide what is repeatable, and for how long; the server only repeats.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .pieces import Slice
 
-Repetition = tuple[float, int, float, bool]
-"""Unix time of its end, body bytes sent, seconds it took, whether the client left before its end."""
+Repetition = tuple[int, int, float, bool]
+"""Unix time of its end in milliseconds, body bytes sent, seconds it took, whether the client left before its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Repeat:
     until: float
     """Between these Unix times it is true, Age and all. A clock that is set back shows an earlier one."""
     is_current: Callable[[], bool]
-    """Asked before each repetition: whether the app would still give this answer."""
+    """Whether the app would still give this answer. Asked after the request has begun and before it is answered."""
     file: Slice
     """The whole body, open as long as the answer is being sent."""
-    served: Callable[[Sequence[Repetition]], None]
-    """Told of all repetitions, some at a time, in order."""
+    served: Callable[[Mapping[Repetition, int]], None]
+    """Told of all repetitions, some at a time, in order: how many there were of each."""

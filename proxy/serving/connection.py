@@ -169,7 +169,10 @@ class ClientConnection(HttpToolsProtocol):
         if answer is None or not send_again(self, answer):
             return False
         self._begun += 1
-        self._set_deadline()
+        if self.running:
+            self._deadline.clear()
+        else:
+            self.expire_idle()
         return True
 
     def _feed(self, data: bytes | memoryview) -> None:

@@ -103,7 +103,7 @@ class Server:
         loop = self._loop = asyncio.get_running_loop()
         state = self._state
         threads = Threads(ThreadPoolExecutor(DISK_THREADS, "send"), Movers(loop))
-        replays = Replays(loop)
+        replays = Replays(loop, state.connections)
         shared = Shared(self._config(), state, loop, threads, self._limits, replays)
         listeners: list[asyncio.Server] = []
         secure: TlsListener | None = None

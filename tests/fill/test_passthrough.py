@@ -169,7 +169,9 @@ async def test_no_room_and_the_right_digest(origin, cramped):
     assert (await cramped.get(f"/sha256:{SHA256}/u/large")).body == BODY
 
 
-async def test_no_room_and_the_wrong_digest(origin, cramped):
+@pytest.mark.parametrize("log", ["", "[log]\naccess = false\n"], ids=["logged", "not logged"])
+async def test_no_room_and_the_wrong_digest(origin, proxy_factory, log):
+    cramped = proxy_factory(config_text=NO_ROOM + log)
     origin.body("/large", BODY)
     assert await (await cramped.stream(f"/sha256:{WRONG}/u/large")).broken() == BODY[:-1]
     assert "digest mismatch" in await cramped.wait_log("delivery.broken")

@@ -19,6 +19,15 @@ from tests.serving.site import (
 )
 
 
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def both_loops(request: pytest.FixtureRequest) -> str | tuple[str, dict[str, bool]]:
+    """For `anyio_backend`: a server's loop on Linux, and the one elsewhere."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+        return "asyncio", {"use_uvloop": True}
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def no_thread_of_another_server() -> None:
     """A stopped server's threads end by themselves, and close descriptors that the next test would count."""

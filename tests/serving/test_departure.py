@@ -29,6 +29,11 @@ from tests.serving.site import (
 )
 
 
+@pytest.fixture(scope="module")
+def anyio_backend(both_loops):
+    return both_loops
+
+
 async def test_a_departure_leaves_nothing(serve, caplog, huge):
     site = await serve(answers(start(HUGE), zerocopy(huge, 0, HUGE)))
     before, tasks = descriptors(), asyncio.all_tasks()

@@ -19,6 +19,11 @@ from tests.harness import Client, until
 END_SECONDS = 30
 
 
+@pytest.fixture(scope="module")
+def anyio_backend(both_loops):
+    return both_loops
+
+
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body"})

@@ -1,6 +1,7 @@
 """Answers that are repeated without the app: only to the same bytes, with the same bytes, and while they are true."""
 
 import asyncio
+import collections
 import os
 import resource
 import socket
@@ -14,7 +15,7 @@ from proxy.rules import ranges
 from proxy.rules.pieces import Slice
 from proxy.rules.repeat import Repeat
 from proxy.serving.connection import Reading
-from proxy.serving.replay import HEAD_BYTES, KEPT, LENGTH_MAX, QUESTION_BYTES
+from proxy.serving.replay import CROWD, HEAD_BYTES, KEPT, LENGTH_MAX, QUESTION_BYTES, Replays
 from proxy.serving.request import Limits
 from proxy.serving.server import Server
 from proxy.serving.sockets import bind
@@ -28,12 +29,17 @@ HUNDRED = 100_000
 LONG = 3600.0
 
 
+@pytest.fixture(scope="module")
+def anyio_backend(both_loops):
+    return both_loops
+
+
 class Shop:
     """An app that lets its answers be repeated: the first `size` bytes of BODY, ranges of them, and 304."""
 
     def __init__(self, file, size=SIZE, *, seconds=LONG, fields=()):
         self.file, self.size, self.seconds, self.fields = file, size, seconds, fields
-        self.asked = 0
+        self.asked = self.looks = 0
         self.told = []
         self.is_current = True
         self.since = self.fd = None
@@ -47,7 +53,7 @@ class Shop:
         now = time.time()
         since = now if self.since is None else self.since
         file = Slice(self.file, 0, self.size)
-        repeat = Repeat(since, now + self.seconds, lambda: self.is_current, file, self.told.extend)
+        repeat = Repeat(since, now + self.seconds, self.look, file, self.hear)
         first, end, status, fields = 0, self.size, 200, [(b"age", b"7"), *self.fields]
         if lines.get(b"if-none-match") == '"x"':
             status, end = 304, 0
@@ -64,6 +70,13 @@ class Shop:
             await send(body())
         else:
             await send(zerocopy(self.fd or self.file, first, end - first))
+
+    def look(self):
+        self.looks += 1
+        return self.is_current
+
+    def hear(self, repetitions):
+        self.told += collections.Counter(repetitions).elements()
 
 
 async def ask(connection, question, method="GET"):
@@ -186,6 +199,38 @@ async def test_what_is_no_longer_true_is_asked_for_again(serve, file):
     await ask(client, request("/now"))
     assert shop.asked == 2
     assert shop.told == []
+
+
+async def test_those_who_ask_at_once_cost_one_look_and_none_is_late(serve, shop):
+    site = await serve(shop)
+    clients = [await site.client.connect() for _ in range(40)]
+
+    async def all_at_once():
+        return {(await answer)[0] for answer in [asyncio.create_task(ask(each, ranged("0-9"))) for each in clients]}
+
+    await ask(clients[0], ranged("0-9"))
+    for _ in range(2):  # to see that they come at once
+        assert await all_at_once() == {206}
+    shop.looks, shop.asked = 0, 0
+    for _ in range(10):
+        assert await all_at_once() == {206}
+    assert (shop.looks < 100, shop.asked) == (True, 0)
+    shop.is_current = False
+    assert await all_at_once() == {206}
+    assert shop.asked == len(clients)
+
+
+@pytest.mark.parametrize(("connections", "looks"), [(CROWD, 2), (CROWD + 1, 4)])
+async def test_in_a_crowd_each_costs_a_look(shop, connections, looks):
+    replays = Replays(asyncio.get_running_loop(), range(connections))
+    repeat = Repeat(0.0, time.time() + LONG, shop.look, Slice(shop.file, 0, SIZE), shop.hear)
+    replays.keep((), request(), b"head", repeat, None)
+    for _ in range(2):  # turns
+        for _ in range(2):
+            assert replays.find((), request())
+        await asyncio.sleep(0)
+    assert shop.looks == looks
+    replays.close()
 
 
 TWO = request("/", "Range: bytes=%b-%b", "Range: 3-3")
