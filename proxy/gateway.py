@@ -82,6 +82,7 @@ class Gateway:
     async def start(self) -> None:
         await self.store.start()
         await self.janitor.start()
+        self.flights.tier.start()
 
     async def close(self) -> None:
         await self.flights.close()  # which ends what is behind the answers too

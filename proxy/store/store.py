@@ -20,6 +20,7 @@ from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
+from .abroad import Abroad
 from .blobs import Blobs, Record
 from .files import disk, store_error
 from .hot import HotTable, OpenEntry, StoredBody
@@ -60,7 +61,7 @@ class Store:
         self.partials = Partials(root / "partial", self.locks)
         self._thread = StoreThread(self.blobs.ground)
         self._do = self._thread.do
-        self._small = Small(self.blobs, self._thread)
+        self._small, self.abroad = Small(self.blobs, self._thread), Abroad(self.blobs, self._thread)
         self._spares = Spares(self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()
