@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, MutableMapping
 from logging import INFO, WARNING
 
 from ..errors import BucketError, ProxyError, StoreError
@@ -42,9 +42,9 @@ class Behind:
     """`use` a bucket, `start`, and `await close()`."""
 
     def __init__(
-        self, store: Store, stats: Stats, clock: Callable[[], float], wrong: Container[str]
+        self, store: Store, stats: Stats, clock: Callable[[], float], wrong: MutableMapping[str, bool]
     ) -> None:
-        """`wrong`: digests of bodies that are to be written anew though they be there."""
+        """`wrong`: digests of bodies that are to be written anew though they be there, until they are."""
         self._store, self._stats, self._clock, self._wrong = store, stats, clock, wrong
         self._bucket: Bucket | None = None
         self._name = ""
@@ -209,6 +209,7 @@ class Behind:
             seen = await bucket.look(path)
             if seen is None or seen.size != entry.size:
                 raise BucketError(f"{bucket.url(path)} is being written by another server")
+        self._wrong.pop(entry.sha256, None)
         self._stats.bucket_uploads["stored",] += 1
         log(events, INFO, "bucket.written", url=bucket.url(path), key=entry.key[:12], bytes=entry.size)
         return True

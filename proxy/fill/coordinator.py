@@ -290,7 +290,7 @@ class Coordinator:
     def _complete(self, incoming: Incoming | Small, entry: Entry | None, sha256: str) -> None:
         self._fill.to(Complete(incoming, entry))
         if entry:
-            self._context.tier.behind.push(entry)
+            self._context.tier.push(entry)
         seconds = round(self._context.clock() - self._fill.started_at, 3)
         self._context.stats.fill_duration.observe(seconds)
         key = self._target.key[:12]

@@ -66,7 +66,7 @@ class Recall:
 
     async def head(self) -> Head | None:
         """What HEAD is answered with, without asking upstream."""
-        entry = await self._tier.find(self._target)
+        entry = await self._find()
         return entry.head if entry and self._decide(entry) is None else None
 
     async def discard(self) -> None:
@@ -79,6 +79,10 @@ class Recall:
         return policy.may_serve_stale(self._fields, self._target, entry, status, now=now)
 
     # -- how ----------------------------------------------------------------------------------------------------------
+
+    async def _find(self) -> Entry | None:
+        target = self._target
+        return await (self._tier.find_apart(target) if target.is_apart else self._tier.find(target))
 
     def _decide(self, entry: Entry) -> Headers | None:
         """None if what the bucket has may be used as it is; else the fields that ask upstream."""
@@ -93,7 +97,7 @@ class Recall:
 
     async def _first(self, gap: Gap | None, known: Known | None) -> Answer | None:
         self._has_looked = True
-        found = await self._tier.find(self._target)
+        found = await self._find()
         if found is None or (self._stale and not is_newer(found, self._stale, self._context.clock())):
             return None
         if known and known.held is not Held.SAVED:

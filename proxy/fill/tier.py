@@ -8,6 +8,7 @@ written by behind.py.
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any, TypeVar
 
@@ -18,9 +19,9 @@ from ..errors import BucketError
 from ..log import events, log
 from ..rules.bucket import ENTRY_BYTES, blob_path, entry_path, read_entry
 from ..rules.circuit import Circuit
-from ..rules.digests import Digest
-from ..rules.entry import Entry
+from ..rules.entry import Entry, Head
 from ..rules.foreign import Unbelievable
+from ..rules.headers import http_date
 from ..rules.mirrors import Target
 from ..stats import Stats
 from ..store.store import Store
@@ -104,10 +105,20 @@ class Tier:
             return None
         return entry
 
-    async def has(self, digest: Digest) -> int | None:
-        """Bytes of the body with that digest, whatever its URL; None if the bucket is not known to have it."""
-        bucket = self._bucket
-        if bucket is None or digest.algorithm != "sha256" or digest.hex in self._absent:
+    async def by_digest(self, target: Target) -> Target:
+        """The target; or the body with its digest (`is_apart`), if the bucket has it, but not as that of this URL."""
+        if self._bucket is None or target.digest is None:
+            return target
+        entry = await self.find(target)
+        if entry and entry.has(target.digest):
+            return target
+        apart = replace(target, is_apart=True)
+        return apart if await self.find_apart(apart) else target
+
+    async def find_apart(self, target: Target) -> Entry | None:
+        """As `find`, of the body with the digest of `target`: nobody knows what upstream has said of it."""
+        bucket, digest = self._bucket, target.digest
+        if bucket is None or digest is None or digest.algorithm != "sha256" or digest.hex in self._absent:
             return None
         try:
             seen = await self._ask(bucket.look(blob_path(digest.hex)), LOOK_SECONDS)
@@ -115,7 +126,11 @@ class Tier:
             return None
         if seen is None:
             self._absent[digest.hex] = True
-        return seen.size if seen else None
+            return None
+        now = self._clock()
+        headers = (("content-type", "application/octet-stream"), ("date", http_date(now)))
+        head = Head(headers, seen.size, digest.hex[:16])
+        return Entry(target.key, target.url, target.mirror.name, head, digest.hex, stored_at=now, validated_at=now)
 
     async def open(self, entry: Entry, start: int, stop: int) -> Download | None:
         """The bytes from `start` to `stop` of its body, which are some; None if they cannot be had. Close it."""
@@ -162,6 +177,11 @@ class Tier:
                 await self._ask(self._bucket.delete(blob_path(entry.sha256)), OPEN_SECONDS)
             except BucketError as error:
                 log(events, WARNING, "bucket.not_removed", url=self.url_of(entry.sha256), error=error)
+
+    def push(self, entry: Entry) -> None:
+        """It was stored just now: the bucket is to have it, behind everything else."""
+        self._absent.pop(entry.key, None)
+        self.behind.push(entry)
 
     def recalled(self, *, is_stale: bool = False) -> None:
         """A body is taken from the bucket; `is_stale`: once upstream had confirmed it, or could not be asked."""

@@ -9,6 +9,7 @@ import configparser
 import contextlib
 import datetime
 import os
+import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
@@ -23,6 +24,7 @@ from ..rules.entry import Headers
 from ..version import VERSION
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ObjectStore
 
 PART_BYTES = 8 * 1024**2
@@ -35,6 +37,7 @@ PIECE_BYTES = 256 * 1024
 STALL_SECONDS = 5.0
 """Without a byte, in the middle of a download. A mirror goes on then; some clients give up after 10 s of silence."""
 SHOWN_CHARACTERS = 300  # of an error; stores send whole pages
+_ERROR_PAGE = re.compile(r"<Code>([^<]+)</Code>.*?<Message>([^<]+)</Message>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,13 @@ class Bucket:
 
         with self._translated("GET", path):
             try:
-                result = await obstore.get_async(self._store, path, options={"range": (start, stop)})
+                # Not every store gives parts, and from the first byte on none is needed.
+                options: GetOptions | None = {"range": (start, stop)} if start else None
+                result = await obstore.get_async(self._store, path, options=options)
             except FileNotFoundError:
                 return None
             seen = Seen(result.meta["size"], result.meta["last_modified"].timestamp())
-            if result.range != (start, min(stop, seen.size)):
+            if result.range[0] != start or result.range[1] < min(stop, seen.size):
                 raise BucketError(f"{self.url(path)} was asked for bytes {start} to {stop}, and gave {result.range}")
             pieces = aiter(result.stream(PIECE_BYTES))
 
@@ -282,6 +287,9 @@ def _profile() -> dict[str, str]:
 
 
 def _said(error: BaseException) -> str:
-    """What an exception says, on one line: obstore adds how Rust would show it."""
-    text = str(error).partition("\n\nDebug source")[0]
+    """What an exception says, on one line: the store's own words, if it has sent some."""
+    text = str(error)
+    if found := _ERROR_PAGE.search(text):
+        return f"{found[1]}: {' '.join(found[2].split())}"[:SHOWN_CHARACTERS]
+    text = text.partition("\n\nDebug source")[0]  # how Rust would show it
     return " ".join(text.split())[:SHOWN_CHARACTERS] or type(error).__name__

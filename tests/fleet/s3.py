@@ -4,14 +4,16 @@ versitygw keeps a bucket as a directory and knows conditional writes; `rclone se
 """
 
 import contextlib
+import json
 import os
 import re
-import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.harness import REPOSITORY, until
 
@@ -67,8 +69,8 @@ class Rclone(Engine):
     @property
     def command(self):
         return (
-            shutil.which("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{self.port}",
-            "--auth-key", f"{KEY},{SECRET}", self.root,
+            Path(sys.executable).with_name("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{self.port}",
+            "--auth-key", f"{KEY},{SECRET}", "--dir-cache-time", "0s", self.root,
         )  # fmt: skip
 
 
@@ -204,7 +206,8 @@ class Wire:
         if headers.get("expect", "").lower() == "100-continue":
             client.sendall(answers.head())
         asks.copy(server, length)
-        head = answers.head()
+        if not (head := answers.head()):
+            return False
         asked.status = int(head.split(b" ", 2)[1])
         client.sendall(head)
         fields = _fields(head)
@@ -298,6 +301,11 @@ class Bucket:
     def files(self, pattern):
         """What is in it, by a glob below the prefix."""
         return sorted(path for path in (self.folder / "images").glob(pattern) if path.is_file())
+
+    def rewrite_entry(self, entry):
+        """Replace the one entry in it, by a dict or any text; within its file, whose attributes are the object's."""
+        (path,) = self.files("urls/*.json")
+        path.write_text(entry if isinstance(entry, str) else json.dumps(entry))
 
     async def wait(self, blobs, urls=None):
         """Wait until it holds as many bodies and entries."""
