@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Container, MutableMapping
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 
 from ..errors import BucketError, ProxyError, StoreError
 from ..log import events, log
@@ -34,6 +34,7 @@ RENEW_SECONDS = 86400.0
 """A body that is used counts as written now, once a day: a rule by which old objects go takes the unused ones."""
 COPY_BYTES = 5 * 1024**3
 """S3 copies nothing longer by itself."""
+STOP_SECONDS = 3.0
 LOCK = "bucket"
 """Of several processes on a cache directory one reads the index."""
 
@@ -76,10 +77,11 @@ class Behind:
             self._tasks = [asyncio.create_task(work(), name="bucket") for work in works]
 
     async def close(self) -> None:
-        """Leave it where it is: the next start goes on."""
+        """Leave it where it is: the next start goes on. What was begun in parts is taken back, if that is soon done."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
 
     @property
     def waiting(self) -> int:
@@ -144,6 +146,9 @@ class Behind:
                 self._failed(key, error)
             except ProxyError as error:  # of our own disk: what is damaged there is not for others
                 log(events, WARNING, "bucket.not_written", key=key[:12], error=error)
+            except Exception as error:  # a bug: the next one may do better
+                log(events, ERROR, "bucket.bug", key=key[:12], error=repr(error))
+                events.error("", exc_info=error)
             finally:
                 self._under_way.discard(key)
                 self._wake()

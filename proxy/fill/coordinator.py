@@ -219,7 +219,7 @@ class Coordinator:
         """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
         head = _kept(whole.head)
         try:
-            if not whole.recalled and not is_storable(whole.head, self._question.fields):
+            if not is_storable(whole.head, self._question.fields):
                 why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
                 self._pass_on(whole, UpstreamError(why))
                 return

@@ -10,6 +10,7 @@ from ..errors import UpstreamError
 from ..rules import policy
 from ..rules.entry import Entry, Head, Headers, refreshed
 from ..rules.foreign import is_newer
+from ..rules.freshness import current_age
 from ..rules.mirrors import Target
 from ..rules.policy import Ask, Serve
 from ..rules.splice import Held, Known
@@ -67,7 +68,9 @@ class Recall:
     async def head(self) -> Head | None:
         """What HEAD is answered with, without asking upstream."""
         entry = await self._find()
-        return entry.head if entry and self._decide(entry) is None else None
+        if entry is None or self._decide(entry) is not None:
+            return None
+        return replace(entry.head, age=current_age(entry, self._context.clock()))
 
     async def discard(self) -> None:
         """The body had not the digest that it must have."""
@@ -98,7 +101,7 @@ class Recall:
     async def _first(self, gap: Gap | None, known: Known | None) -> Answer | None:
         self._has_looked = True
         found = await self._find()
-        if found is None or (self._stale and not is_newer(found, self._stale, self._context.clock())):
+        if found is None or (self._stale and not self._is_news(found, self._stale)):
             return None
         if known and known.held is not Held.SAVED:
             # Clients have some of this body already: nothing but its rest will do.
@@ -116,6 +119,10 @@ class Recall:
             self.entry = found
             return Unchanged(self._tier.url_of(found.sha256), found.head)
         return await self._rest(found, gap)
+
+    def _is_news(self, found: Entry, stale: Entry) -> bool:
+        """Whether what the bucket has is another body than ours, and of a later time."""
+        return found.sha256 != stale.sha256 and is_newer(found, stale, self._context.clock())
 
     async def _whole(self, entry: Entry, *, is_stale: bool = False) -> Whole | None:
         url, body, download = self._tier.url_of(entry.sha256), None, None

@@ -70,7 +70,7 @@ class Rclone(Engine):
     def command(self):
         return (
             Path(sys.executable).with_name("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{self.port}",
-            "--auth-key", f"{KEY},{SECRET}", "--dir-cache-time", "0s", self.root,
+            "--auth-key", f"{KEY},{SECRET}", self.root,
         )  # fmt: skip
 
 
@@ -94,6 +94,8 @@ class Rule:
     """Answered with it, and not passed on."""
     cut_after: int | None = None
     """Body bytes of the answer after which the connection ends."""
+    is_stalled: bool = False
+    """It does not end then, but waits."""
     is_held: bool = False
     """Not answered until `release`."""
     held: threading.Event = field(default_factory=threading.Event)
@@ -125,6 +127,10 @@ class Wire:
 
     def cut_body(self, pattern, after, times=float("inf")):
         self._rules.append(Rule(re.compile(pattern), times, cut_after=after))
+
+    def stall_body(self, pattern, after, times=float("inf")):
+        """As `cut_body`, but the connection stays open, and nothing more comes until `heal`."""
+        self._rules.append(Rule(re.compile(pattern), times, cut_after=after, is_stalled=True))
 
     def hold(self, pattern, times=float("inf")):
         self._rules.append(Rule(re.compile(pattern), times, is_held=True))
@@ -222,6 +228,8 @@ class Wire:
         length = int(fields["content-length"])
         if rule and rule.cut_after is not None and rule.cut_after < length:
             answers.copy(client, rule.cut_after)
+            if rule.is_stalled:
+                rule.held.wait()
             return False
         answers.copy(client, length)
         return True
@@ -285,7 +293,7 @@ class Bucket:
 
     def __init__(self, engine, name, wire):
         self.name, self.wire, self.folder = name, wire, engine.root / name
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
 
     def config(self, **more):
         """The section of the configuration."""

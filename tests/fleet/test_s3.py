@@ -239,6 +239,23 @@ async def test_a_bucket_that_breaks_off_once_is_asked_for_the_rest(origin, serve
     assert origin.count("/noble.img") == 1
 
 
+async def test_a_bucket_that_stalls_in_the_middle_is_not_waited_for(origin, server, bucket, filled):
+    bucket.wire.stall_body(BLOB, 1_000_000, times=1)
+    bucket.wire.fail(BLOB, 500)
+    assert (await server().get("/u/noble.img")).body == BIG
+    assert 0 < origin.log[-1].bytes_sent < len(BIG)
+
+
+async def test_a_slow_upstream_is_not_waited_for_where_what_is_there_may_be_served(origin, server, bucket, filled):
+    text = json.loads(bucket.files("urls/*.json")[0].read_text())
+    text["validated_at"] -= 3600
+    bucket.rewrite_entry(text)
+    filled.delay_headers_until_released()
+    proxy = server(config_text='[fill]\nstale_after = "0.2s"\n')
+    assert (await proxy.get("/u/noble.img")).body == BIG
+    origin.release()
+
+
 @pytest.mark.parametrize("status", [500, 503, 403])
 async def test_a_bucket_that_fails_costs_nobody_anything_and_is_left_alone(origin, server, bucket, status):
     for number in range(6):

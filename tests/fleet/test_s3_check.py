@@ -26,6 +26,7 @@ def check(config, *args, code=0):
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory):
     engine = Rclone(tmp_path_factory.mktemp("rclone") / "buckets")
+    (engine.root / "images").mkdir()  # it looks for buckets once in five minutes
     try:
         yield engine.start()
     finally:
@@ -59,7 +60,7 @@ def test_a_store_without_conditional_writes_is_told_of_and_will_do(rclone, confi
 async def test_servers_share_a_store_without_conditional_writes(origin, proxy_factory, rclone):
     origin.body("/x", SMALL).headers(cache_control="max-age=600")
     with Wire(rclone.port) as wire:
-        bucket = Bucket(rclone, "shared", wire)
+        bucket = Bucket(rclone, "images", wire)
         await proxy_factory(config_text=bucket.config()).fetch("/u/x")
         await bucket.wait(1)
         assert (await proxy_factory(config_text=bucket.config()).get("/u/x")).body == SMALL
