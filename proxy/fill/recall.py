@@ -5,6 +5,7 @@ Whether what the bucket says of an object may be used without asking is decided 
 from the bucket all the same.
 """
 
+from dataclasses import replace
 
 from ..errors import UpstreamError
 from ..rules import policy
