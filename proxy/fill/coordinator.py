@@ -14,6 +14,7 @@ from logging import INFO, WARNING
 from ..errors import DigestMismatch, OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
 from ..log import events, log
 from ..rules import vary
+from ..rules.bucket import digest_in
 from ..rules.digests import Digest
 from ..rules.entry import Entry, Head, refreshed
 from ..rules.freshness import is_storable
@@ -268,7 +269,7 @@ class Coordinator:
         ingest = Ingest(self._target, self._origin, known, growing, self._context)
         incoming = replace(incoming, ingest=ingest)
         if recalled := self._origin.recalled:
-            incoming.verifier.expect(recalled.sha256)
+            incoming.verifier.expect(Digest("sha256", recalled.sha256))
         incoming.verifier.begin()
         self._fill.to(Streaming(incoming))
         what = "fill.resumed" if growing.received else "fill.started"
@@ -325,6 +326,8 @@ class Coordinator:
     def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:
         source = f"another process, from {url}" if is_followed else url
         verifier = Verifier(self._target, growing, self._ask_checksums, self._context)
+        if digest := digest_in(url):  # whoever gives the rest, and also where another process fetches
+            verifier.expect(digest)
         return Incoming(head, url, source, self._answered_at(), growing, verifier, is_followed)
 
     def _answered_at(self) -> float:
@@ -334,8 +337,7 @@ class Coordinator:
 
     def _pass_on(self, whole: Whole, error: ProxyError) -> None:
         known = Known(whole.head, whole.url, Held.PASSED)
-        recalled = Digest("sha256", whole.recalled.sha256) if whole.recalled else None
-        passthrough = self._fill.pass_through(known, recalled)
+        passthrough = self._fill.pass_through(known)
         passthrough.begin(whole.exchange)
         self._fill.offer(passthrough, Passed(known, self._context.clock(), error))
         level = WARNING if isinstance(error, StoreError) else INFO

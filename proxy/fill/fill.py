@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..errors import ProxyError, StoreError, UpstreamError
 from ..rules import vary
-from ..rules.digests import Digest
+from ..rules.bucket import digest_in
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
@@ -227,10 +227,10 @@ class Fill:
         self.to(state)
         self._close_unused()
 
-    def pass_through(self, known: Known, digest: Digest | None = None) -> Passthrough:
-        """A way to the known body, which must have `digest`, past the disk. Close it."""
+    def pass_through(self, known: Known) -> Passthrough:
+        """A way to the known body past the disk. Close it."""
         origin = Origin(self.target, vary.that_select(self.question.fields), self._context)
-        target = replace(self.target, digest=self.target.digest or digest)
+        target = replace(self.target, digest=self.target.digest or digest_in(known.url))
         return Passthrough(target, origin, known, self._context, self._ask_checksums)
 
     async def stoppable(self, work: Coroutine[Any, Any, T]) -> T:

@@ -42,9 +42,9 @@ class Verifier:
         if is_to_be_verified(target, growing.length):
             growing.withhold()
 
-    def expect(self, sha256: str) -> None:
-        """The body must have this digest: it was verified once, and no checksum file need be asked. Before `begin`."""
-        self._expected = self._expected or Expected(Digest("sha256", sha256))
+    def expect(self, digest: Digest) -> None:
+        """The body must have this one: it was verified once, and no checksum file need be asked. Before `begin`."""
+        self._expected = self._expected or Expected(digest)
         self._growing.withhold()
 
     def begin(self) -> None:

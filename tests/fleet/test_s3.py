@@ -183,6 +183,44 @@ async def test_a_flipped_bit_is_never_whole_and_is_repaired(origin, server, buck
     assert origin.count("/noble.img") == 2
 
 
+async def test_another_process_that_reads_along_does_not_give_a_wrong_body_either(origin, server, bucket, tmp_path):
+    size = 12_000_000
+    origin.pattern("/noble.img", size, 3).headers(cache_control=FRESH, etag='"1"')
+    filler = server()
+    await filler.fetch("/u/noble.img")
+    await bucket.wait(1)
+    flip(bucket.files("blobs/*/*")[0], 1000)
+    bucket.wire.stall_body(BLOB, 8_000_000, times=1)
+    leader, follower = (server(cache_dir=tmp_path / "one") for _ in range(2))
+    streams = [await leader.stream("/u/noble.img")]
+    await streams[0].read(6_000_000)
+    await leader.wait_begun()
+    streams.append(await follower.stream("/u/noble.img"))
+    await streams[1].read(6_000_000)
+    bucket.wire.heal()
+    for stream in streams:
+        assert len(await stream.broken()) < size - 6_000_000
+    whole = await follower.get("/u/noble.img")
+    assert hashlib.sha256(whole.body).hexdigest() == filler.entries()[0]["sha256"]
+
+
+async def test_a_wrong_beginning_from_there_is_not_completed_by_a_mirror(origin, server, bucket):
+    origin.pattern("/huge.img", HUGE_BYTES, 3).headers(cache_control=FRESH, etag='"1"')
+    first = server()
+    await first.fetch("/u/huge.img")
+    await bucket.wait(1)
+    flip(bucket.files("blobs/*/*")[0], 1000)
+    bucket.wire.stall_body(BLOB, 12_000_000, times=1)
+    second = server()
+    await (await second.stream("/u/huge.img")).read(11_000_000)
+    second.kill()
+    bucket.wire.cut()
+    second.start()
+    assert len(await (await second.stream("/u/huge.img")).broken()) < HUGE_BYTES
+    assert second.entries() == []
+    assert hashlib.sha256((await second.get("/u/huge.img")).body).hexdigest() == first.entries()[0]["sha256"]
+
+
 async def test_a_wrong_small_body_is_not_noticed_by_anybody(origin, server, bucket):
     origin.body("/x", SMALL).headers(cache_control=FRESH)
     await server().fetch("/u/x")
