@@ -7,7 +7,6 @@ So a stop or a kill loses nothing, and a body that is there is never sent again.
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Container, MutableMapping
 from logging import ERROR, INFO, WARNING
@@ -48,7 +47,6 @@ class Behind:
         """`wrong`: digests of bodies that are to be written anew though they be there, until they are."""
         self._store, self._stats, self._clock, self._wrong = store, stats, clock, wrong
         self._bucket: Bucket | None = None
-        self._name = ""
         self._private: Container[str] = ()
         self._circuit = Circuit()
         self._waiting: dict[str, None] = {}
@@ -64,7 +62,6 @@ class Behind:
         is_other, self._private = bucket is not self._bucket, private
         if is_other:
             self._bucket, self._circuit = bucket, Circuit()
-            self._name = hashlib.sha256(bucket.url("").encode()).hexdigest()[:12] if bucket else ""
             self._is_to_look.set()
         if self._is_started:
             self.start()
@@ -121,8 +118,9 @@ class Behind:
     async def _look(self) -> None:
         """Read the index through, as fast as the queue empties."""
         after: str | None = ""
+        name = self._bucket.name if self._bucket else ""
         while after is not None:
-            due, after = await self._store.abroad.page(after, self._name, RENEW_SECONDS)
+            due, after = await self._store.abroad.page(after, name, RENEW_SECONDS)
             for key in due:
                 while len(self._waiting) >= MAX_WAITING // 2:  # the rest is for what is stored meanwhile
                     await self._changed.wait()
@@ -169,7 +167,7 @@ class Behind:
 
     async def _share(self, key: str) -> None:
         """Have the bucket hold what is stored of `key`, if others may have it. Raises BucketError, StoreError."""
-        bucket, name = self._bucket, self._name
+        bucket = self._bucket
         found = await self._store.abroad.open(key)
         if found is None or bucket is None:
             return
@@ -180,7 +178,7 @@ class Behind:
                 await self._share_entry(bucket, entry, is_renewed=is_written)
                 if self._circuit.answered():
                     log(events, INFO, "bucket.written_again", url=bucket.url(""))
-            await self._store.abroad.note(key, name, entry.head.generation, self._clock())
+            await self._store.abroad.note(key, bucket.name, entry.head.generation, self._clock())
 
     def _is_for_others(self, entry: Entry) -> bool:
         # What a client has asked for by a digest alone has a key that no other machine can check (gateway.py).

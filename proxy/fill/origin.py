@@ -177,6 +177,8 @@ class Origin:
     def found(self, exchange: Carrier) -> None:
         """The body comes by `exchange`: its rest is asked of the same mirror, and of the node that it redirected to."""
         self._url = exchange.url
+        if self._recall:
+            self._recall.begun_elsewhere()
         if exchange.final_url != exchange.url:
             self._resolved[exchange.url] = exchange.final_url
 

@@ -42,6 +42,10 @@ class Recall:
             return await self._first(gap, known)
         return await self._rest(self.entry, gap) if known and gap and self.entry else None
 
+    def begun_elsewhere(self) -> None:
+        """Somebody else gives the body: the bucket is no more asked for it, as nobody holds back what it would give."""
+        self._has_looked = True
+
     def patience(self) -> float | None:
         """Seconds that upstream has to confirm it; None: as long as it takes."""
         if not self._may_serve_stale(None):

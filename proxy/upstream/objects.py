@@ -8,6 +8,7 @@ import asyncio
 import configparser
 import contextlib
 import datetime
+import hashlib
 import os
 import re
 import threading
@@ -55,6 +56,8 @@ class Bucket:
     def __init__(self, section: S3Section, ca_bundle: str = "") -> None:
         """Raises ConfigError."""
         self._url = section.url.rstrip("/")
+        self.name = hashlib.sha256(f"{section.endpoint} {self._url}".encode()).hexdigest()[:12]
+        """Another bucket has another name."""
         try:
             self._store = _store(section, ca_bundle)
         except Exception as error:  # obstore has a class for each, and ValueError
