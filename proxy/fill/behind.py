@@ -26,7 +26,7 @@ from ..upstream.objects import SINGLE_BYTES, Bucket
 MAX_WAITING = 1024
 """Keys in the queue."""
 UPLOADS = 2
-"""At once: a big body must not keep all small ones waiting, and each holds 16 MiB."""
+"""At once: a big body must not keep all small ones waiting, and each holds 10 MiB or twice that."""
 LOOK_SECONDS = 600.0
 """Between two readings of the index."""
 RENEW_SECONDS = 86400.0

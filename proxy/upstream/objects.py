@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ObjectStore
 
-PART_BYTES = 8 * 1024**2
-"""Of a multipart upload, at least; two are in memory at once. S3 takes 10,000 of them, and none below 5 MiB."""
+PART_BYTES = 5 * 1024**2
+"""Of a multipart upload, at least; two are in memory at once. S3 takes 10,000 of them, and none that is smaller."""
+READ_BYTES = 1024**2
+"""From our own disk at once."""
 MAX_PARTS = 10_000
 SINGLE_BYTES = 2 * PART_BYTES
 """What is longer goes in parts: obstore has the whole of a single upload in memory, and we promise to stay small."""
@@ -139,8 +141,8 @@ class Bucket:
         part = max(PART_BYTES, -(-size // MAX_PARTS))
         with self._translated("PUT", path):
             async with obstore.open_writer_async(self._store, path, buffer_size=part, max_concurrency=1) as writer:
-                for offset in range(0, size, part):
-                    await writer.write(await read(offset, min(part, size - offset)))
+                for offset in range(0, size, READ_BYTES):
+                    await writer.write(await read(offset, min(READ_BYTES, size - offset)))
                 # What fails in here is aborted; at the end of the block it is not.
                 await writer.flush()
 
