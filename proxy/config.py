@@ -6,6 +6,7 @@ of a mistake (file and line, variable or option), the key and what was expected.
 
 import difflib
 import functools
+import importlib.util
 import itertools
 import os
 import re
@@ -31,6 +32,9 @@ SHIPPED = next((path for path in (_here / "shipped", _here.parent / "config") if
 
 HTTPS = "https://"
 """In front of an address in `listen`: we speak TLS there."""
+
+BUCKET_URL = r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?"
+FLEET = "pipx inject fetchonce obstore, or pip install 'fetchonce[fleet]'"
 
 OURS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via", "range"}
@@ -83,6 +87,14 @@ class ServerSection(Section, frozen=True):
     tls_key: str = ""
 
 
+class S3Section(Section, frozen=True):
+    url: str = ""
+    endpoint: str = ""
+    region: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = ""
+
+
 class LogSection(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     access: bool = True
@@ -116,6 +128,7 @@ class File(Section, frozen=True):
     upstream: UpstreamSection = UpstreamSection()
     access: AccessSection = AccessSection()
     server: ServerSection = ServerSection()
+    s3: S3Section = S3Section()
     log: LogSection = LogSection()
     mirror: tuple[MirrorSection, ...] = ()
 
@@ -179,13 +192,17 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     except ConfigError as error:
         key = error.message.partition(":")[0].rpartition(".")[2]
         raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
-    for key, wrong in (
-        ("ca_bundle", file.upstream.ca_bundle and not Path(file.upstream.ca_bundle).is_file() and "no such file"),
-        ("proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", file.upstream.proxy) and "expected http://HOST:PORT"),
+    ca_bundle, proxy, s3 = file.upstream.ca_bundle, file.upstream.proxy, file.s3
+    for table, key, wrong in (
+        ("upstream", "ca_bundle", ca_bundle and not Path(ca_bundle).is_file() and "no such file"),
+        ("upstream", "proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", proxy) and "expected http://HOST:PORT"),
+        ("s3", "url", s3.url and not re.fullmatch(BUCKET_URL, s3.url) and "expected s3://BUCKET/PREFIX, or gs:// or az://"),
+        ("s3", "url", s3.url and not importlib.util.find_spec("obstore") and f"this needs obstore: {FLEET}"),
+        ("s3", "endpoint", s3.endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", s3.endpoint) and "expected a URL"),
     ):
         if wrong:
-            place = f"{main}:{line_of(main, ['upstream', key])}"
-            raise ConfigError(f'{place}: upstream.{key}: "{getattr(file.upstream, key)}": {wrong}')
+            place = f"{main}:{line_of(main, [table, key])}"
+            raise ConfigError(f'{place}: {table}.{key}: "{getattr(getattr(file, table), key)}": {wrong}')
 
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}

@@ -20,8 +20,9 @@ ProxyError                    500
 │   ├── DigestMismatch        502   the body is whole, but it is not the expected one
 │   ├── UnreadableChecksums   502   the checksum file of the body cannot be read
 │   ├── UpstreamPage          502   a web page where a file should be
-│   ├── UpstreamRange         502   raised and handled within a fill, as is the next
+│   ├── UpstreamRange         502   raised and handled within a fill, as are the next two
 │   ├── UpstreamChanged       502
+│   ├── BucketError           502   the object store
 │   └── UpstreamStatus        upstream's status for 4xx, 503 and 508; 502 for any other
 ├── StoreError                500   our fault: the cache directory
 │   ├── OutOfSpace            507
@@ -141,6 +142,10 @@ class UpstreamChanged(UpstreamError):
         """`is_final`: the very node that gave the old one says so; nobody else needs to be asked."""
         super().__init__(message)
         self.is_final = is_final
+
+
+class BucketError(UpstreamError):
+    """The object store failed: whatever it was asked for is had elsewhere, or done later."""
 
 
 class UpstreamPage(UpstreamError):

@@ -82,6 +82,7 @@ class Gateway:
     async def start(self) -> None:
         await self.store.start()
         await self.janitor.start()
+        self.flights.tier.start()
 
     async def close(self) -> None:
         await self.flights.close()  # which ends what is behind the answers too
@@ -119,6 +120,8 @@ class Gateway:
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
             hit = self._stored(request, target, found, CacheStatus(hit=True), stack)
             return self._repeats.allow(hit, found, math.inf)
+        if target.digest and not self.offline:
+            target = await self.flights.tier.by_digest(target)
         if not target.digest and (fill := self.flights.get(target.key)) and (arrived := fill.arrived):
             return await self._arrived(request, target, fill, arrived, stack)
         stored = await self.store.lookup(target.key)

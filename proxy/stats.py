@@ -64,6 +64,12 @@ class Stats:
     """Body bytes sent to clients, by mirror."""
     fetched_bytes: Counter[Labels] = field(default_factory=Counter)
     """Body bytes received from upstream, by mirror."""
+    bucket_bytes: Counter[Labels] = field(default_factory=Counter)
+    """Body bytes moved from and to the object store, by direction (read, written)."""
+    bucket_lookups: Counter[Labels] = field(default_factory=Counter)
+    """Objects looked for in the object store, by result (hit, stale, miss, wrong, failed, absent)."""
+    bucket_uploads: Counter[Labels] = field(default_factory=Counter)
+    """Bodies that were to be put into the object store, by outcome (stored, present, failed, late)."""
     fills: Counter[Labels] = field(default_factory=Counter)
     """Fills that ended, by mirror and outcome (complete, unchanged, passed, failed)."""
     failures: Counter[Labels] = field(default_factory=Counter)

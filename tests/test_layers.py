@@ -78,6 +78,11 @@ def test_each_folder_says_its_law_in_one_sentence(folder):
     assert 1 <= first.count(".") <= 2
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "objects.py"], ids=lambda path: path.name)
+def test_only_one_file_knows_obstore(path):
+    assert "obstore" not in {name.split(".")[0] for level, name in imports(path) if not level}
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if room(path) != "upstream"], ids=lambda path: path.name)
 def test_only_upstream_knows_httpx(path):
     assert not {name.split(".")[0] for level, name in imports(path) if not level} & {"httpx", "httpcore"}

@@ -33,6 +33,7 @@ COMMANDS = {
     "prune": ("space", "Remove what was not used for long."),
     "rewrite": ("rewrite", "Change templates and scripts so that what they download comes through fetchonce."),
     "rm": ("entries", "Remove URLs from the cache."),
+    "s3": ("s3", "Try the bucket that servers share."),
     "seed": ("seed", "Put what Lima or minikube will want into its own cache."),
     "serve": ("serve", "Run the proxy (the default command)."),
     "service": ("service", "Print the file that runs it as a service or container."),

@@ -56,6 +56,8 @@ def in_force(settings: Settings) -> dict[str, Any]:
     whole["cache"]["dir"] = str(settings.cache_dir)
     if whole["access"]["token"]:
         whole["access"]["token"] = MASK
+    for key in ("access_key_id", "secret_access_key"):
+        whole["s3"][key] = MASK if whole["s3"][key] else ""
     whole["upstream"]["proxy"] = re.sub("//.*@", f"//{MASK}@", whole["upstream"]["proxy"])
     for table, mirror in zip(whole["mirror"], settings.mirrors, strict=True):
         table["upstreams"] = list(mirror.upstreams)  # without user and password

@@ -69,7 +69,17 @@ def head(whole: dict[str, Any]) -> list[str]:
         ),
         *(f"process {worker['pid']}, from before the upgrade, ends what it has begun" for worker in leaving),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
+        *([_bucket(whole["s3"])] if "s3" in whole else []),
     ]
+
+
+def _bucket(told: dict[str, Any]) -> str:
+    """A line about the bucket that servers share."""
+    read, written = (size_text(told["bytes"].get(word, 0)) for word in ("read", "written"))
+    hits = told["lookups"].get("hit", 0) + told["lookups"].get("stale", 0)
+    waiting = f", {told['waiting']} on their way there" if told["waiting"] else ""
+    absent = ", does not answer just now" if told["absent"] else ""
+    return f"bucket: {hits} hits, {read} read, {written} written{waiting}{absent}"
 
 
 def as_text(whole: dict[str, Any]) -> str:

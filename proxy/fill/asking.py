@@ -15,7 +15,7 @@ from ..rules.pages import is_page
 from ..rules.splice import Held, Known, Splice, judge, rest_fields, start_of_rest
 from ..rules.validators import condition, confirms
 from ..upstream.client import Upstream
-from ..upstream.exchange import Exchange
+from ..upstream.exchange import Carrier, Exchange
 from ..upstream.wording import status_error
 
 SAYS_NOTHING = frozenset({401, 403, 429})
@@ -87,18 +87,20 @@ class Inquiry:
 class Whole:
     """A body from its first byte on."""
 
-    exchange: Exchange
+    exchange: Carrier
     head: Head
     url: str
     body: bytes | None = None
     """The bytes of a small body, if they were all here soon. The exchange gives them too."""
+    recalled: Entry | None = None
+    """What the bucket says of a body that comes from there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
     """The known body, from byte `start` on. `compare`: what of it is here already must be equal."""
 
-    exchange: Exchange
+    exchange: Carrier
     start: int
     compare: bool
 
@@ -151,7 +153,7 @@ REFUSES_HEAD = frozenset({400, 403, 405, 501})
 """Answers to HEAD that say nothing about GET: not allowed, not implemented, or a URL signed for GET alone."""
 
 
-def exchange_of(answer: Answer) -> Exchange | None:
+def exchange_of(answer: Answer) -> Carrier | None:
     """The transfer that an answer has begun."""
     match answer:
         case Whole(exchange) | Rest(exchange) | Another(Whole(exchange)):

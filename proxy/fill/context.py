@@ -7,10 +7,12 @@ from urllib.parse import urlsplit
 
 from ..config import FillSection
 from ..rules.health import Health
-from ..stats import Stats
+from ..rules.mirrors import Target
+from ..stats import Stats, mirror_label
 from ..store.janitor import Janitor
 from ..store.store import Store
 from ..upstream.client import Upstream
+from .tier import Tier
 
 THREADS = 128
 """Transfers at once from one server of a mirror. Each blocks on its socket; more than this wait for a thread."""
@@ -47,4 +49,12 @@ class FillContext:
     threads: Threads
     stats: Stats
     health: Health
+    tier: Tier
     clock: Callable[[], float]
+
+    def count(self, target: Target, count: int, *, is_recalled: bool) -> None:
+        """Bytes have come: from upstream, or (`is_recalled`) out of the bucket."""
+        if is_recalled:
+            self.stats.bucket_bytes["read",] += count
+        else:
+            self.stats.fetched_bytes[mirror_label(target.mirror),] += count

@@ -14,6 +14,8 @@ from logging import INFO, WARNING
 from ..errors import DigestMismatch, OutOfSpace, ProxyError, StoreError, UpstreamChanged, UpstreamError
 from ..log import events, log
 from ..rules import vary
+from ..rules.bucket import digest_in
+from ..rules.digests import Digest
 from ..rules.entry import Entry, Head, refreshed
 from ..rules.freshness import is_storable
 from ..rules.splice import Held, Known
@@ -233,7 +235,7 @@ class Coordinator:
             raise
         if partial is None:
             assert whole.body is not None
-            await self._keep(Small(head, whole.url, whole.exchange.final_url, self._context.clock(), whole.body))
+            await self._keep(Small(head, whole.url, whole.exchange.final_url, self._answered_at(), whole.body))
             return
         growing = Growing(partial, head.length)
         incoming = self._received(head, whole.url, growing)
@@ -250,7 +252,7 @@ class Coordinator:
     async def _keep(self, small: Small) -> None:
         """Store a body from memory, behind the answers."""
         body = small.body
-        self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += len(body)
+        self._context.count(self._target, len(body), is_recalled=self._origin.recalled is not None)
         self._fill.to(Arrived(small))
         sha256 = hashlib.sha256(body).hexdigest()
         entry = None
@@ -266,6 +268,8 @@ class Coordinator:
         growing, key = incoming.growing, self._target.key[:12]
         ingest = Ingest(self._target, self._origin, known, growing, self._context)
         incoming = replace(incoming, ingest=ingest)
+        if recalled := self._origin.recalled:
+            incoming.verifier.expect(Digest("sha256", recalled.sha256))
         incoming.verifier.begin()
         self._fill.to(Streaming(incoming))
         what = "fill.resumed" if growing.received else "fill.started"
@@ -286,6 +290,8 @@ class Coordinator:
 
     def _complete(self, incoming: Incoming | Small, entry: Entry | None, sha256: str) -> None:
         self._fill.to(Complete(incoming, entry))
+        if entry:
+            self._context.tier.push(entry)
         seconds = round(self._context.clock() - self._fill.started_at, 3)
         self._context.stats.fill_duration.observe(seconds)
         key = self._target.key[:12]
@@ -293,7 +299,13 @@ class Coordinator:
 
     async def _verify(self, incoming: Incoming) -> str | None:
         others = [url for url in self._origin.urls if url != incoming.url]
-        return await incoming.verifier.verify(await incoming.growing.wait_length(), incoming.url, others)
+        try:
+            verified = await incoming.verifier.verify(await incoming.growing.wait_length(), incoming.url, others)
+        except DigestMismatch:
+            await self._origin.discard_recalled()
+            raise
+        recalled = self._origin.recalled
+        return recalled.verified if recalled and not self._target.digest else verified
 
     def _entry(self, incoming: Incoming | Small, digests: Mapping[str, str], verified: str | None) -> Entry:
         stale = self._question.stale
@@ -308,12 +320,20 @@ class Coordinator:
             pinned=bool(stale and stale.pinned),
             sha512=digests.get("sha512"),
             verified=verified,
+            by_login=vary.login(self._question.fields) is not None and not self._origin.recalled,
         )
 
     def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:
         source = f"another process, from {url}" if is_followed else url
         verifier = Verifier(self._target, growing, self._ask_checksums, self._context)
-        return Incoming(head, url, source, self._context.clock(), growing, verifier, is_followed)
+        if digest := digest_in(url):  # whoever gives the rest, and also where another process fetches
+            verifier.expect(digest)
+        return Incoming(head, url, source, self._answered_at(), growing, verifier, is_followed)
+
+    def _answered_at(self) -> float:
+        """Unix time at which upstream has said what the head is."""
+        recalled = self._origin.recalled
+        return recalled.validated_at if recalled else self._context.clock()
 
     def _pass_on(self, whole: Whole, error: ProxyError) -> None:
         known = Known(whole.head, whole.url, Held.PASSED)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ..errors import ProxyError, StoreError, UpstreamError
 from ..rules import vary
+from ..rules.bucket import digest_in
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
@@ -229,7 +230,8 @@ class Fill:
     def pass_through(self, known: Known) -> Passthrough:
         """A way to the known body past the disk. Close it."""
         origin = Origin(self.target, vary.that_select(self.question.fields), self._context)
-        return Passthrough(self.target, origin, known, self._context, self._ask_checksums)
+        target = replace(self.target, digest=self.target.digest or digest_in(known.url))
+        return Passthrough(target, origin, known, self._context, self._ask_checksums)
 
     async def stoppable(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which `stop` cancels. Raises UpstreamError then."""

@@ -32,7 +32,9 @@ from .failures import Failures
 from .fill import Fill, Question
 from .origin import Origin
 from .passthrough import Passthrough
+from .recall import Recall
 from .states import Failed
+from .tier import Tier
 
 STOP_SECONDS = 3.0
 """How long stopped fills may take to put away what they have."""
@@ -48,7 +50,10 @@ class Flights:
         self._threads = Threads()
         self._via = pseudonym(store.root)
         upstream = Upstream(settings, self._via)
-        self._context = FillContext(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
+        self.tier = Tier(store, stats, clock)
+        self.tier.use(settings)
+        section, health = settings.file.fill, Health()
+        self._context = FillContext(store, janitor, upstream, section, self._threads, stats, health, self.tier, clock)
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heads: dict[tuple[str, Headers], asyncio.Task[Head | None]] = {}
@@ -62,6 +67,7 @@ class Flights:
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
         upstream = Upstream(settings, self._via)
+        self.tier.use(settings)
         self._context = replace(self._context, upstream=upstream, settings=settings.file.fill)
 
     def running(self) -> Iterable[Fill]:
@@ -88,7 +94,8 @@ class Flights:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._distrusted.get(target.key, frozenset())
         context, ask = self._context, self.checksums.expected
-        origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid)
+        recall = Recall(target, question.fields, question.stale, context) if self.tier.is_on else None
+        origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid, recall=recall)
         fill = Fill(target, question, context, ask, origin.mishaps)
         coordinator = Coordinator(fill, origin, context, ask)
         self._fills[target.key] = fill
@@ -104,7 +111,9 @@ class Flights:
         question = target.key, fields
         asking = self._heads.get(question)
         if asking is None:
-            asking = self._heads[question] = asyncio.create_task(Origin(target, fields, self._context).head())
+            recall = Recall(target, fields, None, self._context) if self.tier.is_on else None
+            head = Origin(target, fields, self._context, recall=recall).head()
+            asking = self._heads[question] = asyncio.create_task(head)
             asking.add_done_callback(functools.partial(self._answered, question))
         await asyncio.wait([asking])
         return asking.result()
@@ -155,5 +164,6 @@ class Flights:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self.tier.close()
         self._context.upstream.close()
         self._threads.close()

@@ -16,7 +16,6 @@ from ..rules.entry import field
 from ..rules.mirrors import Target
 from ..rules.segments import BIG_BYTES, READERS, Plan, Ramp, Segment, end_of, plan, schedule
 from ..rules.splice import Known
-from ..stats import mirror_label
 from ..store.partial import PartialRecord
 from .asking import Gap, Rest
 from .context import FillContext
@@ -248,7 +247,7 @@ class Ingest:
         segment.offset += count
         growing.add(segment.offset - count, segment.offset)
         self.fetched += count
-        self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += count
+        self._context.count(self._target, count, is_recalled=transfer.is_recalled)
         if segment not in self._flowing:
             self._flowing.add(segment)
             self._measure()

@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, TypeVar
 
-from ..errors import UpstreamChanged, UpstreamError, UpstreamRange
+from ..errors import UpstreamChanged, UpstreamError, UpstreamRange, UpstreamTimeout
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
 from ..upstream.client import Upstream
-from ..upstream.exchange import Exchange
+from ..upstream.exchange import Carrier
 from ..upstream.wording import first_error
-from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, exchange_of
+from .asking import Answer, Gap, Inquiry, Rest, Unchanged, Whole, ask, ask_head, exchange_of
 from .context import FillContext
+from .recall import Recall
 
 FIRST_TRIES = 3
 """Rounds over all mirrors for the first answer."""
@@ -58,8 +59,12 @@ class Origin:
         *,
         stale: Entry | None = None,
         avoid: frozenset[str] = frozenset(),
+        recall: Recall | None = None,
     ) -> None:
-        """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over."""
+        """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over.
+
+        `recall`: the bucket, to be asked before the mirrors.
+        """
         urls = target.urls_for(condition)
         self.urls = tuple(url for url in urls if url not in avoid) or urls
         """In the order to ask them."""
@@ -73,6 +78,9 @@ class Origin:
         """Tries since a byte last came: the running one is counted until then."""
         self._trouble: UpstreamError | None = None
         """What failed last, and has not been waited for yet."""
+        self._recall = recall
+        self._is_recalled = False
+        """Whether what has answered last is the bucket."""
         self._takes_parts = True
         """False once a range did not give what was asked for: then all of the body is asked for, and compared."""
 
@@ -83,10 +91,14 @@ class Origin:
         the object. Close the exchange of the answer. Raises UpstreamError for an answer that helps nobody, and
         UpstreamChanged if clients read the known body and it cannot be completed.
         """
+        recall = self._recall
         while True:
             if self._trouble:
                 await self._wait_out(self._trouble, known)
             self._failures += 1  # taken back by the first byte
+            if recall and (recalled := await recall.answer(gap, known)):
+                self._is_recalled = True
+                return recalled
             errors: list[UpstreamError] = []
             is_first = known is None or known.held is Held.SAVED
             # In the middle of a body one mirror is asked before the next wait.
@@ -98,16 +110,21 @@ class Origin:
                     if error.status >= 500 and is_first:
                         self._context.health.failed(url, self._now())
                 else:
-                    self._url = url
+                    self._url, self._is_recalled = url, isinstance(answer, Whole) and answer.recalled is not None
                     self._context.health.answered(url)
                     return answer
             self._trouble = first_error(errors)
+            if recall and (whole := await recall.instead(self._trouble)):
+                self._is_recalled = True
+                return whole
 
     async def open_beside(self, gap: Gap, known: Known) -> Rest:
         """A part of the known body over one more connection: asked once, of the mirror that has just answered.
 
         Raises UpstreamError if it is not given; what runs already goes on.
         """
+        if self._recall and self._is_recalled:
+            return await self._recall.part(gap)
         inquiry = Inquiry(self._url, self._condition, None, gap, known, at=self._resolved.get(self._url))
         try:
             answer: Answer = await self._in_thread(ask, inquiry)
@@ -147,14 +164,28 @@ class Origin:
         self._failures = self._failures or 1
         self._takes_parts = self._takes_parts and not isinstance(error, UpstreamRange)
 
-    def found(self, exchange: Exchange) -> None:
+    @property
+    def recalled(self) -> Entry | None:
+        """What the body is, if it comes from the bucket, in whole or in part."""
+        return self._recall.entry if self._recall else None
+
+    async def discard_recalled(self) -> None:
+        """What came had not the digest that it must have."""
+        if self._recall:
+            await self._recall.discard()
+
+    def found(self, exchange: Carrier) -> None:
         """The body comes by `exchange`: its rest is asked of the same mirror, and of the node that it redirected to."""
         self._url = exchange.url
+        if self._recall:
+            self._recall.begun_elsewhere()
         if exchange.final_url != exchange.url:
             self._resolved[exchange.url] = exchange.final_url
 
     async def head(self) -> Head | None:
         """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
+        if self._recall and (head := await self._recall.head()):
+            return head
         errors: list[UpstreamError] = []
         for url in self.urls:
             try:
@@ -188,6 +219,8 @@ class Origin:
         await asyncio.sleep(delay)
 
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
+        if known is None and self._recall and (whole := await self._confirm(self._recall, url)):
+            return whole
         inquiry = Inquiry(url, self._condition, self._stale, gap, known, self._takes_parts)
         try:
             if known and (at := self._resolved.pop(url, None)):
@@ -199,6 +232,20 @@ class Origin:
         except UpstreamRange:
             self._takes_parts = False
             raise
+
+    async def _confirm(self, recall: Recall, url: str) -> Answer | None:
+        """Ask the mirror whether what the bucket has is still the object: then the body comes from there, if it can.
+
+        None: there is nothing to confirm.
+        """
+        if recall.unconfirmed is None:
+            return None
+        try:
+            async with asyncio.timeout(recall.patience()):
+                answer = await self._answer(Inquiry(url, recall.condition, recall.unconfirmed))
+        except TimeoutError:
+            raise UpstreamTimeout(f"{url} was not confirmed in time") from None
+        return await recall.confirmed(answer.head) if isinstance(answer, Unchanged) else answer
 
     async def _answer(self, inquiry: Inquiry) -> Answer:
         answer: Answer = await self._in_thread(ask, inquiry)

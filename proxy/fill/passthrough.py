@@ -16,7 +16,7 @@ from ..rules.digests import Algorithm, Digest
 from ..rules.mirrors import Target
 from ..rules.splice import Known
 from ..stats import mirror_label
-from ..upstream.exchange import Exchange
+from ..upstream.exchange import Carrier
 from .asking import Rest
 from .context import FillContext
 from .origin import Origin
@@ -37,7 +37,7 @@ class Passthrough:
     def __init__(self, target: Target, origin: Origin, known: Known, context: FillContext, ask: AskChecksums) -> None:
         self.head, self.length = known.head, known.head.length
         self._target, self._origin, self._known, self._context, self._ask = target, origin, known, context, ask
-        self._exchange: Exchange | None = None
+        self._exchange: Carrier | None = None
         self._at = 0
         """Where the exchange is in the body."""
         self._step: asyncio.Future[bytes] | None = None
@@ -47,7 +47,7 @@ class Passthrough:
             self._hashes = {name: hashlib.new(name) for name in algorithms}
         self._hashed = 0
 
-    def begin(self, exchange: Exchange) -> None:
+    def begin(self, exchange: Carrier) -> None:
         """Take the answer that brings the body from its first byte on."""
         self._exchange = exchange
         self._origin.found(exchange)
@@ -106,7 +106,7 @@ class Passthrough:
                 self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += len(data)
                 return data
 
-    async def _exchange_at(self, offset: int, end: int | None) -> Exchange:
+    async def _exchange_at(self, offset: int, end: int | None) -> Carrier:
         """The running transfer if it is at `offset`, or nearly; else one that is asked for."""
         if self._exchange and self._known.can_resume and not 0 <= offset - self._at <= REACH_BYTES:
             self.close()
@@ -116,7 +116,7 @@ class Passthrough:
             self._exchange, self._at = answer.exchange, answer.start
         return self._exchange
 
-    def _read(self, exchange: Exchange, offset: int, end: int | None) -> bytes:
+    def _read(self, exchange: Carrier, offset: int, end: int | None) -> bytes:
         """In a thread: the bytes at `offset`; what comes before is dropped."""
         buffer = memoryview(bytearray(BUFFER_BYTES))
         while True:
@@ -147,7 +147,7 @@ class Passthrough:
         await judge(self._target, expected, digest, self._ask, self._known.url)
 
 
-def _drop_after(exchange: Exchange, step: asyncio.Future[bytes]) -> None:
+def _drop_after(exchange: Carrier, step: asyncio.Future[bytes]) -> None:
     if not step.cancelled():
         step.exception()  # nobody is there to be told
     exchange.drop()

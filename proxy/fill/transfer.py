@@ -6,7 +6,8 @@ from ..errors import UpstreamChanged, UpstreamRange
 from ..rules.extents import Extents
 from ..rules.segments import Segment
 from ..store.partial import Partial
-from ..upstream.exchange import Exchange
+from ..upstream.exchange import Carrier
+from ..upstream.objects import Download
 
 BUFFER_BYTES = 1024**2
 """One read from the socket and one write to the file."""
@@ -19,9 +20,10 @@ class Transfer:
     `is_told` goes back and forth: the thread sets it when it tells the loop, the loop clears it when it has looked.
     """
 
-    def __init__(self, segment: Segment, exchange: Exchange, *, compare: bool = False) -> None:
+    def __init__(self, segment: Segment, exchange: Carrier, *, compare: bool = False) -> None:
         """`compare`: what is on disk must equal what the answer brings, and only the rest of that is written."""
         self.segment, self._exchange, self._compare = segment, exchange, compare
+        self.is_recalled = isinstance(exchange, Download)
         self.written = segment.offset
         self.is_told = False
         self.is_cancelled = False
@@ -73,7 +75,7 @@ def put(partial: Partial, known: Extents, start: int, data: memoryview, url: str
         at = stop if stop > at else known.next_start(at) or end
 
 
-def read_equal(exchange: Exchange, partial: Partial, start: int) -> int | None:
+def read_equal(exchange: Carrier, partial: Partial, start: int) -> int | None:
     """In a thread: read what the answer repeats of `partial` from `start` on, and compare. Raises UpstreamError.
 
     Returns where that ends; None if it differs, or nothing is repeated.

@@ -79,6 +79,8 @@ class Entry:
     """SHA-512 of the body, hex, if somebody needed it."""
     verified: str | None = None
     """The digest that the body was checked against, and its source: "sha256:HEX (SHA256SUMS)"; None: not checked."""
+    by_login: bool = False
+    """A client's credentials went upstream for it."""
 
     @property
     def size(self) -> int:

@@ -104,12 +104,14 @@ class Target:
     """The scheme to ask upstream with, if the mirror takes any."""
     digest: Digest | None = None
     """What the client expects of the body. Not part of the key."""
+    is_apart: bool = False
+    """The body with that digest, which may be of another time or URL: nobody else is to get it, so the key has both."""
 
     @property
     def key(self) -> str:
         # An allowed host without a dot could look like the name of a mirror.
         owner = f"//{self.mirror.name}" if self.mirror.any_scheme else self.mirror.name
-        return cache_key(owner, self.path, self.query)
+        return cache_key(owner, self.path, f"{self.query}#{self.digest}" if self.is_apart else self.query)
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import diskcache
 import msgspec
+from msgspec.structs import replace
 
 from ..errors import StoreError
 from ..rules.entry import Entry
@@ -77,6 +78,10 @@ class Usage(msgspec.Struct, frozen=True):
     hits: int = 0
     used_at: float = 0.0
     """Unix time of the last request answered from the entry."""
+    shared: str = ""
+    """Which bucket is known to have which generation of it (abroad.py)."""
+    shared_at: float = 0.0
+    """Unix time since which that is known."""
 
 
 class Length(msgspec.Struct, frozen=True):
@@ -92,6 +97,14 @@ class Brief(msgspec.Struct, frozen=True):
     stored_at: float
     head: Length
     pinned: bool
+
+
+class OfHead(msgspec.Struct, frozen=True):
+    generation: str
+
+
+class Generation(msgspec.Struct, frozen=True):
+    head: OfHead
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -234,8 +247,31 @@ class Index:
         with self._rows.transact():
             for key, use in uses.items():
                 before = self.usage(key)
-                after = Usage(before.hits + use.hits, max(before.used_at, use.used_at))
+                after = replace(before, hits=before.hits + use.hits, used_at=max(before.used_at, use.used_at))
                 self._rows.set(f"use:{key}", msgspec.json.encode(after))
+
+    def shared(self, after: str, count: int) -> list[tuple[str, str, Usage]]:
+        """Key, generation and use of the next `count` entries behind the key `after`, in the order of their keys."""
+        sql = (
+            "SELECT e.key, e.value, u.value FROM Cache e LEFT JOIN Cache u "
+            "ON u.key = 'use:' || substr(e.key, 7) AND u.raw = e.raw "
+            "WHERE e.key > ? AND e.key < 'entry;' ORDER BY e.key LIMIT ?"
+        )
+        return [
+            (
+                key.removeprefix("entry:"),
+                msgspec.json.decode(entry, type=Generation).head.generation,
+                Usage() if use is None else msgspec.json.decode(use, type=Usage),
+            )
+            for key, entry, use in self._rows._sql(sql, (f"entry:{after}", count))
+        ]
+
+    def set_shared(self, key: str, shared: str, now: float) -> None:
+        """Note beside the use of an entry that there is, who has it (Usage.shared)."""
+        with self._rows.transact():
+            if f"entry:{key}" in self._rows:
+                use = replace(self.usage(key), shared=shared, shared_at=now)
+                self._rows.set(f"use:{key}", msgspec.json.encode(use))
 
     def close(self) -> None:
         self._rows.close()

@@ -19,6 +19,7 @@ from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
+from .abroad import Abroad
 from .blobs import Blobs, Record, Used
 from .comparing import Comparing
 from .files import disk, store_error
@@ -51,7 +52,7 @@ class Store:
         self._do_now = self._thread.do
         self._comparing = Comparing(self.blobs, self.partials, self._thread)
         self._do = self._comparing.do
-        self._small = Small(self.blobs, self._thread)
+        self._small, self.abroad = Small(self.blobs, self._thread), Abroad(self.blobs, self._comparing)
         self._spares = Spares(self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import httpx
 
@@ -36,6 +36,30 @@ class Redirect:
     url: str
     """Where it came from."""
     headers: Headers
+
+
+class Carrier(Protocol):
+    """What a body, or a part of it, comes by: an Exchange, or a Download out of a bucket (objects.py).
+
+    Its parts are described at Exchange.
+    """
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def final_url(self) -> str: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def length(self) -> int | None: ...
+    def read_into(self, buffer: memoryview) -> int: ...
+    def abort(self) -> None: ...
+    def drop(self) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *error: object) -> None: ...
 
 
 class Exchange:

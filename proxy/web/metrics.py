@@ -28,6 +28,13 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "repeated": ("repeated", ("mirror",), "Those of them that were repeated within a second, without a new look."),
     "sent_bytes": ("sent_bytes", ("mirror",), "Body bytes sent to clients."),
     "fetched_bytes": ("fetched_bytes", ("mirror",), "Body bytes received from upstream."),
+    "bucket_bytes": ("bucket_bytes", ("direction",), "Body bytes read from and written to the shared bucket."),
+    "bucket_lookups": (
+        "bucket_lookups",
+        ("result",),
+        "Objects looked for in the bucket: hit, stale (confirmed by upstream), miss, wrong, failed or absent.",
+    ),
+    "bucket_uploads": ("bucket_uploads", ("outcome",), "Bodies for the bucket: stored, present, failed or late."),
     "fills": ("fills", ("mirror", "outcome"), "Fills that ended: complete, unchanged, passed or failed."),
     "fill_failures": ("failures", ("mirror", "cause"), "Fills that failed."),
     "fill_resumes": ("resumes", ("mirror",), "Transfers from upstream that broke and were asked for again."),
@@ -45,6 +52,8 @@ GAUGES = {
     "fills_running": ("fills", "Transfers from upstream that run."),
     "fill_readers": ("readers", "Clients that read bodies which are still coming."),
     "reserved_bytes": ("reserved_bytes", "Room held for running fills."),
+    "bucket_waiting": ("bucket_waiting", "Bodies on their way into the bucket."),
+    "bucket_absent": ("bucket_absent", "Processes that leave the bucket alone for a while, because it failed."),
     "loop_lag_seconds": ("loop_lag", "The most that the event loop was late in the last minute."),
 }
 STORE = {

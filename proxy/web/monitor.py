@@ -32,6 +32,10 @@ class Gauges:
     """Clients attached to running fills."""
     reserved_bytes: int = 0
     """Room held for running fills."""
+    bucket_waiting: int = 0
+    """Bodies on their way into the bucket."""
+    bucket_absent: int = 0
+    """Processes that leave the bucket alone for a while."""
     loop_lag: float = 0.0
     """The most seconds that the event loop was late in the last minute."""
 
@@ -41,6 +45,8 @@ class Gauges:
         self.fills += other.fills
         self.readers += other.readers
         self.reserved_bytes += other.reserved_bytes
+        self.bucket_waiting += other.bucket_waiting
+        self.bucket_absent += other.bucket_absent
         self.loop_lag = max(self.loop_lag, other.loop_lag)
 
 
@@ -105,6 +111,8 @@ class Monitor:
             fills=sum(not fill.is_following for fill in fills),
             readers=sum(fill.readers for fill in fills),
             reserved_bytes=self._gateway.janitor.reserved,
+            bucket_waiting=self._gateway.flights.tier.behind.waiting,
+            bucket_absent=int(self._gateway.flights.tier.is_absent),
             loop_lag=max(self._lags),
         )
 

@@ -53,6 +53,8 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         whole["workers"] += part["workers"]
         whole["failures"] += part["failures"]
         _add(whole["totals"], part["totals"])
+        if "s3" in part:
+            _add(whole.setdefault("s3", {}), part["s3"])
         for fill in part["fills"]:
             other = fills.get(fill["key"])
             if other:
@@ -73,10 +75,14 @@ def _add(sums: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def status(gateway: Gateway) -> dict[str, Any]:
-    """What this process does: `fills`, `totals` (bytes), the `failures` of the last hour and one row of `workers`."""
+    """What this process does: `fills`, `totals` (bytes), the `failures` of the last hour and one row of `workers`.
+
+    And of the shared bucket, if there is one, `s3`: numbers that can be added.
+    """
     now = gateway.clock()
     stats = gateway.stats
     return {
+        **({"s3": bucket_status(gateway)} if gateway.flights.tier.is_on else {}),
         "fills": [fill_status(fill, now) for fill in gateway.flights.running()],
         "totals": {
             "requests": total(stats.requests, 3),
@@ -93,6 +99,18 @@ def status(gateway: Gateway) -> dict[str, Any]:
                 "uptime": round(now - gateway.started_at, 1),
             }
         ],
+    }
+
+
+def bucket_status(gateway: Gateway) -> dict[str, Any]:
+    """Of the bucket that servers share."""
+    tier, stats = gateway.flights.tier, gateway.stats
+    return {
+        "absent": int(tier.is_absent),
+        "waiting": tier.behind.waiting,
+        "lookups": total(stats.bucket_lookups, 0),
+        "uploads": total(stats.bucket_uploads, 0),
+        "bytes": total(stats.bucket_bytes, 0),
     }
 
 

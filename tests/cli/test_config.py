@@ -71,6 +71,12 @@ connections = 100
 stop_timeout = "3s"
 tls_cert = "HERE/cert.pem"
 tls_key = "HERE/key.pem"
+[s3]
+url = "s3://images/a"
+endpoint = "http://127.0.0.1:9000"
+region = "eu-central-1"
+access_key_id = "***"
+secret_access_key = "***"
 [log]
 level = "warning"
 access = false

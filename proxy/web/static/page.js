@@ -127,8 +127,14 @@ function showTotals(status) {
   $("disk").value = stored;
   $("disk-more").textContent = most ? `of at most ${size(most)}` : `${size(free)} free`;
   const worker = status.workers[0];
-  const how = [location.host, status.workers.length > 1 && `${status.workers.length} processes`, worker.offline && "offline: upstream is never asked"];
+  const how = [location.host, status.workers.length > 1 && `${status.workers.length} processes`, worker.offline && "offline: upstream is never asked", status.s3 && bucket(status.s3)];
   $("server").textContent = how.filter(Boolean).join(" · ");
+}
+
+function bucket({ absent, waiting, lookups, bytes }) {
+  if (absent) return "the shared bucket does not answer";
+  const hits = plural((lookups.hit ?? 0) + (lookups.stale ?? 0), "hit");
+  return `shared bucket: ${hits}, ${size(bytes.read ?? 0)} from it${waiting ? `, ${waiting} on their way there` : ""}`;
 }
 
 function showFailures(failures) {
