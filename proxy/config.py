@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from .errors import ConfigError
 from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
+from .rules.fleet import Fleet
 from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
@@ -83,6 +84,12 @@ class ServerSection(Section, frozen=True):
     tls_key: str = ""
 
 
+class FleetSection(Section, frozen=True):
+    advertise: str = ""
+    parents: tuple[str, ...] = ()
+    token: str = ""
+
+
 class LogSection(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     access: bool = True
@@ -117,6 +124,7 @@ class File(Section, frozen=True):
     access: AccessSection = AccessSection()
     server: ServerSection = ServerSection()
     log: LogSection = LogSection()
+    fleet: FleetSection = FleetSection()
     mirror: tuple[MirrorSection, ...] = ()
 
 
@@ -126,6 +134,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     file: File
     mirrors: tuple[Mirror, ...]
     access: Access
+    fleet: Fleet
     sources: tuple[str, ...]
     """The files that were read, the main one first."""
 
@@ -176,9 +185,10 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         for host in file.access.allow_hosts:
             allowed_host(host)
         access = Access.of(file.access.clients, file.access.hosts, token_of(file.access.token, file.access.token_file))
+        fleet = Fleet.of(file.fleet.advertise, file.fleet.parents, file.fleet.token)
     except ConfigError as error:
-        key = error.message.partition(":")[0].rpartition(".")[2]
-        raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
+        table, _, key = error.message.partition(":")[0].rpartition(".")
+        raise ConfigError(f"{main}:{line_of(main, [table or 'access', key])}: {error.message}") from error
     for key, wrong in (
         ("ca_bundle", file.upstream.ca_bundle and not Path(file.upstream.ca_bundle).is_file() and "no such file"),
         ("proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", file.upstream.proxy) and "expected http://HOST:PORT"),
@@ -201,6 +211,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     return Settings(
         file=replace(file, mirror=tuple(section for _, section in tables.values())),
         access=access,
+        fleet=fleet,
         mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
         sources=tuple(map(str, sources)),
     )

@@ -22,6 +22,7 @@ ProxyError                    500
 │   ├── UpstreamPage          502   a web page where a file should be
 │   ├── UpstreamRange         502   raised and handled within a fill, as is the next
 │   ├── UpstreamChanged       502
+│   ├── PeerFailed            502   likewise: another server of ours does not help; upstream is asked
 │   └── UpstreamStatus        upstream's status for 4xx, 503 and 508; 502 for any other
 ├── StoreError                500   our fault: the cache directory
 │   ├── OutOfSpace            507
@@ -141,6 +142,15 @@ class UpstreamChanged(UpstreamError):
         """`is_final`: the very node that gave the old one says so; nobody else needs to be asked."""
         super().__init__(message)
         self.is_final = is_final
+
+
+class PeerFailed(UpstreamError):
+    """Another server of ours does not help here."""
+
+    def __init__(self, message: str, *, is_down: bool, is_circle: bool = False) -> None:
+        """`is_down`: it is of no help for anything, for now. `is_circle`: it waits for us to ask upstream."""
+        super().__init__(message)
+        self.is_down, self.is_circle = is_down, is_circle
 
 
 class UpstreamPage(UpstreamError):

@@ -63,7 +63,11 @@ class Stats:
     sent_bytes: Counter[Labels] = field(default_factory=Counter)
     """Body bytes sent to clients, by mirror."""
     fetched_bytes: Counter[Labels] = field(default_factory=Counter)
-    """Body bytes received from upstream, by mirror."""
+    """Body bytes received from upstream, or by way of another server of ours, by mirror."""
+    peers: Counter[Labels] = field(default_factory=Counter)
+    """Questions to other servers of ours, by kind (parent, holder) and outcome (answered, failed)."""
+    peer_bytes: Counter[Labels] = field(default_factory=Counter)
+    """Those of `fetched_bytes` that came from them, by kind."""
     fills: Counter[Labels] = field(default_factory=Counter)
     """Fills that ended, by mirror and outcome (complete, unchanged, passed, failed)."""
     failures: Counter[Labels] = field(default_factory=Counter)

@@ -54,8 +54,9 @@ def in_force(settings: Settings) -> dict[str, Any]:
     """Every key of the settings and its value. Loading it gives the same settings, but for the secrets."""
     whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_number)
     whole["cache"]["dir"] = str(settings.cache_dir)
-    if whole["access"]["token"]:
-        whole["access"]["token"] = MASK
+    for section in ("access", "fleet"):
+        if whole[section]["token"]:
+            whole[section]["token"] = MASK
     whole["upstream"]["proxy"] = re.sub("//.*@", f"//{MASK}@", whole["upstream"]["proxy"])
     for table, mirror in zip(whole["mirror"], settings.mirrors, strict=True):
         table["upstreams"] = list(mirror.upstreams)  # without user and password

@@ -9,6 +9,7 @@ from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
 from ..rules.chain import combined
 from ..rules.entry import Entry, Head, Headers, field
+from ..rules.fleet import confirmed_ago, without_status
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
@@ -17,6 +18,7 @@ from ..rules.validators import condition, confirms
 from ..upstream.client import Upstream
 from ..upstream.exchange import Exchange
 from ..upstream.wording import status_error
+from .peers import ask_peer
 
 SAYS_NOTHING = frozenset({401, 403, 429})
 """Answers, beside 5xx, that say nothing about the object: what we have of it may still be of use."""
@@ -46,6 +48,8 @@ class Inquiry:
     """False: all of the body is asked for, to be compared."""
     at: str | None = None
     """Where the mirror has redirected to before, if that is asked right away."""
+    peer: bool = False
+    """Whether `url` is that of another server of ours."""
 
     @property
     def asked_url(self) -> str:
@@ -92,6 +96,8 @@ class Whole:
     url: str
     body: bytes | None = None
     """The bytes of a small body, if they were all here soon. The exchange gives them too."""
+    ago: int = 0
+    """Seconds since upstream said it, to another server of ours. The age in the head does not include them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,8 @@ class Unchanged:
 
     url: str
     head: Head
+    ago: int = 0
+    """As in Whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,7 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
     Raises UpstreamError for an answer that helps nobody, UpstreamRange if a range was not answered with that range,
     UpstreamChanged if clients have bytes of the known body, and the object is another one now.
     """
-    exchange = upstream.open(inquiry.url, headers=inquiry.headers(), at=inquiry.at)
+    exchange = opened(inquiry, upstream)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exchange)
         answer = _read(inquiry, exchange, clock())
@@ -137,9 +145,16 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
     return answer or ask(replace(inquiry, condition=vary.that_select(inquiry.condition), stale=None), upstream, clock)
 
 
+def opened(inquiry: Inquiry, upstream: Upstream, method: str = "GET") -> Exchange:
+    """The answer to the question. Close it. Raises UpstreamError; of another server of ours, PeerFailed."""
+    if inquiry.peer:
+        return ask_peer(upstream.peers, inquiry.url, method, inquiry.headers())
+    return upstream.open(inquiry.url, method=method, headers=inquiry.headers(), at=inquiry.at)
+
+
 def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:
     """What the mirror answers to HEAD; None if only GET can tell. Raises UpstreamError."""
-    with upstream.open(inquiry.url, method="HEAD", headers=inquiry.headers()) as exchange:
+    with opened(inquiry, upstream, "HEAD") as exchange:
         if exchange.status == 200:
             return _head_of(inquiry, exchange, clock(), "")
         if exchange.status in REFUSES_HEAD:
@@ -166,7 +181,7 @@ def _read(inquiry: Inquiry, exchange: Exchange, now: float) -> Answer | None:
     if exchange.status == 304 and (inquiry.known or inquiry.stale):
         if inquiry.known is None and not inquiry.confirms(exchange):
             return None
-        return Unchanged(inquiry.url, _head_of(inquiry, exchange, now, ""))
+        return Unchanged(inquiry.url, _head_of(inquiry, exchange, now, ""), _ago(inquiry, exchange))
     if inquiry.known is None:
         return _whole(inquiry, exchange, now)
     if inquiry.known.held is Held.SAVED:
@@ -203,7 +218,11 @@ def _whole(inquiry: Inquiry, exchange: Exchange, now: float) -> Whole:
     head = _head_of(inquiry, exchange, now, secrets.token_hex(8))
     is_small = exchange.length is not None and exchange.length <= SMALL_BYTES
     body = exchange.read_small(exchange.length or 0, SOON_SECONDS) if is_small else None
-    return Whole(exchange, head, inquiry.url, body)
+    return Whole(exchange, head, inquiry.url, body, _ago(inquiry, exchange))
+
+
+def _ago(inquiry: Inquiry, exchange: Exchange) -> int:
+    return confirmed_ago(exchange.headers) if inquiry.peer else 0
 
 
 def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) -> Head:
@@ -212,7 +231,7 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
     Raises UpstreamPage if it is a web page under the name of an image.
     """
     chain = combined([each.headers for each in exchange.redirects], exchange.headers, inquiry.condition)
-    headers = stored_headers(chain)
+    headers = stored_headers(without_status(chain) if inquiry.peer else chain)
     urls = (*(each.url for each in exchange.redirects), exchange.final_url)
     if exchange.status == 200 and is_page(urls, headers, exchange.length):
         raise UpstreamPage(
@@ -221,7 +240,7 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
         )
     if field(headers, "date") is None:
         headers += (("date", http_date(now)),)
-    age = initial_age(exchange.headers, now, exchange.delay)
+    age = max(0.0, initial_age(exchange.headers, now, exchange.delay) - _ago(inquiry, exchange))
     nominated = vary.that_select(inquiry.condition)
     return Head(headers, exchange.length, generation, age, nominated, exchange.node)
 

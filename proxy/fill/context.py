@@ -11,6 +11,7 @@ from ..stats import Stats
 from ..store.janitor import Janitor
 from ..store.store import Store
 from ..upstream.client import Upstream
+from .peers import KnownPeers
 
 THREADS = 128
 """Transfers at once from one server of a mirror. Each blocks on its socket; more than this wait for a thread."""
@@ -47,4 +48,5 @@ class FillContext:
     threads: Threads
     stats: Stats
     health: Health
+    peers: KnownPeers
     clock: Callable[[], float]

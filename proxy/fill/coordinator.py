@@ -136,9 +136,9 @@ class Coordinator:
         match answer:
             case Whole():
                 await self._begin(answer)
-            case Unchanged(url, head):
+            case Unchanged(url, head, ago):
                 assert self._question.stale
-                entry = refreshed(self._question.stale, head, self._context.clock())
+                entry = refreshed(self._question.stale, head, self._context.clock() - ago)
                 # What a 304 says to credentials alone, of an answer that is for everybody, is not said to the others.
                 if not vary.login(self._question.fields) or is_storable(entry.head, self._question.fields):
                     entry = await self._context.store.refresh(replace(entry, head=_kept(entry.head)))
@@ -233,11 +233,12 @@ class Coordinator:
             raise
         if partial is None:
             assert whole.body is not None
-            await self._keep(Small(head, whole.url, whole.exchange.final_url, self._context.clock(), whole.body))
+            at = self._context.clock() - whole.ago
+            await self._keep(Small(head, whole.url, whole.exchange.final_url, at, whole.body))
             return
         growing = Growing(partial, head.length)
         incoming = self._received(head, whole.url, growing)
-        incoming = replace(incoming, source=whole.exchange.final_url)
+        incoming = replace(incoming, source=whole.exchange.final_url, answered_at=incoming.answered_at - whole.ago)
         known = Known(head, whole.url, Held.READ)
         await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
 
@@ -250,7 +251,7 @@ class Coordinator:
     async def _keep(self, small: Small) -> None:
         """Store a body from memory, behind the answers."""
         body = small.body
-        self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += len(body)
+        self._origin.fetched(len(body))
         self._fill.to(Arrived(small))
         sha256 = hashlib.sha256(body).hexdigest()
         entry = None
@@ -319,7 +320,7 @@ class Coordinator:
         known = Known(whole.head, whole.url, Held.PASSED)
         passthrough = self._fill.pass_through(known)
         passthrough.begin(whole.exchange)
-        self._fill.offer(passthrough, Passed(known, self._context.clock(), error))
+        self._fill.offer(passthrough, Passed(known, self._context.clock() - whole.ago, error))
         level = WARNING if isinstance(error, StoreError) else INFO
         log(events, level, "fill.not_kept", key=self._target.key[:12], reason=error)
 

@@ -15,7 +15,8 @@ from cachetools import TTLCache
 from ..config import Settings
 from ..errors import DigestMismatch, UpstreamError
 from ..log import events, log
-from ..rules.entry import Head, Headers
+from ..rules.entry import Head, Headers, field
+from ..rules.fleet import callers
 from ..rules.health import Health
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
@@ -32,6 +33,7 @@ from .failures import Failures
 from .fill import Fill, Question
 from .origin import Origin
 from .passthrough import Passthrough
+from .peers import KnownPeers
 from .states import Failed
 
 STOP_SECONDS = 3.0
@@ -46,10 +48,15 @@ class Flights:
         self, store: Store, janitor: Janitor, settings: Settings, stats: Stats, clock: Callable[[], float]
     ) -> None:
         self._threads = Threads()
+        self.peers = KnownPeers(stats)
         self._via = pseudonym(store.root)
         upstream = Upstream(settings, self._via)
-        self._context = FillContext(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
+        self._context = FillContext(
+            store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), self.peers, clock
+        )
         self._fills: dict[str, Fill] = {}
+        self._origins: dict[str, Origin] = {}
+        """Of the fills in `_fills`."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heads: dict[tuple[str, Headers], asyncio.Task[Head | None]] = {}
         """Questions by HEAD that are on their way, by key and fields."""
@@ -77,6 +84,7 @@ class Flights:
         while True:
             fill = self.get(target.key)
             if fill:
+                self._origins[target.key].called_by(callers(field(question.fields, "via")))
                 if question.keep:
                     fill.want()
                 return fill, False
@@ -91,7 +99,7 @@ class Flights:
         origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid)
         fill = Fill(target, question, context, ask, origin.mishaps)
         coordinator = Coordinator(fill, origin, context, ask)
-        self._fills[target.key] = fill
+        self._fills[target.key], self._origins[target.key] = fill, origin
         self._tasks[target.key] = task = asyncio.create_task(coordinator.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
@@ -126,6 +134,7 @@ class Flights:
 
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
+        del self._origins[key]
         self.checksums.landed(key)
         match fill.state:
             case Failed(trouble, None):

@@ -7,15 +7,17 @@ store, would be another class with the same `open`.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, TypeVar
 
-from ..errors import UpstreamChanged, UpstreamError, UpstreamRange
+from ..errors import LoopDetected, PeerFailed, UpstreamChanged, UpstreamError, UpstreamRange, UpstreamStatus
 from ..log import events, log
-from ..rules.entry import Entry, Head, Headers
+from ..rules import vary
+from ..rules.entry import Entry, Head, Headers, field
+from ..rules.fleet import path_of
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -61,12 +63,17 @@ class Origin:
     ) -> None:
         """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over."""
         urls = target.urls_for(condition)
-        self.urls = tuple(url for url in urls if url not in avoid) or urls
-        """In the order to ask them."""
+        self._mirrors = tuple(url for url in urls if url not in avoid) or urls
+        self._peers = {url: base for url, base in peers_of(target, condition, context).items() if url not in avoid}
+        """By URL, the base URLs of the servers of ours that are asked before the mirrors; without those that failed."""
+        self._asking: str | None = None
+        """The server of ours that is to say something."""
+        self._callers: set[str] = set()
+        """Base URLs of servers of ours that wait for what this brings."""
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
         self.mishaps = Mishaps()
-        self._url = self.urls[0]
-        """The mirror that a rest is asked of."""
+        self._url = self._mirrors[0]
+        """The mirror, or server of ours, that a rest is asked of."""
         self._resolved: dict[str, str] = {}
         """Where each mirror has redirected to: parts and the rest are asked of the same node."""
         self._failures = 0
@@ -90,11 +97,16 @@ class Origin:
             errors: list[UpstreamError] = []
             is_first = known is None or known.held is Held.SAVED
             # In the middle of a body one mirror is asked before the next wait.
-            for url in self._context.health.order(self.urls, self._now()) if is_first else (self._url,):
+            for url in self._order() if is_first else (self._url,):
                 try:
                     answer = await self._ask(url, gap, known)
+                except PeerFailed as error:
+                    self._leave(url, error)
+                    errors += () if is_first else (error,)
                 except UpstreamError as error:
                     errors.append(error)
+                    if url in self._peers:
+                        break  # upstream has told it
                     if error.status >= 500 and is_first:
                         self._context.health.failed(url, self._now())
                 else:
@@ -108,7 +120,8 @@ class Origin:
 
         Raises UpstreamError if it is not given; what runs already goes on.
         """
-        inquiry = Inquiry(self._url, self._condition, None, gap, known, at=self._resolved.get(self._url))
+        at, is_peer = self._resolved.get(self._url), self._url in self._peers
+        inquiry = Inquiry(self._url, self._condition, None, gap, known, at=at, peer=is_peer)
         try:
             answer: Answer = await self._in_thread(ask, inquiry)
             assert isinstance(answer, Rest)
@@ -121,6 +134,27 @@ class Origin:
         return answer
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """Of all who may be asked."""
+        return (*self._peers, *self._mirrors)
+
+    @property
+    def asks_peer(self) -> bool:
+        """Whether a server of ours has just answered, which has its own connections to upstream."""
+        return self._url in self._peers
+
+    def called_by(self, servers: Iterable[str]) -> None:
+        """Other servers of ours wait for what this brings, so that it may not wait for them.
+
+        Raises LoopDetected if it does already, and the other one, which is told the same, does not refuse.
+        """
+        own = self._context.upstream.peers.fleet.own
+        for base in filter(None, servers):
+            self._callers.add(base)
+            if base == self._asking and (not own or base < own):
+                raise LoopDetected(f"{self._target.url} is just being asked of the fetchonce that asks for it here")
+
+    @property
     def threads(self) -> Executor:
         """For transfers from the mirror that has just answered."""
         return self._context.threads.of(self._url)
@@ -130,8 +164,15 @@ class Origin:
         """Whether the mirror that has just answered may be asked over more connections at once."""
         return self._context.health.takes_more(self._url, self._now())
 
+    def fetched(self, count: int) -> None:
+        """So many bytes have come, be they new or not."""
+        stats, label = self._context.stats, mirror_label(self._target.mirror)
+        stats.fetched_bytes[label,] += count
+        if base := self._peers.get(self._url):
+            stats.peer_bytes[self._kind(base),] += count
+
     def progressed(self) -> None:
-        """Bytes have come."""
+        """Bytes have come that were missing."""
         self._failures = 0
 
     def broke(self, error: UpstreamError, *, is_awaited: bool = True) -> None:
@@ -139,6 +180,10 @@ class Origin:
 
         Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
         """
+        if self._url in self._peers:
+            self._leave(self._url, error)
+            self._trouble, self._failures = PeerFailed(error.message, is_down=True), 0
+            return
         if self._failures:  # no byte has come
             self._failures += not is_awaited
         if self._failures or isinstance(error, UpstreamChanged):
@@ -156,11 +201,16 @@ class Origin:
     async def head(self) -> Head | None:
         """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
-        for url in self.urls:
+        for url in (*self._ready(), *self._mirrors):
+            is_peer = url in self._peers
             try:
-                return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
+                return await self._in_thread(ask_head, Inquiry(url, self._condition, None, peer=is_peer))
+            except PeerFailed as error:
+                self._leave(url, error)
             except UpstreamError as error:
                 errors.append(error)
+                if is_peer:
+                    break
         raise first_error(errors)
 
     # -- who is asked, and when ---------------------------------------------------------------------------------------
@@ -168,6 +218,12 @@ class Origin:
     async def _wait_out(self, error: UpstreamError, known: Known | None) -> None:
         """Wait before the next try, and choose whom to ask then; raises `error` if there is none."""
         health = self._context.health
+        if isinstance(error, PeerFailed):
+            # It is not waited for: whoever is next gives the rest.
+            self._url, self._trouble, self.mishaps.last = self._order()[0], None, error.message
+            self.mishaps.resumes += 1
+            self._failures = 0
+            return
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2.0 ** (self._failures - 1)), error.retry_after or 0.0)
         if known and known.held is not Held.SAVED:
             is_changed = isinstance(error, UpstreamChanged)
@@ -178,7 +234,7 @@ class Origin:
             self.mishaps.resumes += 1
             if self._failures > 1 or is_changed:  # the mirror that broke is asked once more
                 health.failed(self._url, self._now())
-                self._url = health.order(self.urls, self._now())[0]
+                self._url = health.order(self._mirrors, self._now())[0]
         # With something to serve nobody is made to wait.
         elif self._stale or not error.is_transient or self._failures >= FIRST_TRIES or delay > FIRST_WAIT_MAX:
             raise error
@@ -187,7 +243,45 @@ class Origin:
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)
 
+    def _ready(self) -> list[str]:
+        """The URLs of servers of ours that may be asked now."""
+        if not self._callers.isdisjoint(self._peers.values()):
+            return []  # as parents_of says: we are the parent
+        ready = self._context.peers.ready(self._peers.values(), self._now())
+        return [url for url, base in self._peers.items() if base in ready]
+
+    def _order(self) -> list[str]:
+        return [*self._ready(), *self._context.health.order(self._mirrors, self._now())]
+
+    def _leave(self, url: str, error: UpstreamError) -> None:
+        """The server of ours at `url` is of no help with this object."""
+        base = self._peers.pop(url)
+        if isinstance(error, PeerFailed) and error.is_circle:
+            self._peers.clear()  # one of all who ask each other must ask upstream
+        self._context.peers.failed(base, self._kind(base), error, self._now())
+
+    def _kind(self, base: str) -> str:
+        return "parent"
+
+    async def _ask_peer(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
+        """As `_ask`, of a server of ours. Raises PeerFailed, or UpstreamStatus for what upstream has told it."""
+        base = self._asking = self._peers[url]
+        try:
+            answer = await self._answer(Inquiry(url, self._condition, self._stale, gap, known, peer=True))
+        except (PeerFailed, UpstreamStatus) as error:
+            if isinstance(error, PeerFailed) or known is None:
+                raise
+            raise PeerFailed(error.message, is_down=False) from error
+        except UpstreamError as error:
+            raise PeerFailed(error.message, is_down=False) from error
+        finally:
+            self._asking = None
+        self._context.peers.answered(base, self._kind(base))
+        return answer
+
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
+        if url in self._peers:
+            return await self._ask_peer(url, gap, known)
         inquiry = Inquiry(url, self._condition, self._stale, gap, known, self._takes_parts)
         try:
             if known and (at := self._resolved.pop(url, None)):
@@ -219,6 +313,18 @@ class Origin:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def peers_of(target: Target, asked: Headers, context: FillContext) -> dict[str, str]:
+    """The URLs of `target` at other servers of ours, in the order to ask them, and the base URL of each.
+
+    What a client's credentials open is asked of upstream alone.
+    """
+    fleet = context.upstream.peers.fleet
+    if not fleet.parents or vary.login(asked) is not None:
+        return {}
+    path = path_of(target)
+    return {base + path: base for base in fleet.parents_of(target, field(asked, "via"))}
 
 
 def _drop(asking: asyncio.Future[Any]) -> None:

@@ -42,6 +42,38 @@ class Health:
         return sorted(urls, key=shunned)
 
 
+class Circuits:
+    """Which servers are not asked at all for a while, because they failed. `now` as in Health."""
+
+    SECONDS = 30.0
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def is_open(self, name: str, now: float) -> bool:
+        """Whether it is left alone. When its time is over, who asks first tries it; the others wait for that."""
+        until = self._until.get(name)
+        if until is None:
+            return False
+        if now >= until:
+            self._until[name] = now + self.SECONDS
+        return now < until
+
+    def failed(self, name: str, now: float) -> bool:
+        """It is left alone from now on. Returns whether that is new."""
+        is_new = name not in self._until
+        self._until[name] = now + self.SECONDS
+        return is_new
+
+    def answered(self, name: str) -> bool:
+        """Returns whether it had been left alone."""
+        return self._until.pop(name, None) is not None
+
+    @property
+    def open(self) -> frozenset[str]:
+        return frozenset(self._until)
+
+
 def _server(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"

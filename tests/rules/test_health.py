@@ -1,6 +1,6 @@
 """The order in which mirrors are asked after failures."""
 
-from proxy.rules.health import SHUN_SECONDS, Health
+from proxy.rules.health import SHUN_SECONDS, Circuits, Health
 
 A, B, C = "http://a/x", "http://b/x", "http://c/x"
 
@@ -35,3 +35,16 @@ def test_a_failure_is_of_the_server_not_of_the_object():
     health = Health()
     health.failed("http://a/other", 100)
     assert health.order([A, B], 101) == [B, A]
+
+
+def test_a_circuit_lets_one_through_when_its_time_is_over():
+    circuits = Circuits()
+    assert not circuits.is_open("a", 0.0)
+    assert circuits.failed("a", 0.0)
+    assert not circuits.failed("a", 1.0)
+    assert [circuits.is_open(name, 30.9) for name in "ab"] == [True, False]
+    assert [circuits.is_open("a", 31.0), circuits.is_open("a", 31.0)] == [False, True]
+    assert circuits.open == {"a"}
+    assert circuits.answered("a")
+    assert not circuits.answered("a")
+    assert not circuits.is_open("a", 31.0)
