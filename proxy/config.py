@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from .errors import ConfigError
 from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
-from .rules.fleet import Fleet
+from .rules.fleet import Fleet, check_lease
 from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
@@ -90,6 +90,10 @@ class FleetSection(Section, frozen=True):
     token: str = ""
 
 
+class LeaseSection(Section, frozen=True):
+    redis: str = ""
+
+
 class LogSection(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     access: bool = True
@@ -125,6 +129,7 @@ class File(Section, frozen=True):
     server: ServerSection = ServerSection()
     log: LogSection = LogSection()
     fleet: FleetSection = FleetSection()
+    lease: LeaseSection = LeaseSection()
     mirror: tuple[MirrorSection, ...] = ()
 
 
@@ -186,6 +191,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
             allowed_host(host)
         access = Access.of(file.access.clients, file.access.hosts, token_of(file.access.token, file.access.token_file))
         fleet = Fleet.of(file.fleet.advertise, file.fleet.parents, file.fleet.token)
+        check_lease(file.lease.redis, fleet)
     except ConfigError as error:
         table, _, key = error.message.partition(":")[0].rpartition(".")
         raise ConfigError(f"{main}:{line_of(main, [table or 'access', key])}: {error.message}") from error

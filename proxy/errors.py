@@ -35,6 +35,7 @@ A message says what happened, which URL, what is kept and what to do. People see
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
 """
 
+import enum
 import re
 from typing import Self
 
@@ -144,13 +145,25 @@ class UpstreamChanged(UpstreamError):
         self.is_final = is_final
 
 
-class PeerFailed(UpstreamError):
-    """Another server of ours does not help here."""
+class Unhelpful(enum.Enum):
+    """Why another server of ours does not help."""
 
-    def __init__(self, message: str, *, is_down: bool, is_circle: bool = False) -> None:
-        """`is_down`: it is of no help for anything, for now. `is_circle`: it waits for us to ask upstream."""
+    GONE = "gone"
+    """It cannot be reached, or broke off."""
+    SLOW = "slow"
+    """It is there, and says nothing."""
+    FOREIGN = "foreign"
+    """It does not let us in, or is no fetchonce."""
+    CIRCLE = "circle"
+    """It waits for us."""
+    UNABLE = "unable"
+    """It has not got this."""
+
+
+class PeerFailed(UpstreamError):
+    def __init__(self, message: str, why: Unhelpful) -> None:
         super().__init__(message)
-        self.is_down, self.is_circle = is_down, is_circle
+        self.why = why
 
 
 class UpstreamPage(UpstreamError):

@@ -68,6 +68,8 @@ class Stats:
     """Questions to other servers of ours, by kind (parent, holder) and outcome (answered, failed)."""
     peer_bytes: Counter[Labels] = field(default_factory=Counter)
     """Those of `fetched_bytes` that came from them, by kind."""
+    leases: Counter[Labels] = field(default_factory=Counter)
+    """Looks for the lease of an object, by outcome (held, elsewhere, unknown)."""
     fills: Counter[Labels] = field(default_factory=Counter)
     """Fills that ended, by mirror and outcome (complete, unchanged, passed, failed)."""
     failures: Counter[Labels] = field(default_factory=Counter)

@@ -26,8 +26,10 @@ def config() -> None:
 @settings_options
 def check(settings: Settings, as_json: bool) -> None:
     """Exit 0 if the configuration is right; else say which file, line and key is wrong, and what was expected."""
+    from ..fill.lease import check as check_lease
     from ..serving.tls import certificate  # here, because it loads the whole server
 
+    check_lease(settings)
     if (found := certificate(settings)) and (problem := found.problem(time.time())):
         raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
     if as_json:
@@ -57,7 +59,8 @@ def in_force(settings: Settings) -> dict[str, Any]:
     for section in ("access", "fleet"):
         if whole[section]["token"]:
             whole[section]["token"] = MASK
-    whole["upstream"]["proxy"] = re.sub("//.*@", f"//{MASK}@", whole["upstream"]["proxy"])
+    for section, key in (("upstream", "proxy"), ("lease", "redis")):
+        whole[section][key] = re.sub("//.*@", f"//{MASK}@", whole[section][key])
     for table, mirror in zip(whole["mirror"], settings.mirrors, strict=True):
         table["upstreams"] = list(mirror.upstreams)  # without user and password
         table["headers"] = {name: MASK for fields in mirror.credentials for name, _ in fields}

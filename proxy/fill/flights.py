@@ -31,6 +31,7 @@ from .context import FillContext, Threads
 from .coordinator import Coordinator
 from .failures import Failures
 from .fill import Fill, Question
+from .lease import Leases, Turn
 from .origin import Origin
 from .passthrough import Passthrough
 from .peers import KnownPeers
@@ -50,13 +51,15 @@ class Flights:
         self._threads = Threads()
         self.peers = KnownPeers(stats)
         self._via = pseudonym(store.root)
+        self._leases = Leases(settings, stats) if settings.file.lease.redis else None
         upstream = Upstream(settings, self._via)
         self._context = FillContext(
             store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), self.peers, clock
         )
         self._fills: dict[str, Fill] = {}
         self._origins: dict[str, Origin] = {}
-        """Of the fills in `_fills`."""
+        """Of the fills in `_fills`, as are `_turns`."""
+        self._turns: dict[str, Turn] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heads: dict[tuple[str, Headers], asyncio.Task[Head | None]] = {}
         """Questions by HEAD that are on their way, by key and fields."""
@@ -70,6 +73,11 @@ class Flights:
         """Settings for fills that start from now on."""
         upstream = Upstream(settings, self._via)
         self._context = replace(self._context, upstream=upstream, settings=settings.file.fill)
+
+    @property
+    def lease(self) -> str | None:
+        """How Redis does, for people; None: there is none."""
+        return self._leases.state if self._leases else None
 
     def running(self) -> Iterable[Fill]:
         return tuple(self._fills.values())
@@ -96,9 +104,12 @@ class Flights:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._distrusted.get(target.key, frozenset())
         context, ask = self._context, self.checksums.expected
-        origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid)
+        turn = self._leases.turn(target) if self._leases else None
+        origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid, turn=turn)
         fill = Fill(target, question, context, ask, origin.mishaps)
         coordinator = Coordinator(fill, origin, context, ask)
+        if turn:
+            self._turns[target.key] = turn
         self._fills[target.key], self._origins[target.key] = fill, origin
         self._tasks[target.key] = task = asyncio.create_task(coordinator.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
@@ -135,6 +146,8 @@ class Flights:
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
         del self._origins[key]
+        if turn := self._turns.pop(key, None):
+            turn.end(has_it=fill.entry is not None)
         self.checksums.landed(key)
         match fill.state:
             case Failed(trouble, None):
@@ -164,5 +177,7 @@ class Flights:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._leases:
+            await self._leases.close()
         self._context.upstream.close()
         self._threads.close()

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, TypeVar
 
-from ..errors import LoopDetected, PeerFailed, UpstreamChanged, UpstreamError, UpstreamRange, UpstreamStatus
+from ..errors import LoopDetected, PeerFailed, Unhelpful, UpstreamChanged, UpstreamError, UpstreamRange, UpstreamStatus
 from ..log import events, log
 from ..rules import vary
 from ..rules.entry import Entry, Head, Headers, field
-from ..rules.fleet import path_of
+from ..rules.fleet import callers, path_of
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -26,6 +26,7 @@ from ..upstream.exchange import Exchange
 from ..upstream.wording import first_error
 from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, exchange_of
 from .context import FillContext
+from .lease import Turn
 
 FIRST_TRIES = 3
 """Rounds over all mirrors for the first answer."""
@@ -60,16 +61,24 @@ class Origin:
         *,
         stale: Entry | None = None,
         avoid: frozenset[str] = frozenset(),
+        turn: Turn | None = None,
     ) -> None:
-        """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over."""
+        """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over.
+
+        `turn`: of a fill that is for all servers. End it.
+        """
         urls = target.urls_for(condition)
         self._mirrors = tuple(url for url in urls if url not in avoid) or urls
         self._peers = {url: base for url, base in peers_of(target, condition, context).items() if url not in avoid}
         """By URL, the base URLs of the servers of ours that are asked before the mirrors; without those that failed."""
         self._asking: str | None = None
         """The server of ours that is to say something."""
-        self._callers: set[str] = set()
+        self._callers = set(callers(field(condition, "via")))
         """Base URLs of servers of ours that wait for what this brings."""
+        self._turn = turn
+        self._holder: str | None = None
+        """Base URL of the server of ours that had the lease when we last looked; None: nobody, or we ourselves."""
+        self._looks_for_holder = vary.login(condition) is None
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
         self.mishaps = Mishaps()
         self._url = self._mirrors[0]
@@ -96,13 +105,17 @@ class Origin:
             self._failures += 1  # taken back by the first byte
             errors: list[UpstreamError] = []
             is_first = known is None or known.held is Held.SAVED
+            asked: set[str] = set()
+            await self._find_holder()
             # In the middle of a body one mirror is asked before the next wait.
-            for url in self._order() if is_first else (self._url,):
+            while urls := [each for each in (self._order() if is_first else [self._url]) if each not in asked]:
+                asked.add(url := urls[0])
                 try:
                     answer = await self._ask(url, gap, known)
                 except PeerFailed as error:
                     self._leave(url, error)
                     errors += () if is_first else (error,)
+                    await self._find_holder()
                 except UpstreamError as error:
                     errors.append(error)
                     if url in self._peers:
@@ -182,7 +195,7 @@ class Origin:
         """
         if self._url in self._peers:
             self._leave(self._url, error)
-            self._trouble, self._failures = PeerFailed(error.message, is_down=True), 0
+            self._trouble, self._failures = PeerFailed(error.message, Unhelpful.GONE), 0
             return
         if self._failures:  # no byte has come
             self._failures += not is_awaited
@@ -220,6 +233,7 @@ class Origin:
         health = self._context.health
         if isinstance(error, PeerFailed):
             # It is not waited for: whoever is next gives the rest.
+            await self._find_holder()
             self._url, self._trouble, self.mishaps.last = self._order()[0], None, error.message
             self.mishaps.resumes += 1
             self._failures = 0
@@ -256,12 +270,25 @@ class Origin:
     def _leave(self, url: str, error: UpstreamError) -> None:
         """The server of ours at `url` is of no help with this object."""
         base = self._peers.pop(url)
-        if isinstance(error, PeerFailed) and error.is_circle:
+        why = error.why if isinstance(error, PeerFailed) else Unhelpful.GONE
+        if why is Unhelpful.CIRCLE:
             self._peers.clear()  # one of all who ask each other must ask upstream
+        if base == self._holder and why is Unhelpful.GONE:
+            self._looks_for_holder = True
         self._context.peers.failed(base, self._kind(base), error, self._now())
 
     def _kind(self, base: str) -> str:
-        return "parent"
+        return "holder" if base == self._holder else "parent"
+
+    async def _find_holder(self) -> None:
+        """Learn who has the lease, if there is one: that server is asked before all others."""
+        if not self._turn or not self._looks_for_holder:
+            return
+        self._looks_for_holder = False
+        is_gone = self._holder is not None
+        self._holder = await self._turn.next(is_gone=is_gone)
+        if self._holder:
+            self._peers = {self._holder + path_of(self._target): self._holder} | self._peers
 
     async def _ask_peer(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
         """As `_ask`, of a server of ours. Raises PeerFailed, or UpstreamStatus for what upstream has told it."""
@@ -271,9 +298,9 @@ class Origin:
         except (PeerFailed, UpstreamStatus) as error:
             if isinstance(error, PeerFailed) or known is None:
                 raise
-            raise PeerFailed(error.message, is_down=False) from error
+            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
         except UpstreamError as error:
-            raise PeerFailed(error.message, is_down=False) from error
+            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
         finally:
             self._asking = None
         self._context.peers.answered(base, self._kind(base))

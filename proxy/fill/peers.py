@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from logging import INFO, WARNING
 
-from ..errors import PeerFailed, UpstreamError, UpstreamStatus
+from ..errors import PeerFailed, Unhelpful, UpstreamError, UpstreamStatus
 from ..log import events, log
 from ..rules.entry import Headers, field
 from ..rules.fleet import CAUSED_BY_US, is_of_upstream, is_ours, remembered
@@ -49,7 +49,8 @@ class KnownPeers:
         """It has not given what it was asked for."""
         self._asked.add(base)
         self._stats.peers[kind, "failed"] += 1
-        if (not isinstance(error, PeerFailed) or error.is_down) and self.circuits.failed(base, now):
+        is_down = not isinstance(error, PeerFailed) or error.why not in (Unhelpful.CIRCLE, Unhelpful.UNABLE)
+        if is_down and self.circuits.failed(base, now):
             log(events, WARNING, "peer.down", peer=base, error=error, again_in=self.circuits.SECONDS)
 
 
@@ -61,22 +62,20 @@ def ask_peer(peers: Peers, url: str, method: str, headers: Headers) -> Exchange:
     wishes = field(headers, "cache-control")
     fields = (*(line for line in headers if line[0] != "cache-control"),)
     fields += (("cache-control", f"{wishes}, {OURS}" if wishes else OURS),)
-    try:
-        exchange = peers.open(url, method, fields)
-    except UpstreamError as error:
-        raise PeerFailed(error.message, is_down=True) from error
+    exchange = peers.open(url, method, fields)
     status, given = exchange.status, exchange.headers
     if is_ours(given) and status in (200, 206, 304):
         return exchange
     with exchange:
         if not is_ours(given):
-            raise PeerFailed(f"{url} answered {status}, and not as fetchonce does", is_down=True)
+            raise PeerFailed(f"{url} answered {status}, and not as fetchonce does", Unhelpful.FOREIGN)
         message = _message(exchange) or f"{url} answered {status}"
         if is_of_upstream(status, given):
             told = UpstreamStatus(message, status)
             told.fields = remembered(given)
             raise told
-        raise PeerFailed(f"{message} (says {url})", is_down=status in CAUSED_BY_US, is_circle=status == LOOP)
+        why = Unhelpful.FOREIGN if status in CAUSED_BY_US else Unhelpful.CIRCLE if status == LOOP else Unhelpful.UNABLE
+        raise PeerFailed(f"{message} (says {url})", why)
 
 
 def _message(exchange: Exchange) -> str | None:

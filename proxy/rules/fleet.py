@@ -60,13 +60,26 @@ class Fleet:
 
 
 def _base(key: str, url: str) -> str:
+    if base := base_of(url):
+        return base
+    raise ConfigError(f'fleet.{key}: "{url}": expected http(s)://HOST[:PORT]')
+
+
+def base_of(url: str) -> str | None:
+    """The base URL of a server in its one form, without a slash at its end; None if it is none."""
     found = _BASE.fullmatch(url)
     try:
-        if found:
-            return f"{found[1]}://{normal_host(found[2], found[1])}"
+        return f"{found[1]}://{normal_host(found[2], found[1])}" if found else None
     except RequestError:
-        pass
-    raise ConfigError(f'fleet.{key}: "{url}": expected http(s)://HOST[:PORT]')
+        return None
+
+
+def check_lease(redis: str, fleet: Fleet) -> None:
+    """Raises ConfigError for an address of Redis that is malformed, or of no use."""
+    if redis and not re.fullmatch(r"(rediss?|unix)://\S+", redis):
+        raise ConfigError("lease.redis: expected redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://... or unix://...")
+    if redis and not fleet.own:
+        raise ConfigError("lease.redis: needs fleet.advertise, by which the others reach this server")
 
 
 def path_of(target: Target) -> str:

@@ -5,6 +5,7 @@ import ssl
 import httpx
 
 from ..config import Settings
+from ..errors import PeerFailed, Unhelpful, UpstreamError
 from ..rules.entry import Headers
 from ..rules.fleet import Fleet
 from .exchange import Exchange
@@ -36,7 +37,7 @@ class Peers:
         self._pool = Pool(client, STALL_SECONDS)
 
     def open(self, url: str, method: str, headers: Headers) -> Exchange:
-        """The answer of another server of ours, whatever its status. Close it. Raises UpstreamError.
+        """The answer of another server of ours, whatever its status. Close it. Raises PeerFailed.
 
         The token goes as one for a proxy: a server that does not know it would send Authorization on to upstream.
         """
@@ -44,7 +45,11 @@ class Peers:
         fields = (*without(headers, {"via", "authorization"}), ("via", ", ".join((*came_by, self._via))))
         if self.fleet.token:
             fields = (*fields, ("proxy-authorization", f"Bearer {self.fleet.token}"))
-        return self._pool.send(method, url, fields, ())
+        try:
+            return self._pool.send(method, url, fields, ())
+        except UpstreamError as error:
+            why = Unhelpful.SLOW if isinstance(error.__cause__, httpx.ReadTimeout) else Unhelpful.GONE
+            raise PeerFailed(error.message, why) from error
 
     def close(self) -> None:
         self._pool.close()

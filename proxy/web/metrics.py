@@ -30,6 +30,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "fetched_bytes": ("fetched_bytes", ("mirror",), "Body bytes received from upstream."),
     "peer_requests": ("peers", ("kind", "outcome"), "Questions to other servers of the fleet: answered or failed."),
     "peer_bytes": ("peer_bytes", ("kind",), "Those of the fetched bytes that came from other servers of the fleet."),
+    "leases": ("leases", ("outcome",), "Looks for the lease of an object: held, elsewhere, or unknown."),
     "fills": ("fills", ("mirror", "outcome"), "Fills that ended: complete, unchanged, passed or failed."),
     "fill_failures": ("failures", ("mirror", "cause"), "Fills that failed."),
     "fill_resumes": ("resumes", ("mirror",), "Transfers from upstream that broke and were asked for again."),

@@ -75,6 +75,8 @@ tls_key = "HERE/key.pem"
 advertise = "http://10.0.0.5:8642"
 parents = ["https://cache-1.example", "http://10.0.0.5:8642"]
 token = "***"
+[lease]
+redis = "redis://10.0.0.6:6379/1"
 [log]
 level = "warning"
 access = false
@@ -146,6 +148,7 @@ def test_config_show_is_what_the_environment_and_the_options_made_of_it(cli, tmp
 def test_config_show_does_not_show_what_is_secret(cli):
     mirror = '[[mirror]]\nname = "v"\nupstreams = ["https://me:s3cret@a.example/"]\nheaders = {X-Key = "s3cret"}\n'
     fleet = '[fleet]\ntoken = "s3cret"\n'
+    fleet += 'advertise = "http://a"\n[lease]\nredis = "redis://me:s3cret@c.example/0"\n'
     cli.config.write_text(f'{fleet}[access]\ntoken = "s3cret"\n[upstream]\nproxy = "http://me:s3cret@b.example:1"\n{mirror}')
     shown = cli("config", "show").out
     assert "s3cret" not in shown

@@ -1,7 +1,12 @@
 """Several fetchonces, each with a cache directory of its own, in front of one origin."""
 
+import shutil
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -41,5 +46,70 @@ def fleet(server) -> Callable[..., list[Proxy]]:
             return [f"http://{each}" for each in own if lists_itself or each != of]
 
         return [server(*parents(each), own=each, config=config) for each in own]
+
+    return make
+
+
+REDIS = shutil.which("redis-server")  # Debian: redis-server
+
+
+class Redis:
+    """A redis-server on a port of its own, which keeps nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port, self._directory = free_port(), directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        assert REDIS, "redis-server is missing: apt-get install redis-server"
+        given = ["--port", self.port, "--bind", "127.0.0.1", "--save", "", "--dir", self._directory]
+        self._process = subprocess.Popen([REDIS, *map(str, given)], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                if self("PING") == "+PONG":
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, "redis-server does not answer"
+
+    def __call__(self, *words: str) -> str:
+        """The first line of the answer to a command; of a string its text."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as sock, sock.makefile("rwb") as file:
+            file.write((" ".join(words) + "\r\n").encode())
+            file.flush()
+            line = file.readline().decode().strip()
+            return file.readline().decode().strip() if line.startswith("$") and line != "$-1" else line
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def redis(tmp_path) -> Iterator[Redis]:
+    pytest.importorskip("redis")
+    redis = Redis(tmp_path)
+    redis.start()
+    yield redis
+    redis.kill()
+
+
+@pytest.fixture
+def leasing(server, redis) -> Callable[..., list[Proxy]]:
+    """Starts several that share leases."""
+
+    def make(count: int, *parents: str, **more) -> list[Proxy]:
+        lease = f'[lease]\nredis = "{redis.url}"\n'
+        return [server(*parents, own=f"127.0.0.1:{free_port()}", config=lease, **more) for _ in range(count)]
 
     return make

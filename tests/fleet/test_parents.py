@@ -178,6 +178,8 @@ async def test_a_parent_that_is_off_is_left_alone_for_a_while(origin, server):
     for name in ("/x.img", "/y.img"):
         origin.body(name, SMALL)
         assert (await child.get(f"/u{name}")).body == SMALL
+    await child.wait_log("peer.down")
+    await child.wait_log("path=/u/y.img")
     assert sum("peer.down" in line for line in child.log) == 1
 
 
@@ -257,7 +259,7 @@ async def test_a_parent_without_an_answer_is_left_for_upstream(origin, other, se
     other.body(where, SMALL).headers(OURS).delay_headers_until_released()
     child = server(other.url())
     assert (await child.get("/u/x.img")).body == SMALL
-    assert any("did not answer in time" in line for line in child.log if "peer.down" in line)
+    assert "did not answer in time" in await child.wait_log("peer.down")
 
 
 async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_there(origin, server):
@@ -311,6 +313,7 @@ async def test_a_parent_with_another_token(origin, server, clients):
     parent = server(config=f'[access]\nclients = ["{clients}"]\ntoken = "other"\n')
     child = server(base(parent), token="t0ken")
     assert (await child.get("/u/x.img")).body == SMALL
+    await child.wait_log("path=/u/x.img")
     is_refused = any("peer.down" in line for line in child.log)
     assert is_refused == (clients != "127.0.0.1")
     for request in origin.log:
