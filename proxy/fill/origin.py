@@ -103,23 +103,16 @@ class Origin:
             if self._trouble:
                 await self._wait_out(self._trouble, known)
             self._failures += 1  # taken back by the first byte
+            if answered := await self._ask_peers(gap, known):
+                return answered
             errors: list[UpstreamError] = []
             is_first = known is None or known.held is Held.SAVED
-            asked: set[str] = set()
-            await self._find_holder()
             # In the middle of a body one mirror is asked before the next wait.
-            while urls := [each for each in (self._order() if is_first else [self._url]) if each not in asked]:
-                asked.add(url := urls[0])
+            for url in self._context.health.order(self._mirrors, self._now()) if is_first else (self._url,):
                 try:
                     answer = await self._ask(url, gap, known)
-                except PeerFailed as error:
-                    self._leave(url, error)
-                    errors += () if is_first else (error,)
-                    await self._find_holder()
                 except UpstreamError as error:
                     errors.append(error)
-                    if url in self._peers:
-                        break  # upstream has told it
                     if error.status >= 500 and is_first:
                         self._context.health.failed(url, self._now())
                 else:
@@ -214,16 +207,16 @@ class Origin:
     async def head(self) -> Head | None:
         """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
-        for url in (*self._ready(), *self._mirrors):
-            is_peer = url in self._peers
+        while peer := self._next_peer():
             try:
-                return await self._in_thread(ask_head, Inquiry(url, self._condition, None, peer=is_peer))
+                return await self._in_thread(ask_head, Inquiry(peer, self._condition, None, peer=True))
             except PeerFailed as error:
-                self._leave(url, error)
+                self._leave(peer, error)
+        for url in self._mirrors:
+            try:
+                return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
             except UpstreamError as error:
                 errors.append(error)
-                if is_peer:
-                    break
         raise first_error(errors)
 
     # -- who is asked, and when ---------------------------------------------------------------------------------------
@@ -233,10 +226,8 @@ class Origin:
         health = self._context.health
         if isinstance(error, PeerFailed):
             # It is not waited for: whoever is next gives the rest.
-            await self._find_holder()
-            self._url, self._trouble, self.mishaps.last = self._order()[0], None, error.message
+            self._trouble, self.mishaps.last = None, error.message
             self.mishaps.resumes += 1
-            self._failures = 0
             return
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2.0 ** (self._failures - 1)), error.retry_after or 0.0)
         if known and known.held is not Held.SAVED:
@@ -257,15 +248,35 @@ class Origin:
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)
 
-    def _ready(self) -> list[str]:
-        """The URLs of servers of ours that may be asked now."""
-        if not self._callers.isdisjoint(self._peers.values()):
-            return []  # as parents_of says: we are the parent
-        ready = self._context.peers.ready(self._peers.values(), self._now())
-        return [url for url, base in self._peers.items() if base in ready]
+    async def _ask_peers(self, gap: Gap | None, known: Known | None) -> Answer | None:
+        """The answer of a server of ours; None if none helps, and mirrors are next.
 
-    def _order(self) -> list[str]:
-        return [*self._ready(), *self._context.health.order(self._mirrors, self._now())]
+        In the middle of a body one that has given it is asked for the rest, and the next ones if it is of no help.
+        Raises UpstreamStatus for what upstream has told one of them.
+        """
+        is_first = known is None or known.held is Held.SAVED
+        if not is_first and self._url in self._mirrors:
+            return None
+        await self._find_holder()
+        while url := self._url if not is_first and self._url in self._peers else self._next_peer():
+            try:
+                answer = await self._ask_peer(url, gap, known)
+            except PeerFailed as error:
+                self._leave(url, error)
+                await self._find_holder()
+            else:
+                self._url = url
+                return answer
+        if not is_first:
+            self._url = self._context.health.order(self._mirrors, self._now())[0]
+        return None
+
+    def _next_peer(self) -> str | None:
+        """The URL of a server of ours that may be asked now."""
+        if not self._callers.isdisjoint(self._peers.values()):
+            return None  # as parents_of says: we are the parent
+        circuits, now = self._context.peers.circuits, self._now()
+        return next((url for url, base in self._peers.items() if not circuits.is_open(base, now)), None)
 
     def _leave(self, url: str, error: UpstreamError) -> None:
         """The server of ours at `url` is of no help with this object."""
@@ -307,8 +318,6 @@ class Origin:
         return answer
 
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
-        if url in self._peers:
-            return await self._ask_peer(url, gap, known)
         inquiry = Inquiry(url, self._condition, self._stale, gap, known, self._takes_parts)
         try:
             if known and (at := self._resolved.pop(url, None)):

@@ -5,7 +5,6 @@ its own is no answer: the next one is asked, in the end the mirrors.
 """
 
 import json
-from collections.abc import Iterable
 from logging import INFO, WARNING
 
 from ..errors import PeerFailed, Unhelpful, UpstreamError, UpstreamStatus
@@ -31,9 +30,6 @@ class KnownPeers:
         self.circuits = Circuits()
         self._stats = stats
         self._asked: set[str] = set()
-
-    def ready(self, peers: Iterable[str], now: float) -> list[str]:
-        return [base for base in peers if not self.circuits.is_open(base, now)]
 
     def status(self) -> dict[str, str]:
         """Of each that was asked: "answers", or "left alone"."""
