@@ -189,8 +189,9 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     try:
         for host in file.access.allow_hosts:
             allowed_host(host)
-        access = Access.of(file.access.clients, file.access.hosts, token_of(file.access.token, file.access.token_file))
         fleet = Fleet.of(file.fleet.advertise, file.fleet.parents, file.fleet.token)
+        token = token_of(file.access.token, file.access.token_file)
+        access = Access.of(file.access.clients, (*file.access.hosts, *fleet.names), token)
         check_lease(file.lease.redis, fleet)
     except ConfigError as error:
         table, _, key = error.message.partition(":")[0].rpartition(".")

@@ -28,6 +28,9 @@ SMALL_BYTES = 64 * 1024
 SOON_SECONDS = 0.1
 """... if it comes as soon as this after its head, which waits as long: 64 KB are a few round trips."""
 
+UPSTREAMS_BYTES, NOT_STALE = "no-transform", "stale-if-error=0"
+"""Said to other servers of ours: while upstream may have a fresh answer for us, a stale one does not help."""
+
 Gap = tuple[int, int | None]
 """(start, end) of the bytes that are asked for; None: to the end."""
 
@@ -50,6 +53,8 @@ class Inquiry:
     """Where the mirror has redirected to before, if that is asked right away."""
     peer: bool = False
     """Whether `url` is that of another server of ours."""
+    takes_stale: bool = False
+    """Whether that may give what it could not confirm."""
 
     @property
     def asked_url(self) -> str:
@@ -148,8 +153,15 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
 def opened(inquiry: Inquiry, upstream: Upstream, method: str = "GET") -> Exchange:
     """The answer to the question. Close it. Raises UpstreamError; of another server of ours, PeerFailed."""
     if inquiry.peer:
-        return ask_peer(upstream.peers, inquiry.url, method, inquiry.headers())
+        wish = UPSTREAMS_BYTES if inquiry.takes_stale else f"{UPSTREAMS_BYTES}, {NOT_STALE}"
+        return ask_peer(upstream.peers, inquiry.url, method, _wishing(inquiry.headers(), wish))
     return upstream.open(inquiry.url, method=method, headers=inquiry.headers(), at=inquiry.at)
+
+
+def _wishing(headers: Headers, directives: str) -> Headers:
+    """The fields with further directives in Cache-Control."""
+    others = tuple(line for line in headers if line[0] != "cache-control")
+    return (*others, ("cache-control", ", ".join(filter(None, (field(headers, "cache-control"), directives)))))
 
 
 def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:

@@ -92,7 +92,7 @@ class Flights:
         while True:
             fill = self.get(target.key)
             if fill:
-                self._origins[target.key].called_by(callers(field(question.fields, "via")))
+                self._origins[target.key].neighbours.called_by(callers(field(question.fields, "via")))
                 if question.keep:
                     fill.want()
                 return fill, False

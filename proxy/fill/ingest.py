@@ -94,7 +94,7 @@ class Ingest:
                 has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
                 takes_more = has_ranges and self._known.can_resume and self._origin.takes_more
                 self._mode = Mode.SEVERAL if takes_more else Mode.ONE
-                if self._origin.asks_peer:
+                if self._origin.asks_neighbour:
                     self._ramp = Ramp(1)  # it takes as many of upstream as make it faster
                 follows = None if first.compare and exchange.status == 200 else first.start + 1
                 stop = growing.partial.extents.next_start(follows) if follows else None

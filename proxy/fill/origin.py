@@ -7,17 +7,16 @@ store, would be another class with the same `open`.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, TypeVar
 
-from ..errors import LoopDetected, PeerFailed, Unhelpful, UpstreamChanged, UpstreamError, UpstreamRange, UpstreamStatus
+from ..errors import PeerFailed, Unhelpful, UpstreamChanged, UpstreamError, UpstreamRange, UpstreamStatus
 from ..log import events, log
-from ..rules import vary
-from ..rules.entry import Entry, Head, Headers, field
-from ..rules.fleet import callers, path_of
+from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -27,6 +26,7 @@ from ..upstream.wording import first_error
 from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, exchange_of
 from .context import FillContext
 from .lease import Turn
+from .neighbours import Neighbours
 
 FIRST_TRIES = 3
 """Rounds over all mirrors for the first answer."""
@@ -69,16 +69,7 @@ class Origin:
         """
         urls = target.urls_for(condition)
         self._mirrors = tuple(url for url in urls if url not in avoid) or urls
-        self._peers = {url: base for url, base in peers_of(target, condition, context).items() if url not in avoid}
-        """By URL, the base URLs of the servers of ours that are asked before the mirrors; without those that failed."""
-        self._asking: str | None = None
-        """The server of ours that is to say something."""
-        self._callers = set(callers(field(condition, "via")))
-        """Base URLs of servers of ours that wait for what this brings."""
-        self._turn = turn
-        self._holder: str | None = None
-        """Base URL of the server of ours that had the lease when we last looked; None: nobody, or we ourselves."""
-        self._looks_for_holder = vary.login(condition) is None
+        self.neighbours = Neighbours(target, condition, context, avoid, turn)
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
         self.mishaps = Mishaps()
         self._url = self._mirrors[0]
@@ -101,9 +92,14 @@ class Origin:
         """
         while True:
             if self._trouble:
-                await self._wait_out(self._trouble, known)
+                try:
+                    await self._wait_out(self._trouble, known)
+                except UpstreamError as error:
+                    if known or self._stale or error.status < 500 or not (answered := await self._ask_for_stale()):
+                        raise
+                    return answered
             self._failures += 1  # taken back by the first byte
-            if answered := await self._ask_peers(gap, known):
+            if answered := await self._ask_neighbours(gap, known):
                 return answered
             errors: list[UpstreamError] = []
             is_first = known is None or known.held is Held.SAVED
@@ -126,7 +122,7 @@ class Origin:
 
         Raises UpstreamError if it is not given; what runs already goes on.
         """
-        at, is_peer = self._resolved.get(self._url), self._url in self._peers
+        at, is_peer = self._resolved.get(self._url), self._url in self.neighbours
         inquiry = Inquiry(self._url, self._condition, None, gap, known, at=at, peer=is_peer)
         try:
             answer: Answer = await self._in_thread(ask, inquiry)
@@ -142,23 +138,12 @@ class Origin:
     @property
     def urls(self) -> tuple[str, ...]:
         """Of all who may be asked."""
-        return (*self._peers, *self._mirrors)
+        return (*self.neighbours.urls, *self._mirrors)
 
     @property
-    def asks_peer(self) -> bool:
+    def asks_neighbour(self) -> bool:
         """Whether a server of ours has just answered, which has its own connections to upstream."""
-        return self._url in self._peers
-
-    def called_by(self, servers: Iterable[str]) -> None:
-        """Other servers of ours wait for what this brings, so that it may not wait for them.
-
-        Raises LoopDetected if it does already, and the other one, which is told the same, does not refuse.
-        """
-        own = self._context.upstream.peers.fleet.own
-        for base in filter(None, servers):
-            self._callers.add(base)
-            if base == self._asking and (not own or base < own):
-                raise LoopDetected(f"{self._target.url} is just being asked of the fetchonce that asks for it here")
+        return self._url in self.neighbours
 
     @property
     def threads(self) -> Executor:
@@ -172,10 +157,8 @@ class Origin:
 
     def fetched(self, count: int) -> None:
         """So many bytes have come, be they new or not."""
-        stats, label = self._context.stats, mirror_label(self._target.mirror)
-        stats.fetched_bytes[label,] += count
-        if base := self._peers.get(self._url):
-            stats.peer_bytes[self._kind(base),] += count
+        self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += count
+        self.neighbours.count(self._url, count)
 
     def progressed(self) -> None:
         """Bytes have come that were missing."""
@@ -186,8 +169,8 @@ class Origin:
 
         Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
         """
-        if self._url in self._peers:
-            self._leave(self._url, error)
+        if self._url in self.neighbours:
+            self.neighbours.leave(self._url, error, self._now())
             self._trouble, self._failures = PeerFailed(error.message, Unhelpful.GONE), 0
             return
         if self._failures:  # no byte has come
@@ -207,11 +190,11 @@ class Origin:
     async def head(self) -> Head | None:
         """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
-        while peer := self._next_peer():
+        while peer := self.neighbours.ready(self._now()):
             try:
                 return await self._in_thread(ask_head, Inquiry(peer, self._condition, None, peer=True))
             except PeerFailed as error:
-                self._leave(peer, error)
+                self.neighbours.leave(peer, error, self._now())
         for url in self._mirrors:
             try:
                 return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
@@ -248,7 +231,7 @@ class Origin:
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)
 
-    async def _ask_peers(self, gap: Gap | None, known: Known | None) -> Answer | None:
+    async def _ask_neighbours(self, gap: Gap | None, known: Known | None) -> Answer | None:
         """The answer of a server of ours; None if none helps, and mirrors are next.
 
         In the middle of a body one that has given it is asked for the rest, and the next ones if it is of no help.
@@ -257,13 +240,15 @@ class Origin:
         is_first = known is None or known.held is Held.SAVED
         if not is_first and self._url in self._mirrors:
             return None
-        await self._find_holder()
-        while url := self._url if not is_first and self._url in self._peers else self._next_peer():
+        while True:
+            url = self._url if not is_first and self.asks_neighbour else await self.neighbours.next(self._now())
+            if url is None:
+                break
             try:
-                answer = await self._ask_peer(url, gap, known)
+                with self.neighbours.asking(url, self._now):
+                    answer = await self._answer_of_neighbour(url, gap, known)
             except PeerFailed as error:
-                self._leave(url, error)
-                await self._find_holder()
+                self.neighbours.leave(url, error, self._now())
             else:
                 self._url = url
                 return answer
@@ -271,51 +256,22 @@ class Origin:
             self._url = self._context.health.order(self._mirrors, self._now())[0]
         return None
 
-    def _next_peer(self) -> str | None:
-        """The URL of a server of ours that may be asked now."""
-        if not self._callers.isdisjoint(self._peers.values()):
-            return None  # as parents_of says: we are the parent
-        circuits, now = self._context.peers.circuits, self._now()
-        return next((url for url, base in self._peers.items() if not circuits.is_open(base, now)), None)
-
-    def _leave(self, url: str, error: UpstreamError) -> None:
-        """The server of ours at `url` is of no help with this object."""
-        base = self._peers.pop(url)
-        why = error.why if isinstance(error, PeerFailed) else Unhelpful.GONE
-        if why is Unhelpful.CIRCLE:
-            self._peers.clear()  # one of all who ask each other must ask upstream
-        if base == self._holder and why is Unhelpful.GONE:
-            self._looks_for_holder = True
-        self._context.peers.failed(base, self._kind(base), error, self._now())
-
-    def _kind(self, base: str) -> str:
-        return "holder" if base == self._holder else "parent"
-
-    async def _find_holder(self) -> None:
-        """Learn who has the lease, if there is one: that server is asked before all others."""
-        if not self._turn or not self._looks_for_holder:
-            return
-        self._looks_for_holder = False
-        is_gone = self._holder is not None
-        self._holder = await self._turn.next(is_gone=is_gone)
-        if self._holder:
-            self._peers = {self._holder + path_of(self._target): self._holder} | self._peers
-
-    async def _ask_peer(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
-        """As `_ask`, of a server of ours. Raises PeerFailed, or UpstreamStatus for what upstream has told it."""
-        base = self._asking = self._peers[url]
+    async def _answer_of_neighbour(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
         try:
-            answer = await self._answer(Inquiry(url, self._condition, self._stale, gap, known, peer=True))
-        except (PeerFailed, UpstreamStatus) as error:
-            if isinstance(error, PeerFailed) or known is None:
+            return await self._answer(Inquiry(url, self._condition, self._stale, gap, known, peer=True))
+        except PeerFailed:
+            raise
+        except UpstreamError as error:
+            if isinstance(error, UpstreamStatus) and known is None:
                 raise
             raise PeerFailed(error.message, Unhelpful.UNABLE) from error
-        except UpstreamError as error:
-            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
-        finally:
-            self._asking = None
-        self._context.peers.answered(base, self._kind(base))
-        return answer
+
+    async def _ask_for_stale(self) -> Answer | None:
+        """What a server of ours has, be it stale: upstream is down for us too, and nothing of it is here."""
+        for url in self.neighbours.unable:
+            with contextlib.suppress(UpstreamError):
+                return await self._answer(Inquiry(url, self._condition, None, peer=True, takes_stale=True))
+        return None
 
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
         inquiry = Inquiry(url, self._condition, self._stale, gap, known, self._takes_parts)
@@ -349,18 +305,6 @@ class Origin:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def peers_of(target: Target, asked: Headers, context: FillContext) -> dict[str, str]:
-    """The URLs of `target` at other servers of ours, in the order to ask them, and the base URL of each.
-
-    What a client's credentials open is asked of upstream alone.
-    """
-    fleet = context.upstream.peers.fleet
-    if not fleet.parents or vary.login(asked) is not None:
-        return {}
-    path = path_of(target)
-    return {base + path: base for base in fleet.parents_of(target, field(asked, "via"))}
 
 
 def _drop(asking: asyncio.Future[Any]) -> None:

@@ -9,16 +9,16 @@ from logging import INFO, WARNING
 
 from ..errors import PeerFailed, Unhelpful, UpstreamError, UpstreamStatus
 from ..log import events, log
-from ..rules.entry import Headers, field
+from ..rules.entry import Headers
 from ..rules.fleet import CAUSED_BY_US, is_of_upstream, is_ours, remembered
 from ..rules.health import Circuits
 from ..stats import Stats
 from ..upstream.exchange import Exchange
 from ..upstream.peers import Peers
 
-OURS = "no-transform, stale-if-error=0"
-"""Asked of every peer: upstream's own bytes, and no stale answer while upstream itself may have a fresh one."""
 LOOP = 508
+SLOW_SECONDS = 10.0
+"""A server that has answered something so lately is there, be it slow with something else."""
 MESSAGE_BYTES = 16 * 1024
 SOON_SECONDS = 0.1
 
@@ -29,24 +29,26 @@ class KnownPeers:
     def __init__(self, stats: Stats) -> None:
         self.circuits = Circuits()
         self._stats = stats
-        self._asked: set[str] = set()
+        self._answered: dict[str, float] = {}
+        """When each of those that were asked last answered."""
 
     def status(self) -> dict[str, str]:
         """Of each that was asked: "answers", or "left alone"."""
-        return {base: "left alone" if base in self.circuits.open else "answers" for base in sorted(self._asked)}
+        return {base: "left alone" if base in self.circuits.open else "answers" for base in sorted(self._answered)}
 
-    def answered(self, base: str, kind: str) -> None:
-        self._asked.add(base)
+    def answered(self, base: str, kind: str, now: float) -> None:
+        self._answered[base] = now
         self._stats.peers[kind, "answered"] += 1
         if self.circuits.answered(base):
             log(events, INFO, "peer.back", peer=base)
 
-    def failed(self, base: str, kind: str, error: UpstreamError, now: float) -> None:
+    def failed(self, base: str, kind: str, why: Unhelpful, error: UpstreamError, now: float) -> None:
         """It has not given what it was asked for."""
-        self._asked.add(base)
+        last = self._answered.setdefault(base, float("-inf"))
         self._stats.peers[kind, "failed"] += 1
-        is_down = not isinstance(error, PeerFailed) or error.why not in (Unhelpful.CIRCLE, Unhelpful.UNABLE)
-        if is_down and self.circuits.failed(base, now):
+        if why in (Unhelpful.CIRCLE, Unhelpful.UNABLE) or (why is Unhelpful.SLOW and now - last < SLOW_SECONDS):
+            return
+        if self.circuits.failed(base, now):
             log(events, WARNING, "peer.down", peer=base, error=error, again_in=self.circuits.SECONDS)
 
 
@@ -55,10 +57,7 @@ def ask_peer(peers: Peers, url: str, method: str, headers: Headers) -> Exchange:
 
     Raises UpstreamStatus for an error of upstream's that it passes on, PeerFailed for all else.
     """
-    wishes = field(headers, "cache-control")
-    fields = (*(line for line in headers if line[0] != "cache-control"),)
-    fields += (("cache-control", f"{wishes}, {OURS}" if wishes else OURS),)
-    exchange = peers.open(url, method, fields)
+    exchange = peers.open(url, method, headers)
     status, given = exchange.status, exchange.headers
     if is_ours(given) and status in (200, 206, 304):
         return exchange

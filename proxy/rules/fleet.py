@@ -46,6 +46,12 @@ class Fleet:
         own = _base("advertise", advertise) if advertise else ""
         return cls(own, tuple(dict.fromkeys(_base("parents", each) for each in parents)), token)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host by which others reach this server, if they do."""
+        host = re.sub(r":\d+\Z", "", self.own.partition("://")[2]).strip("[]")
+        return (host,) if host else ()
+
     def parents_of(self, target: Target, via: str | None) -> tuple[str, ...]:
         """The servers to ask for `target` before upstream is, in this order. `via`: by whom the request came.
 

@@ -77,12 +77,12 @@ class Redis:
                 assert time.monotonic() < deadline, "redis-server does not answer"
 
     def __call__(self, *words: str) -> str:
-        """The first line of the answer to a command; of a string its text."""
+        """The answer to a command: its first line, or the text that it is."""
         with socket.create_connection(("127.0.0.1", self.port), 5) as sock, sock.makefile("rwb") as file:
             file.write((" ".join(words) + "\r\n").encode())
             file.flush()
             line = file.readline().decode().strip()
-            return file.readline().decode().strip() if line.startswith("$") and line != "$-1" else line
+            return file.read(int(line[1:])).decode() if line.startswith("$") and line != "$-1" else line
 
     def send_signal(self, number: signal.Signals) -> None:
         assert self._process

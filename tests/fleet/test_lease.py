@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -68,6 +69,20 @@ async def test_many_small_objects_at_once_are_asked_for_once(origin, leasing):
     answers = await asyncio.gather(*(each.get(f"/u{name}") for name in names for each in servers))
     assert {answer.body for answer in answers} == {SMALL}
     assert {name: origin.count(name) for name in names} == dict.fromkeys(names, 1)
+
+
+async def test_a_fill_asks_redis_once_and_a_hit_never(origin, leasing, redis):
+    (server,) = leasing(1)
+
+    def asked():
+        found = re.search(r"cmdstat_eval:calls=(\d+)", redis("INFO", "commandstats"))
+        return int(found[1]) if found else 0
+
+    origin.body("/x.img", SMALL).headers(cache_control=FRESH)
+    await server.fetch("/u/x.img")
+    await until(lambda: asked() == 2)  # the second one, behind the answer, gives it back
+    assert (await server.get("/u/x.img")).headers["cache-status"] == "fetchonce; hit"
+    assert asked() == 2
 
 
 async def test_who_comes_a_moment_later_gets_it_from_who_has_it(origin, image, leasing, redis):
@@ -201,7 +216,7 @@ async def test_clocks_that_are_an_hour_apart(origin, image, server, redis, monke
         for each in servers:
             await each.wait_idle()
         servers.reverse()
-    assert origin.bytes_sent("/x.img") == SIZE
+    assert origin.bytes_sent("/x.img") == SIZE, [*map(str, origin.log), *servers[0].log, *servers[1].log]
     ages = [int((await each.get("/u/x.img")).headers["age"]) for each in servers]
     assert min(ages) < 60
     at = [await server.wait_log("server.started") for server in servers]

@@ -170,6 +170,19 @@ async def test_a_parent_does_not_give_what_is_stale_while_upstream_may_answer_us
     assert (await parent.get("/m/x.img")).body == SMALL  # stale, to its own clients
 
 
+async def test_what_is_stale_at_the_parent_is_better_than_nothing(origin, server):
+    origin.body("/x.img", BODY).headers(cache_control="max-age=0")
+    parent = server()
+    child = server(base(parent))
+    await parent.fetch("/u/x.img")
+    origin.stop()
+    answer = await child.get("/u/x.img")
+    assert (answer.status, answer.body) == (200, BODY)
+    await child.wait_idle()
+    assert (await child.get("/u/x.img")).body == BODY
+    assert (await child.get("/u/none.img")).status == 502
+
+
 # -- parents that are of no help ---------------------------------------------------------------------------------------
 
 
@@ -319,6 +332,13 @@ async def test_a_parent_with_another_token(origin, server, clients):
     for request in origin.log:
         assert "t0ken" not in str(request.headers)
     assert "t0ken" not in "".join(child.log)
+
+
+async def test_the_name_that_is_advertised_is_ours(origin, proxy_factory):
+    proxy = proxy_factory(config_text='[fleet]\nadvertise = "http://cache-1.example:8642"\n')
+    origin.body("/x.img", SMALL)
+    assert (await proxy.get("/u/x.img", {"host": "cache-1.example:8642"})).body == SMALL
+    assert (await proxy.get("/u/x.img", {"host": "cache-2.example:8642"})).status == 421
 
 
 async def test_the_way_to_a_server_of_ours_is_not_told_to_upstream(origin, fleet):

@@ -130,7 +130,9 @@ def test_what_another_server_says_of_its_cache():
 )
 def test_the_url_of_a_server_has_one_form(given, base):
     assert Fleet.of(given, [given, base], "t").parents == (base,)
-    assert Fleet.of(given, [], "").own == base
+    fleet = Fleet.of(given, [], "")
+    assert (fleet.own, fleet.names) == (base, ("2001:db8::1" if "[" in base else "a.example",))
+    assert Fleet().names == ()
 
 
 @pytest.mark.parametrize(
