@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from ..errors import ConfigError, RequestError
 from .entry import Headers
 from .entry import field as field_of
-from .headers import delta_seconds
 from .mirrors import Target, normal_host, proxied_path
 
 MAX_CALLERS = 3
@@ -24,8 +23,8 @@ SAID_OF_THE_OBJECT = frozenset({404, 410})
 
 _BASE = re.compile(r"(https?)://([^/?#\s@]+)/?")
 _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")
-_CONFIRMED = re.compile(r"; confirmed=(\d+)")
-_LEFT = re.compile(r"; ttl=(\d+)")
+_CONFIRMED = re.compile(r"; confirmed=(\d{1,9})\b")
+_LEFT = re.compile(r"; ttl=(\d{1,9})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +111,16 @@ def is_of_upstream(status: int, headers: Headers) -> bool:
 
 def remembered(headers: Headers) -> Headers:
     """The fields of such an error: with the time for which it is still remembered there, if it was."""
-    age, left = delta_seconds(field_of(headers, "age")), _LEFT.search(_said(headers))
+    age, left = field_of(headers, "age") or "", _LEFT.search(_said(headers))
     kept = tuple(line for line in headers if line[0] != "cache-control")
-    return (*kept, ("cache-control", f"max-age={(age or 0) + int(left[1])}")) if left else headers
+    whole = int(left[1]) + int(age if re.fullmatch("[0-9]{1,9}", age) else 0) if left else 0
+    return (*kept, ("cache-control", f"max-age={whole}")) if left else headers
 
 
 def confirmed_ago(headers: Headers) -> int:
     """Seconds since upstream told the server of ours that gave the answer what it is."""
     found = _CONFIRMED.search(_said(headers))
-    return (delta_seconds(found[1]) or 0) if found else 0
+    return int(found[1]) if found else 0
 
 
 def without_status(headers: Headers) -> Headers:
