@@ -23,6 +23,8 @@ from msgspec.structs import replace
 from .errors import ConfigError
 from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
+from .rules.bucket import check_bucket
+from .rules.fleet import Fleet, check_lease
 from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
@@ -32,9 +34,6 @@ SHIPPED = next((path for path in (_here / "shipped", _here.parent / "config") if
 
 HTTPS = "https://"
 """In front of an address in `listen`: we speak TLS there."""
-
-BUCKET_URL = r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?"
-FLEET = "pipx inject fetchonce obstore, or pip install 'fetchonce[fleet]'"
 
 OURS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "accept-encoding", "via", "range"}
@@ -87,6 +86,16 @@ class ServerSection(Section, frozen=True):
     tls_key: str = ""
 
 
+class FleetSection(Section, frozen=True):
+    advertise: str = ""
+    parents: tuple[str, ...] = ()
+    token: str = ""
+
+
+class LeaseSection(Section, frozen=True):
+    redis: str = ""
+
+
 class S3Section(Section, frozen=True):
     url: str = ""
     endpoint: str = ""
@@ -130,6 +139,8 @@ class File(Section, frozen=True):
     server: ServerSection = ServerSection()
     s3: S3Section = S3Section()
     log: LogSection = LogSection()
+    fleet: FleetSection = FleetSection()
+    lease: LeaseSection = LeaseSection()
     mirror: tuple[MirrorSection, ...] = ()
 
 
@@ -139,6 +150,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     file: File
     mirrors: tuple[Mirror, ...]
     access: Access
+    fleet: Fleet
     sources: tuple[str, ...]
     """The files that were read, the main one first."""
 
@@ -188,21 +200,24 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     try:
         for host in file.access.allow_hosts:
             allowed_host(host)
-        access = Access.of(file.access.clients, file.access.hosts, token_of(file.access.token, file.access.token_file))
+        fleet = Fleet.of(file.fleet.advertise, file.fleet.parents, file.fleet.token)
+        token = token_of(file.access.token, file.access.token_file)
+        access = Access.of(file.access.clients, (*file.access.hosts, *fleet.names), token)
+        check_lease(file.lease.redis, fleet)
+        check_bucket(file.s3.url, file.s3.endpoint)
+        for key, is_used, package in (("s3.url", file.s3.url, "obstore"), ("lease.redis", file.lease.redis, "redis")):
+            if is_used and not importlib.util.find_spec(package):
+                raise ConfigError(f"{key}: needs the package {package}: pip install 'fetchonce[fleet]'")
     except ConfigError as error:
-        key = error.message.partition(":")[0].rpartition(".")[2]
-        raise ConfigError(f"{main}:{line_of(main, ['access', key])}: {error.message}") from error
-    ca_bundle, proxy, s3 = file.upstream.ca_bundle, file.upstream.proxy, file.s3
-    for table, key, wrong in (
-        ("upstream", "ca_bundle", ca_bundle and not Path(ca_bundle).is_file() and "no such file"),
-        ("upstream", "proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", proxy) and "expected http://HOST:PORT"),
-        ("s3", "url", s3.url and not re.fullmatch(BUCKET_URL, s3.url) and "expected s3://BUCKET/PREFIX, or gs:// or az://"),
-        ("s3", "url", s3.url and not importlib.util.find_spec("obstore") and f"this needs obstore: {FLEET}"),
-        ("s3", "endpoint", s3.endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", s3.endpoint) and "expected a URL"),
+        table, _, key = error.message.partition(":")[0].rpartition(".")
+        raise ConfigError(f"{main}:{line_of(main, [table or 'access', key])}: {error.message}") from error
+    for key, wrong in (
+        ("ca_bundle", file.upstream.ca_bundle and not Path(file.upstream.ca_bundle).is_file() and "no such file"),
+        ("proxy", not re.fullmatch(r"(env|https?://[^/\s]+/?|)", file.upstream.proxy) and "expected http://HOST:PORT"),
     ):
         if wrong:
-            place = f"{main}:{line_of(main, [table, key])}"
-            raise ConfigError(f'{place}: {table}.{key}: "{getattr(getattr(file, table), key)}": {wrong}')
+            place = f"{main}:{line_of(main, ['upstream', key])}"
+            raise ConfigError(f'{place}: upstream.{key}: "{getattr(file.upstream, key)}": {wrong}')
 
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}
@@ -218,6 +233,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     return Settings(
         file=replace(file, mirror=tuple(section for _, section in tables.values())),
         access=access,
+        fleet=fleet,
         mirrors=tuple(_as_mirror(section, where) for where, section in tables.values()),
         sources=tuple(map(str, sources)),
     )

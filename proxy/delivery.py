@@ -14,6 +14,7 @@ from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiab
 from .rules import pages, ranges, validators
 from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers, field
+from .rules.fleet import callers
 from .rules.headers import OF_THE_CONTENT
 from .rules.mirrors import Target
 from .rules.pieces import Piece, Slice
@@ -245,7 +246,10 @@ class Delivery:
         via = field(head.headers, "via")
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
         fields += [line for line in pages.confined(head.headers) if line not in fields]
-        return [*fields, self._age(), ("cache-status", self.cache_status.header()), *more]
+        said = self.cache_status.header()
+        if (via := field(self.request.headers, "via")) and list(callers(via)):
+            said += f"; confirmed={max(0, int(self.age - max(0.0, head.age)))}"
+        return [*fields, self._age(), ("cache-status", said), *more]
 
     def _part_fields(self, length: int, *more: tuple[str, str]) -> list[tuple[str, str]]:
         return [line for line in self._fields(length, *more) if line[0] not in OF_THE_CONTENT]

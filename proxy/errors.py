@@ -20,9 +20,10 @@ ProxyError                    500
 │   ├── DigestMismatch        502   the body is whole, but it is not the expected one
 │   ├── UnreadableChecksums   502   the checksum file of the body cannot be read
 │   ├── UpstreamPage          502   a web page where a file should be
-│   ├── UpstreamRange         502   raised and handled within a fill, as are the next two
+│   ├── UpstreamRange         502   raised and handled within a fill, as are the next three
 │   ├── UpstreamChanged       502
 │   ├── BucketError           502   the object store
+│   ├── PeerFailed            502   another server of ours does not help
 │   └── UpstreamStatus        upstream's status for 4xx, 503 and 508; 502 for any other
 ├── StoreError                500   our fault: the cache directory
 │   ├── OutOfSpace            507
@@ -35,6 +36,7 @@ A message says what happened, which URL, what is kept and what to do. People see
 Errors are made at the seams (httpx, OSError, msgspec) and turned into HTTP once, in app.py.
 """
 
+import enum
 import re
 from typing import Self
 
@@ -146,6 +148,27 @@ class UpstreamChanged(UpstreamError):
 
 class BucketError(UpstreamError):
     """The object store failed: whatever it was asked for is had elsewhere, or done later."""
+
+
+class Unhelpful(enum.Enum):
+    """Why another server of ours does not help."""
+
+    GONE = "gone"
+    """It cannot be reached, or broke off."""
+    SLOW = "slow"
+    """It is there, and says nothing."""
+    FOREIGN = "foreign"
+    """It does not let us in, or is no fetchonce."""
+    CIRCLE = "circle"
+    """It waits for us."""
+    UNABLE = "unable"
+    """It has not got this."""
+
+
+class PeerFailed(UpstreamError):
+    def __init__(self, message: str, why: Unhelpful) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class UpstreamPage(UpstreamError):

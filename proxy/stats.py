@@ -63,7 +63,13 @@ class Stats:
     sent_bytes: Counter[Labels] = field(default_factory=Counter)
     """Body bytes sent to clients, by mirror."""
     fetched_bytes: Counter[Labels] = field(default_factory=Counter)
-    """Body bytes received from upstream, by mirror."""
+    """Body bytes received from upstream, or by way of another server of ours, by mirror."""
+    peers: Counter[Labels] = field(default_factory=Counter)
+    """Questions to other servers of ours, by kind (parent, holder) and outcome (answered, failed)."""
+    peer_bytes: Counter[Labels] = field(default_factory=Counter)
+    """Those of `fetched_bytes` that came from them, by kind."""
+    leases: Counter[Labels] = field(default_factory=Counter)
+    """Looks for the lease of an object, by outcome (held, elsewhere, unknown)."""
     bucket_bytes: Counter[Labels] = field(default_factory=Counter)
     """Body bytes moved from and to the object store, by direction (read, written)."""
     bucket_lookups: Counter[Labels] = field(default_factory=Counter)

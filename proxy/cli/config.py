@@ -54,11 +54,11 @@ def in_force(settings: Settings) -> dict[str, Any]:
     """Every key of the settings and its value. Loading it gives the same settings, but for the secrets."""
     whole: dict[str, Any] = msgspec.to_builtins(settings.file, enc_hook=_number)
     whole["cache"]["dir"] = str(settings.cache_dir)
-    if whole["access"]["token"]:
-        whole["access"]["token"] = MASK
-    for key in ("access_key_id", "secret_access_key"):
-        whole["s3"][key] = MASK if whole["s3"][key] else ""
-    whole["upstream"]["proxy"] = re.sub("//.*@", f"//{MASK}@", whole["upstream"]["proxy"])
+    secrets = ("access", "token"), ("fleet", "token"), ("s3", "access_key_id"), ("s3", "secret_access_key")
+    for section, key in secrets:
+        whole[section][key] = MASK if whole[section][key] else ""
+    for section, key in (("upstream", "proxy"), ("lease", "redis")):
+        whole[section][key] = re.sub("//.*@", f"//{MASK}@", whole[section][key])
     for table, mirror in zip(whole["mirror"], settings.mirrors, strict=True):
         table["upstreams"] = list(mirror.upstreams)  # without user and password
         table["headers"] = {name: MASK for fields in mirror.credentials for name, _ in fields}

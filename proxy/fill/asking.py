@@ -9,6 +9,7 @@ from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
 from ..rules.chain import combined
 from ..rules.entry import Entry, Head, Headers, field
+from ..rules.fleet import confirmed_ago, without_status
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
@@ -17,6 +18,7 @@ from ..rules.validators import condition, confirms
 from ..upstream.client import Upstream
 from ..upstream.exchange import Carrier, Exchange
 from ..upstream.wording import status_error
+from .peers import ask_peer
 
 SAYS_NOTHING = frozenset({401, 403, 429})
 """Answers, beside 5xx, that say nothing about the object: what we have of it may still be of use."""
@@ -25,6 +27,9 @@ SMALL_BYTES = 64 * 1024
 """A body of at most this size is read where its head is, and kept in memory until it is stored."""
 SOON_SECONDS = 0.1
 """... if it comes as soon as this after its head, which waits as long: 64 KB are a few round trips."""
+
+UPSTREAMS_BYTES, NOT_STALE = "no-transform", "stale-if-error=0"
+"""Said to other servers of ours: while upstream may have a fresh answer for us, a stale one does not help."""
 
 Gap = tuple[int, int | None]
 """(start, end) of the bytes that are asked for; None: to the end."""
@@ -46,6 +51,10 @@ class Inquiry:
     """False: all of the body is asked for, to be compared."""
     at: str | None = None
     """Where the mirror has redirected to before, if that is asked right away."""
+    peer: bool = False
+    """Whether `url` is that of another server of ours."""
+    takes_stale: bool = False
+    """Whether that may give what it could not confirm."""
 
     @property
     def asked_url(self) -> str:
@@ -92,6 +101,8 @@ class Whole:
     url: str
     body: bytes | None = None
     """The bytes of a small body, if they were all here soon. The exchange gives them too."""
+    ago: int = 0
+    """Seconds since upstream said it, to another server of ours. The age in the head does not include them."""
     recalled: Entry | None = None
     """What the bucket says of a body that comes from there."""
 
@@ -111,6 +122,8 @@ class Unchanged:
 
     url: str
     head: Head
+    ago: int = 0
+    """As in Whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +142,7 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
     Raises UpstreamError for an answer that helps nobody, UpstreamRange if a range was not answered with that range,
     UpstreamChanged if clients have bytes of the known body, and the object is another one now.
     """
-    exchange = upstream.open(inquiry.url, headers=inquiry.headers(), at=inquiry.at)
+    exchange = opened(inquiry, upstream)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exchange)
         answer = _read(inquiry, exchange, clock())
@@ -139,9 +152,23 @@ def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Ans
     return answer or ask(replace(inquiry, condition=vary.that_select(inquiry.condition), stale=None), upstream, clock)
 
 
+def opened(inquiry: Inquiry, upstream: Upstream, method: str = "GET") -> Exchange:
+    """The answer to the question. Close it. Raises UpstreamError; of another server of ours, PeerFailed."""
+    if inquiry.peer:
+        wish = UPSTREAMS_BYTES if inquiry.takes_stale else f"{UPSTREAMS_BYTES}, {NOT_STALE}"
+        return ask_peer(upstream.peers, inquiry.url, method, _wishing(inquiry.headers(), wish))
+    return upstream.open(inquiry.url, method=method, headers=inquiry.headers(), at=inquiry.at)
+
+
+def _wishing(headers: Headers, directives: str) -> Headers:
+    """The fields with further directives in Cache-Control."""
+    others = tuple(line for line in headers if line[0] != "cache-control")
+    return (*others, ("cache-control", ", ".join(filter(None, (field(headers, "cache-control"), directives)))))
+
+
 def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:
     """What the mirror answers to HEAD; None if only GET can tell. Raises UpstreamError."""
-    with upstream.open(inquiry.url, method="HEAD", headers=inquiry.headers()) as exchange:
+    with opened(inquiry, upstream, "HEAD") as exchange:
         if exchange.status == 200:
             return _head_of(inquiry, exchange, clock(), "")
         if exchange.status in REFUSES_HEAD:
@@ -168,7 +195,7 @@ def _read(inquiry: Inquiry, exchange: Exchange, now: float) -> Answer | None:
     if exchange.status == 304 and (inquiry.known or inquiry.stale):
         if inquiry.known is None and not inquiry.confirms(exchange):
             return None
-        return Unchanged(inquiry.url, _head_of(inquiry, exchange, now, ""))
+        return Unchanged(inquiry.url, _head_of(inquiry, exchange, now, ""), _ago(inquiry, exchange))
     if inquiry.known is None:
         return _whole(inquiry, exchange, now)
     if inquiry.known.held is Held.SAVED:
@@ -205,7 +232,11 @@ def _whole(inquiry: Inquiry, exchange: Exchange, now: float) -> Whole:
     head = _head_of(inquiry, exchange, now, secrets.token_hex(8))
     is_small = exchange.length is not None and exchange.length <= SMALL_BYTES
     body = exchange.read_small(exchange.length or 0, SOON_SECONDS) if is_small else None
-    return Whole(exchange, head, inquiry.url, body)
+    return Whole(exchange, head, inquiry.url, body, _ago(inquiry, exchange))
+
+
+def _ago(inquiry: Inquiry, exchange: Exchange) -> int:
+    return confirmed_ago(exchange.headers) if inquiry.peer else 0
 
 
 def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) -> Head:
@@ -214,7 +245,7 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
     Raises UpstreamPage if it is a web page under the name of an image.
     """
     chain = combined([each.headers for each in exchange.redirects], exchange.headers, inquiry.condition)
-    headers = stored_headers(chain)
+    headers = stored_headers(without_status(chain) if inquiry.peer else chain)
     urls = (*(each.url for each in exchange.redirects), exchange.final_url)
     if exchange.status == 200 and is_page(urls, headers, exchange.length):
         raise UpstreamPage(
@@ -223,7 +254,7 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
         )
     if field(headers, "date") is None:
         headers += (("date", http_date(now)),)
-    age = initial_age(exchange.headers, now, exchange.delay)
+    age = max(0.0, initial_age(exchange.headers, now, exchange.delay) - _ago(inquiry, exchange))
     nominated = vary.that_select(inquiry.condition)
     return Head(headers, exchange.length, generation, age, nominated, exchange.node)
 

@@ -25,6 +25,8 @@ from ..upstream.objects import SINGLE_BYTES, Bucket
 
 MAX_WAITING = 1024
 """Keys in the queue."""
+FAILURES = 3
+"""In a row, after which a bucket is left alone: one slow answer of a thousand is nothing, three are trouble."""
 UPLOADS = 2
 """At once: a big body must not keep all small ones waiting, and each holds 10 MiB or twice that."""
 LOOK_SECONDS = 600.0
@@ -48,7 +50,7 @@ class Behind:
         self._store, self._stats, self._clock, self._wrong = store, stats, clock, wrong
         self._bucket: Bucket | None = None
         self._private: Container[str] = ()
-        self._circuit = Circuit()
+        self._circuit = Circuit(FAILURES)
         self._waiting: dict[str, None] = {}
         """Keys, the oldest first."""
         self._under_way: set[str] = set()
@@ -61,7 +63,7 @@ class Behind:
         """Where to put what is stored from now on, and all else. Nothing of the mirrors `private`."""
         is_other, self._private = bucket is not self._bucket, private
         if is_other:
-            self._bucket, self._circuit = bucket, Circuit()
+            self._bucket, self._circuit = bucket, Circuit(FAILURES)
             self._is_to_look.set()
         if self._is_started:
             self.start()

@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 
 from ..config import FillSection
 from ..rules.health import Health
-from ..rules.mirrors import Target
-from ..stats import Stats, mirror_label
+from ..stats import Stats
 from ..store.janitor import Janitor
 from ..store.store import Store
 from ..upstream.client import Upstream
+from .peers import KnownPeers
 from .tier import Tier
 
 THREADS = 128
@@ -49,12 +49,6 @@ class FillContext:
     threads: Threads
     stats: Stats
     health: Health
+    peers: KnownPeers
     tier: Tier
     clock: Callable[[], float]
-
-    def count(self, target: Target, count: int, *, is_recalled: bool) -> None:
-        """Bytes have come: from upstream, or (`is_recalled`) out of the bucket."""
-        if is_recalled:
-            self.stats.bucket_bytes["read",] += count
-        else:
-            self.stats.fetched_bytes[mirror_label(target.mirror),] += count

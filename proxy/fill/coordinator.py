@@ -138,9 +138,9 @@ class Coordinator:
         match answer:
             case Whole():
                 await self._begin(answer)
-            case Unchanged(url, head):
+            case Unchanged(url, head, ago):
                 assert self._question.stale
-                entry = refreshed(self._question.stale, head, self._context.clock())
+                entry = refreshed(self._question.stale, head, self._context.clock() - ago)
                 # What a 304 says to credentials alone, of an answer that is for everybody, is not said to the others.
                 if not vary.login(self._question.fields) or is_storable(entry.head, self._question.fields):
                     entry = await self._context.store.refresh(replace(entry, head=_kept(entry.head)))
@@ -235,11 +235,13 @@ class Coordinator:
             raise
         if partial is None:
             assert whole.body is not None
-            await self._keep(Small(head, whole.url, whole.exchange.final_url, self._answered_at(), whole.body))
+            self._origin.fetched(len(whole.body), whole.exchange)
+            at = self._answered_at() - whole.ago
+            await self._keep(Small(head, whole.url, whole.exchange.final_url, at, whole.body))
             return
         growing = Growing(partial, head.length)
         incoming = self._received(head, whole.url, growing)
-        incoming = replace(incoming, source=whole.exchange.final_url)
+        incoming = replace(incoming, source=whole.exchange.final_url, answered_at=incoming.answered_at - whole.ago)
         known = Known(head, whole.url, Held.READ)
         await self._stream(known, incoming, Rest(whole.exchange, 0, compare=False))
 
@@ -252,7 +254,6 @@ class Coordinator:
     async def _keep(self, small: Small) -> None:
         """Store a body from memory, behind the answers."""
         body = small.body
-        self._context.count(self._target, len(body), is_recalled=self._origin.recalled is not None)
         self._fill.to(Arrived(small))
         sha256 = hashlib.sha256(body).hexdigest()
         entry = None
@@ -290,7 +291,9 @@ class Coordinator:
 
     def _complete(self, incoming: Incoming | Small, entry: Entry | None, sha256: str) -> None:
         self._fill.to(Complete(incoming, entry))
-        if entry:
+        # A server of ours that gave it puts it into the bucket; all who had it from there would only send it once more.
+        # What nobody has put there is found in the index later (behind.py).
+        if entry and not self._origin.asks_neighbour:
             self._context.tier.push(entry)
         seconds = round(self._context.clock() - self._fill.started_at, 3)
         self._context.stats.fill_duration.observe(seconds)
@@ -339,7 +342,7 @@ class Coordinator:
         known = Known(whole.head, whole.url, Held.PASSED)
         passthrough = self._fill.pass_through(known)
         passthrough.begin(whole.exchange)
-        self._fill.offer(passthrough, Passed(known, self._context.clock(), error))
+        self._fill.offer(passthrough, Passed(known, self._answered_at() - whole.ago, error))
         level = WARNING if isinstance(error, StoreError) else INFO
         log(events, level, "fill.not_kept", key=self._target.key[:12], reason=error)
 

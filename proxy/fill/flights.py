@@ -15,7 +15,8 @@ from cachetools import TTLCache
 from ..config import Settings
 from ..errors import DigestMismatch, UpstreamError
 from ..log import events, log
-from ..rules.entry import Head, Headers
+from ..rules.entry import Head, Headers, field
+from ..rules.fleet import callers
 from ..rules.health import Health
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
@@ -30,8 +31,10 @@ from .context import FillContext, Threads
 from .coordinator import Coordinator
 from .failures import Failures
 from .fill import Fill, Question
-from .origin import Origin
+from .lease import Leases, Turn
+from .origin import Origin, Whom
 from .passthrough import Passthrough
+from .peers import KnownPeers
 from .recall import Recall
 from .states import Failed
 from .tier import Tier
@@ -48,13 +51,28 @@ class Flights:
         self, store: Store, janitor: Janitor, settings: Settings, stats: Stats, clock: Callable[[], float]
     ) -> None:
         self._threads = Threads()
+        self.peers = KnownPeers(stats)
         self._via = pseudonym(store.root)
+        self._leases = Leases(settings, stats) if settings.file.lease.redis else None
         upstream = Upstream(settings, self._via)
         self.tier = Tier(store, stats, clock)
         self.tier.use(settings)
-        section, health = settings.file.fill, Health()
-        self._context = FillContext(store, janitor, upstream, section, self._threads, stats, health, self.tier, clock)
+        self._context = FillContext(
+            store=store,
+            janitor=janitor,
+            upstream=upstream,
+            settings=settings.file.fill,
+            threads=self._threads,
+            stats=stats,
+            health=Health(),
+            peers=self.peers,
+            tier=self.tier,
+            clock=clock,
+        )
         self._fills: dict[str, Fill] = {}
+        self._origins: dict[str, Origin] = {}
+        """Of the fills in `_fills`, as are `_turns`."""
+        self._turns: dict[str, Turn] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heads: dict[tuple[str, Headers], asyncio.Task[Head | None]] = {}
         """Questions by HEAD that are on their way, by key and fields."""
@@ -70,6 +88,11 @@ class Flights:
         self.tier.use(settings)
         self._context = replace(self._context, upstream=upstream, settings=settings.file.fill)
 
+    @property
+    def lease(self) -> str | None:
+        """How Redis does, for people; None: there is none."""
+        return self._leases.state if self._leases else None
+
     def running(self) -> Iterable[Fill]:
         return tuple(self._fills.values())
 
@@ -83,6 +106,7 @@ class Flights:
         while True:
             fill = self.get(target.key)
             if fill:
+                self._origins[target.key].neighbours.called_by(callers(field(question.fields, "via")))
                 if question.keep:
                     fill.want()
                 return fill, False
@@ -94,11 +118,14 @@ class Flights:
             raise UpstreamError(f"fetching {target.url} cannot begin: fetchonce is stopping")
         avoid = self._distrusted.get(target.key, frozenset())
         context, ask = self._context, self.checksums.expected
+        turn = self._leases.turn(target) if self._leases else None
         recall = Recall(target, question.fields, question.stale, context) if self.tier.is_on else None
-        origin = Origin(target, question.fields, context, stale=question.stale, avoid=avoid, recall=recall)
+        origin = Origin(target, question.fields, context, stale=question.stale, whom=Whom(avoid, turn, recall))
         fill = Fill(target, question, context, ask, origin.mishaps)
         coordinator = Coordinator(fill, origin, context, ask)
-        self._fills[target.key] = fill
+        if turn:
+            self._turns[target.key] = turn
+        self._fills[target.key], self._origins[target.key] = fill, origin
         self._tasks[target.key] = task = asyncio.create_task(coordinator.run(), name=f"fill {target.key[:12]}")
         task.add_done_callback(lambda _: self._landed(target.key))
         return fill, True
@@ -112,7 +139,7 @@ class Flights:
         asking = self._heads.get(question)
         if asking is None:
             recall = Recall(target, fields, None, self._context) if self.tier.is_on else None
-            head = Origin(target, fields, self._context, recall=recall).head()
+            head = Origin(target, fields, self._context, whom=Whom(recall=recall)).head()
             asking = self._heads[question] = asyncio.create_task(head)
             asking.add_done_callback(functools.partial(self._answered, question))
         await asyncio.wait([asking])
@@ -135,6 +162,9 @@ class Flights:
 
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)
+        del self._origins[key]
+        if turn := self._turns.pop(key, None):
+            turn.end(has_it=fill.entry is not None)
         self.checksums.landed(key)
         match fill.state:
             case Failed(trouble, None):
@@ -164,6 +194,8 @@ class Flights:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._leases:
+            await self._leases.close()
         await self.tier.close()
         self._context.upstream.close()
         self._threads.close()

@@ -94,6 +94,8 @@ class Ingest:
                 has_ranges = exchange.status == 206 or field(exchange.headers, "accept-ranges") == "bytes"
                 takes_more = has_ranges and self._known.can_resume and self._origin.takes_more
                 self._mode = Mode.SEVERAL if takes_more else Mode.ONE
+                if self._origin.asks_neighbour:
+                    self._ramp = Ramp(1)  # it takes as many of upstream as make it faster
                 follows = None if first.compare and exchange.status == 200 else first.start + 1
                 stop = growing.partial.extents.next_start(follows) if follows else None
                 self._start(Segment(first.start, stop or growing.length), first)
@@ -247,7 +249,7 @@ class Ingest:
         segment.offset += count
         growing.add(segment.offset - count, segment.offset)
         self.fetched += count
-        self._context.count(self._target, count, is_recalled=transfer.is_recalled)
+        self._origin.fetched(count, transfer.exchange)
         if segment not in self._flowing:
             self._flowing.add(segment)
             self._measure()

@@ -1,19 +1,28 @@
-"""Where the bytes of one object come from: its mirrors, asked until one of them answers.
+"""Where the bytes of one object come from: other servers of ours, the bucket, and its mirrors, asked in this order.
 
 Whoever needs bytes calls `open`: for the first answer, for the rest after a break, for what a killed process left, and
-for a body that is passed through. Only this file decides which mirror is next, how long to wait for it, which answers
-may go on with a body that is here already, and when its bytes must be compared. Another server of ours, or an object
-store, would be another class with the same `open`.
+for a body that is passed through. Only this file decides who is next, how long to wait for it, which answers may go on
+with a body that is here already, and when its bytes must be compared. Servers of ours (neighbours.py) and the bucket
+(recall.py) only say whether they help.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, TypeVar
 
-from ..errors import UpstreamChanged, UpstreamError, UpstreamRange, UpstreamTimeout
+from ..errors import (
+    PeerFailed,
+    Unhelpful,
+    UpstreamChanged,
+    UpstreamError,
+    UpstreamRange,
+    UpstreamStatus,
+    UpstreamTimeout,
+)
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
@@ -21,9 +30,12 @@ from ..rules.splice import Held, Known
 from ..stats import mirror_label
 from ..upstream.client import Upstream
 from ..upstream.exchange import Carrier
+from ..upstream.objects import Download
 from ..upstream.wording import first_error
 from .asking import Answer, Gap, Inquiry, Rest, Unchanged, Whole, ask, ask_head, exchange_of
 from .context import FillContext
+from .lease import Turn
+from .neighbours import Neighbours
 from .recall import Recall
 
 FIRST_TRIES = 3
@@ -48,8 +60,23 @@ class Mishaps:
     last: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Whom:
+    """Whom else to ask, before the mirrors and in this order, and whom not."""
+
+    avoid: frozenset[str] = frozenset()
+    """URLs to pass over, while there are others."""
+    turn: Turn | None = None
+    """Of a fill that is for all servers: who has the lease of the object is asked. End it."""
+    recall: Recall | None = None
+    """What the bucket has."""
+
+
+NOBODY = Whom()
+
+
 class Origin:
-    """The mirrors of one target, for one fill or one client. Remembers what failed since bytes last came."""
+    """Of one target, for one fill or one client. Remembers what failed since bytes last came."""
 
     def __init__(
         self,
@@ -58,27 +85,23 @@ class Origin:
         context: FillContext,
         *,
         stale: Entry | None = None,
-        avoid: frozenset[str] = frozenset(),
-        recall: Recall | None = None,
+        whom: Whom = NOBODY,
     ) -> None:
-        """`condition`: the fields of the first question; a 304 to it confirms `stale`. `avoid`: URLs to pass over.
-
-        `recall`: the bucket, to be asked before the mirrors.
-        """
+        """`condition`: the fields of the first question; a 304 to it confirms `stale`."""
         urls = target.urls_for(condition)
-        self.urls = tuple(url for url in urls if url not in avoid) or urls
-        """In the order to ask them."""
+        self._mirrors = tuple(url for url in urls if url not in whom.avoid) or urls
+        self.neighbours = Neighbours(target, condition, context, whom.avoid, whom.turn)
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
         self.mishaps = Mishaps()
-        self._url = self.urls[0]
-        """The mirror that a rest is asked of."""
+        self._url = self._mirrors[0]
+        """The mirror, or server of ours, that a rest is asked of."""
         self._resolved: dict[str, str] = {}
         """Where each mirror has redirected to: parts and the rest are asked of the same node."""
         self._failures = 0
         """Tries since a byte last came: the running one is counted until then."""
         self._trouble: UpstreamError | None = None
         """What failed last, and has not been waited for yet."""
-        self._recall = recall
+        self._recall = whom.recall
         self._is_recalled = False
         """Whether what has answered last is the bucket."""
         self._takes_parts = True
@@ -94,15 +117,24 @@ class Origin:
         recall = self._recall
         while True:
             if self._trouble:
-                await self._wait_out(self._trouble, known)
+                try:
+                    await self._wait_out(self._trouble, known)
+                except UpstreamError as error:
+                    if known or self._stale or error.status < 500 or not (answered := await self._ask_for_stale()):
+                        raise
+                    return answered
             self._failures += 1  # taken back by the first byte
+            if answered := await self._ask_neighbours(gap, known):
+                if recall:
+                    recall.begun_elsewhere()
+                return answered
             if recall and (recalled := await recall.answer(gap, known)):
                 self._is_recalled = True
                 return recalled
             errors: list[UpstreamError] = []
             is_first = known is None or known.held is Held.SAVED
             # In the middle of a body one mirror is asked before the next wait.
-            for url in self._context.health.order(self.urls, self._now()) if is_first else (self._url,):
+            for url in self._context.health.order(self._mirrors, self._now()) if is_first else (self._url,):
                 try:
                     answer = await self._ask(url, gap, known)
                 except UpstreamError as error:
@@ -125,7 +157,8 @@ class Origin:
         """
         if self._recall and self._is_recalled:
             return await self._recall.part(gap)
-        inquiry = Inquiry(self._url, self._condition, None, gap, known, at=self._resolved.get(self._url))
+        at = self._resolved.get(self._url)
+        inquiry = Inquiry(self._url, self._condition, None, gap, known, at=at, peer=self.asks_neighbour)
         try:
             answer: Answer = await self._in_thread(ask, inquiry)
             assert isinstance(answer, Rest)
@@ -138,6 +171,16 @@ class Origin:
         return answer
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """Of all who may be asked."""
+        return (*self.neighbours.urls, *self._mirrors)
+
+    @property
+    def asks_neighbour(self) -> bool:
+        """Whether a server of ours has just answered, which has its own connections to upstream."""
+        return self._url in self.neighbours
+
+    @property
     def threads(self) -> Executor:
         """For transfers from the mirror that has just answered."""
         return self._context.threads.of(self._url)
@@ -147,8 +190,17 @@ class Origin:
         """Whether the mirror that has just answered may be asked over more connections at once."""
         return self._context.health.takes_more(self._url, self._now())
 
+    def fetched(self, count: int, exchange: Carrier) -> None:
+        """So many bytes have come by it, be they new or not."""
+        stats = self._context.stats
+        if isinstance(exchange, Download):
+            stats.bucket_bytes["read",] += count
+        else:
+            stats.fetched_bytes[mirror_label(self._target.mirror),] += count
+            self.neighbours.count(exchange.url, count)
+
     def progressed(self) -> None:
-        """Bytes have come."""
+        """Bytes have come that were missing."""
         self._failures = 0
 
     def broke(self, error: UpstreamError, *, is_awaited: bool = True) -> None:
@@ -156,6 +208,10 @@ class Origin:
 
         Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
         """
+        if self._url in self.neighbours:
+            self.neighbours.leave(self._url, error, self._now())
+            self._trouble, self._failures = PeerFailed(error.message, Unhelpful.GONE), 0
+            return
         if self._failures:  # no byte has come
             self._failures += not is_awaited
         if self._failures or isinstance(error, UpstreamChanged):
@@ -176,18 +232,23 @@ class Origin:
 
     def found(self, exchange: Carrier) -> None:
         """The body comes by `exchange`: its rest is asked of the same mirror, and of the node that it redirected to."""
-        self._url = exchange.url
+        self._url, self._is_recalled = exchange.url, False
         if self._recall:
             self._recall.begun_elsewhere()
         if exchange.final_url != exchange.url:
             self._resolved[exchange.url] = exchange.final_url
 
     async def head(self) -> Head | None:
-        """What the first mirror that has something to say answers to HEAD; None if only GET can tell."""
+        """What the first that has something to say answers to HEAD; None if only GET can tell."""
+        errors: list[UpstreamError] = []
+        while peer := self.neighbours.ready(self._now()):
+            try:
+                return await self._in_thread(ask_head, Inquiry(peer, self._condition, None, peer=True))
+            except PeerFailed as error:
+                self.neighbours.leave(peer, error, self._now())
         if self._recall and (head := await self._recall.head()):
             return head
-        errors: list[UpstreamError] = []
-        for url in self.urls:
+        for url in self._mirrors:
             try:
                 return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
             except UpstreamError as error:
@@ -199,6 +260,11 @@ class Origin:
     async def _wait_out(self, error: UpstreamError, known: Known | None) -> None:
         """Wait before the next try, and choose whom to ask then; raises `error` if there is none."""
         health = self._context.health
+        if isinstance(error, PeerFailed):
+            # It is not waited for: whoever is next gives the rest.
+            self._trouble, self.mishaps.last = None, error.message
+            self.mishaps.resumes += 1
+            return
         delay = max(min(BACKOFF_MAX, BACKOFF_SECONDS * 2.0 ** (self._failures - 1)), error.retry_after or 0.0)
         if known and known.held is not Held.SAVED:
             is_changed = isinstance(error, UpstreamChanged)
@@ -209,7 +275,7 @@ class Origin:
             self.mishaps.resumes += 1
             if self._failures > 1 or is_changed:  # the mirror that broke is asked once more
                 health.failed(self._url, self._now())
-                self._url = health.order(self.urls, self._now())[0]
+                self._url = health.order(self._mirrors, self._now())[0]
         # With something to serve nobody is made to wait.
         elif self._stale or not error.is_transient or self._failures >= FIRST_TRIES or delay > FIRST_WAIT_MAX:
             raise error
@@ -217,6 +283,48 @@ class Origin:
         key = self._target.key[:12]
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)
+
+    async def _ask_neighbours(self, gap: Gap | None, known: Known | None) -> Answer | None:
+        """The answer of a server of ours; None if none helps, and mirrors are next.
+
+        In the middle of a body one that has given it is asked for the rest, and the next ones if it is of no help.
+        Raises UpstreamStatus for what upstream has told one of them.
+        """
+        is_first = known is None or known.held is Held.SAVED
+        if not is_first and self._url in self._mirrors:
+            return None
+        while True:
+            url = self._url if not is_first and self.asks_neighbour else await self.neighbours.next(self._now())
+            if url is None:
+                break
+            try:
+                with self.neighbours.asking(url, self._now):
+                    answer = await self._answer_of_neighbour(url, gap, known)
+            except PeerFailed as error:
+                self.neighbours.leave(url, error, self._now())
+            else:
+                self._url = url
+                return answer
+        if not is_first:
+            self._url = self._context.health.order(self._mirrors, self._now())[0]
+        return None
+
+    async def _answer_of_neighbour(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
+        try:
+            return await self._answer(Inquiry(url, self._condition, self._stale, gap, known, peer=True))
+        except PeerFailed:
+            raise
+        except UpstreamError as error:
+            if isinstance(error, UpstreamStatus) and known is None:
+                raise
+            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
+
+    async def _ask_for_stale(self) -> Answer | None:
+        """What a server of ours has, be it stale: upstream is down for us too, and nothing of it is here."""
+        for url in self.neighbours.unable:
+            with contextlib.suppress(UpstreamError):
+                return await self._answer(Inquiry(url, self._condition, None, peer=True, takes_stale=True))
+        return None
 
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
         if known is None and self._recall and (whole := await self._confirm(self._recall, url)):

@@ -15,7 +15,6 @@ from ..errors import UpstreamError, UpstreamRange
 from ..rules.digests import Algorithm, Digest
 from ..rules.mirrors import Target
 from ..rules.splice import Known
-from ..stats import mirror_label
 from ..upstream.exchange import Carrier
 from .asking import Rest
 from .context import FillContext
@@ -103,7 +102,7 @@ class Passthrough:
                 self._origin.broke(error)
             else:
                 self._origin.progressed()
-                self._context.stats.fetched_bytes[mirror_label(self._target.mirror),] += len(data)
+                self._origin.fetched(len(data), exchange)
                 return data
 
     async def _exchange_at(self, offset: int, end: int | None) -> Carrier:

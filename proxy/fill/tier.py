@@ -26,7 +26,7 @@ from ..rules.mirrors import Target
 from ..stats import Stats
 from ..store.store import Store
 from ..upstream.objects import Bucket, Download
-from .behind import Behind
+from .behind import FAILURES, Behind
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Tier:
         self._stats, self._clock = stats, clock
         self._bucket: Bucket | None = None
         self._section, self._ca_bundle = S3Section(), ""
-        self._circuit = Circuit()
+        self._circuit = Circuit(FAILURES)
         self._absent: TTLCache[str, bool] = TTLCache(MAX_ABSENT, ABSENT_SECONDS, clock)
         """Keys, and digests of blobs, that were not there a moment ago."""
         self._wrong: TTLCache[str, bool] = TTLCache(MAX_ABSENT, 86400.0, clock)
@@ -60,7 +60,7 @@ class Tier:
         section, ca_bundle = settings.file.s3, settings.file.upstream.ca_bundle
         if (section, ca_bundle) != (self._section, self._ca_bundle):
             self._bucket = Bucket(section, ca_bundle) if section.url else None
-            self._section, self._ca_bundle, self._circuit = section, ca_bundle, Circuit()
+            self._section, self._ca_bundle, self._circuit = section, ca_bundle, Circuit(FAILURES)
             self._absent.clear()
         self.behind.use(self._bucket, {mirror.name for mirror in settings.mirrors if mirror.credentials})
 
@@ -194,7 +194,7 @@ class Tier:
 
     async def _ask(self, question: Coroutine[Any, Any, T], seconds: float) -> T:
         """The answer to `question`. Raises BucketError, also without asking."""
-        if self._circuit.is_absent(_now()):
+        if not self._circuit.may_ask(_now()):
             question.close()
             self._count("absent")
             raise BucketError("the bucket is left alone for a while")

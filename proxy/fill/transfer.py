@@ -7,7 +7,6 @@ from ..rules.extents import Extents
 from ..rules.segments import Segment
 from ..store.partial import Partial
 from ..upstream.exchange import Carrier
-from ..upstream.objects import Download
 
 BUFFER_BYTES = 1024**2
 """One read from the socket and one write to the file."""
@@ -22,8 +21,7 @@ class Transfer:
 
     def __init__(self, segment: Segment, exchange: Carrier, *, compare: bool = False) -> None:
         """`compare`: what is on disk must equal what the answer brings, and only the rest of that is written."""
-        self.segment, self._exchange, self._compare = segment, exchange, compare
-        self.is_recalled = isinstance(exchange, Download)
+        self.segment, self.exchange, self._compare = segment, exchange, compare
         self.written = segment.offset
         self.is_told = False
         self.is_cancelled = False
@@ -34,7 +32,7 @@ class Transfer:
         `tell` is called when bytes have come, and not again before `is_told` is cleared.
         """
         known = Extents.from_pairs(partial.extents) if self._compare else Extents()
-        with self._exchange as exchange:
+        with self.exchange as exchange:
             room = BUFFER_BYTES if exchange.length is None else min(BUFFER_BYTES, exchange.length)
             buffer = memoryview(bytearray(max(1, room)))
             # The loop may trim the segment at any time; an overlap would only be written twice.
@@ -59,7 +57,7 @@ class Transfer:
     def cancel(self) -> None:
         """From the loop: the thread ends soon, whatever it waits for."""
         self.is_cancelled = True
-        self._exchange.abort()
+        self.exchange.abort()
 
 
 def put(partial: Partial, known: Extents, start: int, data: memoryview, url: str) -> None:

@@ -28,6 +28,9 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "repeated": ("repeated", ("mirror",), "Those of them that were repeated within a second, without a new look."),
     "sent_bytes": ("sent_bytes", ("mirror",), "Body bytes sent to clients."),
     "fetched_bytes": ("fetched_bytes", ("mirror",), "Body bytes received from upstream."),
+    "peer_requests": ("peers", ("kind", "outcome"), "Questions to other servers of the fleet: answered or failed."),
+    "peer_bytes": ("peer_bytes", ("kind",), "Those of the fetched bytes that came from other servers of the fleet."),
+    "leases": ("leases", ("outcome",), "Looks for the lease of an object: held, elsewhere, or unknown."),
     "bucket_bytes": ("bucket_bytes", ("direction",), "Body bytes read from and written to the shared bucket."),
     "bucket_lookups": (
         "bucket_lookups",

@@ -47,12 +47,15 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
     Processes that share a fill get one row: that of the process that fetches, with the readers of all.
     """
-    whole: dict[str, Any] = {"fills": [], "totals": {}, "failures": [], "workers": []}
+    whole: dict[str, Any] = {"fills": [], "totals": {}, "failures": [], "workers": [], "peers": {}, "lease": None}
     fills: dict[str, dict[str, Any]] = {}
     for part in parts:
         whole["workers"] += part["workers"]
         whole["failures"] += part["failures"]
         _add(whole["totals"], part["totals"])
+        whole["lease"] = max(filter(None, (whole["lease"], part["lease"])), default=None)
+        for base, state in part["peers"].items():
+            whole["peers"][base] = max(state, whole["peers"].get(base, state))
         if "s3" in part:
             _add(whole.setdefault("s3", {}), part["s3"])
         for fill in part["fills"]:
@@ -89,7 +92,10 @@ def status(gateway: Gateway) -> dict[str, Any]:
             "fills": total(stats.fills, 1),
             "sent_bytes": stats.sent_bytes.total(),
             "fetched_bytes": stats.fetched_bytes.total(),
+            "peer_bytes": stats.peer_bytes.total(),
         },
+        "peers": gateway.flights.peers.status(),
+        "lease": gateway.flights.lease,
         "failures": [dataclasses.asdict(each) for each in stats.recent if each.at > now - FAILURES_SECONDS],
         "workers": [
             {

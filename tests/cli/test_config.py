@@ -71,6 +71,12 @@ connections = 100
 stop_timeout = "3s"
 tls_cert = "HERE/cert.pem"
 tls_key = "HERE/key.pem"
+[fleet]
+advertise = "http://10.0.0.5:8642"
+parents = ["https://cache-1.example", "http://10.0.0.5:8642"]
+token = "***"
+[lease]
+redis = "redis://10.0.0.6:6379/1"
 [s3]
 url = "s3://images/a"
 endpoint = "http://127.0.0.1:9000"
@@ -147,7 +153,9 @@ def test_config_show_is_what_the_environment_and_the_options_made_of_it(cli, tmp
 
 def test_config_show_does_not_show_what_is_secret(cli):
     mirror = '[[mirror]]\nname = "v"\nupstreams = ["https://me:s3cret@a.example/"]\nheaders = {X-Key = "s3cret"}\n'
-    cli.config.write_text(f'[access]\ntoken = "s3cret"\n[upstream]\nproxy = "http://me:s3cret@b.example:1"\n{mirror}')
+    fleet = '[fleet]\ntoken = "s3cret"\n'
+    fleet += 'advertise = "http://a"\n[lease]\nredis = "redis://me:s3cret@c.example/0"\n'
+    cli.config.write_text(f'{fleet}[access]\ntoken = "s3cret"\n[upstream]\nproxy = "http://me:s3cret@b.example:1"\n{mirror}')
     shown = cli("config", "show").out
     assert "s3cret" not in shown
     assert "bWU6" not in shown  # Basic

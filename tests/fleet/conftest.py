@@ -1,10 +1,121 @@
-"""A bucket for each test, on one server for all."""
+"""Several fetchonces, each with a cache directory of its own, in front of one origin; and what they share."""
 
 import itertools
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.fleet.s3 import PROGRAM, Bucket, Versitygw, Wire
+from tests.harness import Proxy
+
+FRESH = "max-age=600"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def server(proxy_factory) -> Callable[..., Proxy]:
+    """Starts one: with these parents, and `own` (HOST:PORT) as the address by which others reach it."""
+
+    def make(*parents: str, own: str = "", config: str = "", token: str = "", listen: str = "", **more) -> Proxy:
+        lines = ["[fleet]", f"parents = {list(parents)}"]
+        lines += [f'advertise = "http://{own}"'] if own else []
+        lines += [f'token = "{token}"'] if token else []
+        listen = listen or own or "127.0.0.1:0"
+        return proxy_factory(config_text="\n".join([*lines, config, ""]), listen=listen, **more)
+
+    return make
+
+
+@pytest.fixture
+def fleet(server) -> Callable[..., list[Proxy]]:
+    """Starts several that have all the same list of parents: all of them, or all others."""
+
+    def make(count: int, *, lists_itself: bool = True, config: str = "") -> list[Proxy]:
+        own = [f"127.0.0.1:{free_port()}" for _ in range(count)]
+
+        def parents(of: str) -> Sequence[str]:
+            return [f"http://{each}" for each in own if lists_itself or each != of]
+
+        return [server(*parents(each), own=each, config=config) for each in own]
+
+    return make
+
+
+REDIS = shutil.which("redis-server")  # Debian: redis-server
+
+
+class Redis:
+    """A redis-server on a port of its own, which keeps nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port, self._directory = free_port(), directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        assert REDIS, "redis-server is missing: apt-get install redis-server"
+        given = ["--port", self.port, "--bind", "127.0.0.1", "--save", "", "--dir", self._directory]
+        self._process = subprocess.Popen([REDIS, *map(str, given)], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                if self("PING") == "+PONG":
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, "redis-server does not answer"
+
+    def __call__(self, *words: str) -> str:
+        """The answer to a command: its first line, or the text that it is."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as sock, sock.makefile("rwb") as file:
+            file.write((" ".join(words) + "\r\n").encode())
+            file.flush()
+            line = file.readline().decode().strip()
+            return file.read(int(line[1:])).decode() if line.startswith("$") and line != "$-1" else line
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def redis(tmp_path) -> Iterator[Redis]:
+    pytest.importorskip("redis")
+    redis = Redis(tmp_path)
+    redis.start()
+    yield redis
+    redis.kill()
+
+
+@pytest.fixture
+def leasing(server, redis) -> Callable[..., list[Proxy]]:
+    """Starts several that share leases."""
+
+    def make(count: int, *parents: str, **more) -> list[Proxy]:
+        lease = f'[lease]\nredis = "{redis.url}"\n'
+        return [server(*parents, own=f"127.0.0.1:{free_port()}", config=lease, **more) for _ in range(count)]
+
+    return make
+
 
 _numbers = itertools.count()
 
@@ -22,5 +133,6 @@ def engine(tmp_path_factory):
 
 @pytest.fixture
 def bucket(engine):
+    """For each test, on one server for all."""
     with Wire(engine.port) as wire:
         yield Bucket(engine, f"bucket-{next(_numbers)}", wire)

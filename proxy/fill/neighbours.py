@@ -1,0 +1,101 @@
+"""The other servers of ours that one fill may ask: who has the lease of its object, and its parents."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+from ..errors import LoopDetected, PeerFailed, Unhelpful, UpstreamError, UpstreamStatus
+from ..rules import vary
+from ..rules.entry import Headers, field
+from ..rules.fleet import callers, path_of
+from ..rules.mirrors import Target
+from .context import FillContext
+from .lease import Turn
+
+
+class Neighbours:
+    def __init__(
+        self, target: Target, condition: Headers, context: FillContext, avoid: frozenset[str], turn: Turn | None
+    ) -> None:
+        """`condition` and `avoid` as in Origin. What a client's credentials open is asked of upstream alone."""
+        self._target, self._context, self._turn = target, context, turn
+        self._fleet, self._known = context.upstream.peers.fleet, context.peers
+        is_for_all, via = vary.login(condition) is None, field(condition, "via")
+        parents = self._fleet.parents_of(target, via) if is_for_all and self._fleet.parents else ()
+        self._bases = {base + path_of(target): base for base in parents if base + path_of(target) not in avoid}
+        """By URL of the object there, in the order to ask them; without those that were of no help."""
+        self._callers = set(callers(via))
+        """Base URLs of those that wait for what this brings."""
+        self._asking: str | None = None
+        """Base URL of the one that is to say something."""
+        self._holder: str | None = None
+        """Base URL of the one that had the lease when we last looked; None: nobody, or we ourselves."""
+        self._is_due = is_for_all and turn is not None
+        """Whether somebody may have the lease whom we do not know."""
+        self.unable: list[str] = []
+        """URLs where there was no fresh answer."""
+
+    def __contains__(self, url: str) -> bool:
+        return url in self._bases
+
+    @property
+    def urls(self) -> Iterable[str]:
+        return tuple(self._bases)
+
+    async def next(self, now: float) -> str | None:
+        """The URL to ask first; None if upstream is to be asked."""
+        if self._turn and self._is_due:
+            self._is_due = False
+            self._holder = await self._turn.next(is_gone=self._holder is not None)
+            if self._holder:
+                self._bases = {self._holder + path_of(self._target): self._holder} | self._bases
+        return self.ready(now)
+
+    def ready(self, now: float) -> str | None:
+        """As `next`, without a look for the lease."""
+        if not self._callers.isdisjoint(self._bases.values()):
+            return None  # one of them asks us: we are its parent, or have the lease
+        return next((url for url, base in self._bases.items() if self._known.may_ask(base, now)), None)
+
+    def called_by(self, servers: Iterable[str]) -> None:
+        """Others wait for what this brings, so that it may not wait for them.
+
+        Raises LoopDetected if it does already, and the other one, which is told the same, does not refuse.
+        """
+        for base in filter(None, servers):
+            self._callers.add(base)
+            if base == self._asking and (not self._fleet.own or base < self._fleet.own):
+                raise LoopDetected(f"{self._target.url} is just being asked of the fetchonce that asks for it here")
+
+    @contextlib.contextmanager
+    def asking(self, url: str, now: Callable[[], float]) -> Iterator[None]:
+        """While its answer is waited for. Only PeerFailed means that it is of no help."""
+        base = self._asking = self._bases[url]
+        try:
+            yield
+            self._known.answered(base, self._kind(base), now())
+        except UpstreamStatus:
+            self._known.answered(base, self._kind(base), now())
+            raise
+        finally:
+            self._asking = None
+
+    def leave(self, url: str, error: UpstreamError, now: float) -> None:
+        """The one at `url` is of no help with this object."""
+        base = self._bases.pop(url)
+        why = error.why if isinstance(error, PeerFailed) else Unhelpful.GONE
+        self._known.failed(base, self._kind(base), why, error, now)
+        match why:
+            case Unhelpful.UNABLE:
+                self.unable.append(url)
+            case Unhelpful.CIRCLE:
+                self._bases.clear()  # one of all who ask each other must ask upstream
+            case Unhelpful.GONE:
+                self._is_due = base == self._holder
+
+    def count(self, url: str, count: int) -> None:
+        """So many bytes have come from there."""
+        if base := self._bases.get(url):
+            self._context.stats.peer_bytes[self._kind(base),] += count
+
+    def _kind(self, base: str) -> str:
+        return "holder" if base == self._holder else "parent"

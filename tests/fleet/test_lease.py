@@ -1,0 +1,262 @@
+"""Leases: of several machines one asks upstream for an object, and the others read along with it."""
+
+import asyncio
+import hashlib
+import os
+import re
+import signal
+import sys
+
+import pytest
+
+from tests.fleet.conftest import FRESH, free_port
+from tests.forks import FETCHONCE
+from tests.harness import until
+from tests.origin import pattern_sha256
+
+# A server whose clock is so many seconds wrong.
+WITH_CLOCK = """
+import runpy, sys, time
+right, wrong = time.time, float(sys.argv.pop(1))
+time.time = lambda: right() + wrong
+runpy.run_module("proxy", run_name="__main__", alter_sys=True)
+"""
+SMALL = os.urandom(2_000)
+SIZE = 24_000_000
+HALF = SIZE // 2
+LOGIN = {"Authorization": "Basic YWxpY2U6eA=="}
+
+
+async def digest(stream):
+    return (await stream.sha256())[0]
+
+
+async def begun(servers, each):
+    """Clients of all servers, each with its first MiB."""
+    streams = [await server.stream("/u/x.img") for server in servers for _ in range(each)]
+    hashes = [hashlib.sha256(await stream.read(1024**2)) for stream in streams]
+
+    async def rest(stream, hashed):
+        while piece := await stream._some(256 * 1024, b""):
+            hashed.update(piece)
+        assert stream.received == SIZE
+        return hashed.hexdigest()
+
+    return [asyncio.create_task(rest(*pair)) for pair in zip(streams, hashes, strict=True)]
+
+
+async def whole(tasks):
+    digests = await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    assert set(digests) == {pattern_sha256(SIZE, 0)}
+
+
+@pytest.fixture
+def image(origin):
+    return origin.pattern("/x.img", SIZE).headers(cache_control=FRESH)
+
+
+async def test_of_three_servers_one_asks_upstream_and_all_stream(origin, image, leasing, redis):
+    servers = leasing(3)
+    image.stall_at(HALF)
+    tasks = await begun(servers, 8)
+    assert (await asyncio.gather(*(server.fills() for server in servers))) != []
+    image.release()
+    await whole(tasks)
+    assert origin.count("/x.img") == 1
+    assert origin.bytes_sent("/x.img") == SIZE
+    for server in servers:
+        await server.wait_stored()
+    await until(lambda: redis("KEYS", "*:lease") == "*0")
+
+
+async def test_many_small_objects_at_once_are_asked_for_once(origin, leasing):
+    servers = leasing(3)
+    names = [f"/{number}.img" for number in range(20)]
+    for name in names:
+        origin.body(name, SMALL).headers(cache_control=FRESH)
+    answers = await asyncio.gather(*(each.get(f"/u{name}") for name in names for each in servers))
+    assert {answer.body for answer in answers} == {SMALL}
+    assert {name: origin.count(name) for name in names} == dict.fromkeys(names, 1)
+
+
+async def test_a_fill_asks_redis_once_and_a_hit_never(origin, leasing, redis):
+    (server,) = leasing(1)
+
+    def asked():
+        found = re.search(r"cmdstat_eval:calls=(\d+)", redis("INFO", "commandstats"))
+        return int(found[1]) if found else 0
+
+    origin.body("/x.img", SMALL).headers(cache_control=FRESH)
+    await server.fetch("/u/x.img")
+    await until(lambda: asked() == 2)  # the second one, behind the answer, gives it back
+    assert (await server.get("/u/x.img")).headers["cache-status"] == "fetchonce; hit"
+    assert asked() == 2
+
+
+async def test_who_comes_a_moment_later_gets_it_from_who_has_it(origin, image, leasing, redis):
+    first, second = leasing(2)
+    await first.fetch("/u/x.img")
+    await until(lambda: redis("KEYS", "*:lease") == "*0")
+    async with await second.stream("/u/x.img") as stream:
+        assert await digest(stream) == pattern_sha256(SIZE, 0)
+    assert origin.count("/x.img") == 1
+
+
+@pytest.mark.parametrize("at", [2 * 1024**2, HALF], ids=["soon", "in the middle"])
+async def test_the_holder_is_killed(origin, image, leasing, at):
+    """Its followers go on at the gap: one of them asks upstream, and the others read along with that one."""
+    holder, *others = leasing(4)
+    image.stall_at(at)
+    lost = await holder.stream("/u/x.img")
+    await lost.read(1024**2)
+    tasks = await begun(others, 2)
+    holder.kill()
+    image.release()
+    await whole(tasks)
+    await until(lambda: sum("lease.taken_over" in line for server in others for line in server.log) == 1)
+    assert origin.count("/x.img") == 2
+    assert origin.bytes_sent("/x.img") <= SIZE + at + 6_000_000  # what was on its way to the holder
+
+
+async def test_the_holder_is_stopped(origin, image, leasing):
+    holder, *others = leasing(3)
+    image.stall_at(HALF)
+    lost = await holder.stream("/u/x.img")
+    await lost.read(1024**2)
+    tasks = await begun(others, 2)
+    ending = asyncio.create_task(asyncio.to_thread(holder.terminate))
+    image.release()
+    await whole(tasks)
+    await ending
+    assert origin.count("/x.img") <= 2
+
+
+async def test_a_holder_that_comes_back_takes_its_own_lease(origin, image, leasing, redis):
+    (holder,) = leasing(1)
+    image.stall_at(HALF)
+    stream = await holder.stream("/u/x.img")
+    await stream.read(HALF)
+    await holder.wait_begun()
+    holder.kill()
+    image.release()
+    assert redis("KEYS", "*:lease") == "*1"
+    holder.start()
+    async with await holder.stream("/u/x.img") as stream:
+        assert await digest(stream) == pattern_sha256(SIZE, 0)
+    assert not any("peer" in line for line in holder.log)
+    await until(lambda: redis("KEYS", "*:lease") == "*0")
+
+
+@pytest.mark.parametrize("trouble", ["killed", "paused", "restarted"])
+async def test_redis_fails_in_the_middle(origin, image, leasing, redis, trouble):
+    servers = leasing(3)
+    image.stall_at(HALF)
+    tasks = await begun(servers, 2)
+    match trouble:
+        case "killed":
+            redis.kill()
+        case "paused":
+            redis.send_signal(signal.SIGSTOP)
+        case "restarted":
+            redis.kill()
+            redis.start()
+    image.release()
+    await whole(tasks)
+    assert origin.count("/x.img") == 1
+    # And what begins now gets what it wants, from upstream.
+    origin.body("/y.img", SMALL)
+    for server in servers:
+        assert (await server.get("/u/y.img")).body == SMALL
+        assert (await server.get("/u/none.img")).status == 404
+    if trouble == "restarted":
+        assert not any("lease.none" in line for server in servers for line in server.log)
+    else:
+        assert origin.count("/y.img") == 3
+        for server in servers:
+            await server.wait_log("lease.none")
+            assert sum("lease.none" in line for line in server.log) == 1
+
+
+async def test_without_redis_from_the_start_each_asks_for_itself(origin, server, redis):
+    redis.kill()
+    lease = f'[lease]\nredis = "{redis.url}"\n'
+    servers = [server(own=f"127.0.0.1:{free_port()}", config=lease) for _ in range(2)]
+    origin.body("/x.img", SMALL)
+    for each in servers:
+        assert (await each.get("/u/x.img")).body == SMALL
+    assert origin.requests == 2
+
+
+async def test_a_lease_of_somebody_unknown_holds_nobody_up(origin, leasing, redis):
+    (server,) = leasing(1)
+    origin.body("/x.img", SMALL).headers(cache_control="no-cache")
+    await server.fetch("/u/x.img")
+    key = f"fetchonce:{{{hashlib.sha256(f'/http/127.0.0.1:{origin.port}/x.img'.encode()).hexdigest()}}}:lease"
+    for base in (f"http://127.0.0.1:{free_port()}", origin.url("").rstrip("/"), "nonsense", "http://[", "\\x00\\xff"):
+        redis("SET", key, f'"owner {base}"')
+        assert (await server.get("/u/x.img")).body == SMALL
+        await server.wait_idle()
+        redis("DEL", key)
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_clocks_that_are_an_hour_apart(origin, image, server, redis, hours):
+    """Redis counts the lease's time, and the age of an answer is told in seconds."""
+    lease = f'[lease]\nredis = "{redis.url}"\n'
+    ahead, other = (server(own=f"127.0.0.1:{free_port()}", config=lease, start=False) for _ in range(2))
+    ahead._command[: len(FETCHONCE)] = [sys.executable, "-c", WITH_CLOCK, str(hours * 3600)]
+    servers = [each.start() for each in (ahead, other)]
+    image.stall_at(HALF)
+    for _ in range(2):
+        tasks = await begun(servers, 2)
+        image.release()
+        await whole(tasks)
+        for each in servers:
+            await each.wait_idle()
+        servers.reverse()
+    assert origin.bytes_sent("/x.img") == SIZE
+    ages = [int((await each.get("/u/x.img")).headers["age"]) for each in servers]
+    # By RFC 9111 section 4.2.3 a clock that is ahead makes an answer older, for whoever gets it from there too.
+    assert {age < 60 for age in ages} == {hours < 0}
+    hours_said = [(await each.wait_log("server.started"))[11:13] for each in servers]
+    assert hours_said[0] != hours_said[1]
+
+
+async def test_parents_come_after_the_holder_and_no_circle_holds_up_anybody(origin, image, leasing, server, redis):
+    """Each is a parent of the others, too."""
+    own = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    lease = f'[lease]\nredis = "{redis.url}"\n'
+    servers = [server(*(f"http://{each}" for each in own), own=each, config=lease) for each in own]
+    image.stall_at(HALF)
+    tasks = await begun(servers, 3)
+    image.release()
+    await whole(tasks)
+    assert origin.count("/x.img") == 1
+    for each in servers:
+        assert not any("peer.down" in line for line in each.log)
+
+
+async def test_what_a_login_opens_has_no_lease(origin, leasing, redis):
+    first, second = leasing(2)
+    origin.body("/x.img", SMALL).stall_at(1_000)
+    streams = [await each.stream("/u/x.img", LOGIN) for each in (first, second)]
+    assert redis("KEYS", "*") == "*0"
+    origin.release()
+    for stream in streams:
+        assert await stream.rest() == SMALL
+    assert origin.requests == 2
+
+
+async def test_what_is_private_is_asked_for_by_each(origin, leasing):
+    servers = leasing(2)
+    origin.body("/x.img", SMALL).headers(cache_control="private")
+    answers = await asyncio.gather(*(each.get("/u/x.img") for each in servers for _ in range(2)))
+    assert {answer.body for answer in answers} == {SMALL}
+    assert [each.entries() for each in servers] == [[], []]
+
+
+async def test_a_404_is_asked_for_once(origin, leasing):
+    servers = leasing(3)
+    answers = await asyncio.gather(*(each.get("/u/none.img") for each in servers))
+    assert {answer.status for answer in answers} == {404}
+    assert origin.requests <= 3
