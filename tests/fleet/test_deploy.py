@@ -11,7 +11,7 @@ DEPLOY = REPOSITORY / "deploy"
 
 def of_compose():
     services = YAML(typ="safe").load(DEPLOY / "fleet-compose.yaml")["services"]
-    return {name: service["environment"] for name, service in services.items() if "environment" in service}
+    return {name: service["environment"] for name, service in services.items() if name.startswith("cache")}
 
 
 def of_kubernetes():
@@ -39,3 +39,4 @@ def test_three_servers_name_each_other_and_themselves(example, monkeypatch, tmp_
         assert host.startswith(name)
         assert host in settings.access.hosts
         assert settings.file.lease.redis.startswith("redis://")
+        assert settings.file.s3.url.startswith("s3://")
