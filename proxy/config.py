@@ -23,8 +23,7 @@ from msgspec.structs import replace
 from .errors import ConfigError
 from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
-from .rules.bucket import check_bucket
-from .rules.fleet import Fleet, check_lease
+from .rules.fleet import Fleet, check_bucket, check_lease
 from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 

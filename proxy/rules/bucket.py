@@ -10,24 +10,14 @@ from dataclasses import replace
 
 import msgspec
 
-from ..errors import ConfigError
 from .digests import Digest
 from .entry import Entry
 from .foreign import Unbelievable, attested, believed
 
-_URL = re.compile(r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?")
 _BLOB = re.compile(r"(?!https?:)[a-z0-9]+://.+/blobs/[0-9a-f]{2}/([0-9a-f]{64})")
 
 ENTRY_BYTES = 512 * 1024
 """Of an entry's JSON; upstream's head has at most 100 KiB."""
-
-
-def check_bucket(url: str, endpoint: str) -> None:
-    """Raises ConfigError for addresses of [s3] that are malformed; empty ones are not given."""
-    if url and not _URL.fullmatch(url):
-        raise ConfigError(f's3.url: "{url}": expected s3://BUCKET/PREFIX, or gs:// or az://')
-    if endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", endpoint):
-        raise ConfigError(f's3.endpoint: "{endpoint}": expected a URL')
 
 
 def entry_path(key: str) -> str:

@@ -22,6 +22,7 @@ SAID_OF_THE_OBJECT = frozenset({404, 410})
 """Errors that a parent passes on, and that count as upstream's own. Of any other, upstream is asked itself."""
 
 _BASE = re.compile(r"(https?)://([^/?#\s@]+)/?")
+_BUCKET = re.compile(r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?")
 _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")
 _CONFIRMED = re.compile(r"; confirmed=(\d{1,9})\b")
 _LEFT = re.compile(r"; ttl=(\d{1,9})\b")
@@ -85,6 +86,14 @@ def check_lease(redis: str, fleet: Fleet) -> None:
         raise ConfigError("lease.redis: expected redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://... or unix://...")
     if redis and not fleet.own:
         raise ConfigError("lease.redis: needs fleet.advertise, by which the others reach this server")
+
+
+def check_bucket(url: str, endpoint: str) -> None:
+    """Raises ConfigError for addresses of [s3] that are malformed; empty ones are not given."""
+    if url and not _BUCKET.fullmatch(url):
+        raise ConfigError(f's3.url: "{url}": expected s3://BUCKET/PREFIX, or gs:// or az://')
+    if endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", endpoint):
+        raise ConfigError(f's3.endpoint: "{endpoint}": expected a URL')
 
 
 def path_of(target: Target) -> str:
