@@ -69,8 +69,19 @@ def head(whole: dict[str, Any]) -> list[str]:
         ),
         *(f"process {worker['pid']}, from before the upgrade, ends what it has begun" for worker in leaving),
         f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
+        *_fleet(whole),
         *([_bucket(whole["s3"])] if "s3" in whole else []),
     ]
+
+
+def _fleet(whole: dict[str, Any]) -> list[str]:
+    """A line about other servers of the fleet, if one was asked or there is a lease."""
+    peers, lease = whole["peers"], whole["lease"]
+    if not peers and lease is None:
+        return []
+    silent = [name for name, state in {**peers, "Redis": lease or "answers"}.items() if state != "answers"]
+    left_alone = f"; left alone for a while: {', '.join(silent)}" if silent else ""
+    return [f"fleet: {size_text(whole['totals']['peer_bytes'])} from other servers{left_alone}"]
 
 
 def _bucket(told: dict[str, Any]) -> str:

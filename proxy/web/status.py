@@ -53,8 +53,9 @@ def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         whole["workers"] += part["workers"]
         whole["failures"] += part["failures"]
         _add(whole["totals"], part["totals"])
-        whole["lease"] = max(filter(None, (whole["lease"], part["lease"])), default=None)
-        for base, state in part["peers"].items():
+        # A process from before an upgrade may not know of either.
+        whole["lease"] = max(filter(None, (whole["lease"], part.get("lease"))), default=None)
+        for base, state in part.get("peers", {}).items():
             whole["peers"][base] = max(state, whole["peers"].get(base, state))
         if "s3" in part:
             _add(whole.setdefault("s3", {}), part["s3"])

@@ -43,6 +43,10 @@ async def test_upstream_gives_it_once_and_the_bucket_is_given_it_once(origin, im
     for each in servers:
         await wait_quiet(each)
     assert bucket.wire.count(r"PUT .*/blobs/.*partNumber=1\b") == 1
+    told = [await each.status() for each in servers]
+    assert sorted(each["totals"]["peer_bytes"] for each in told) == [0, SIZE, SIZE]
+    assert {each["lease"] for each in told} == {"answers"}
+    assert {state for each in told for state in each["peers"].values()} == {"answers"}
     # The disks of all are lost: the bucket has it.
     (another,) = together(1)
     async with await another.stream("/u/x.img") as stream:
@@ -95,3 +99,5 @@ async def test_without_redis_and_bucket_each_goes_on_by_itself(origin, image, to
     origin.body("/y.img", b"y" * 3000).headers(cache_control=FRESH)
     answers = await asyncio.gather(*(each.get("/u/y.img") for each in servers))
     assert {answer.body for answer in answers} == {b"y" * 3000}
+    assert (await servers[0].status())["lease"] == "left alone"
+    assert "left alone for a while: Redis" in servers[0].run("status").stdout

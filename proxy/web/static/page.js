@@ -127,8 +127,13 @@ function showTotals(status) {
   $("disk").value = stored;
   $("disk-more").textContent = most ? `of at most ${size(most)}` : `${size(free)} free`;
   const worker = status.workers[0];
-  const how = [location.host, status.workers.length > 1 && `${status.workers.length} processes`, worker.offline && "offline: upstream is never asked", status.s3 && bucket(status.s3)];
+  const how = [location.host, status.workers.length > 1 && `${status.workers.length} processes`, worker.offline && "offline: upstream is never asked", fleet(status), status.s3 && bucket(status.s3)];
   $("server").textContent = how.filter(Boolean).join(" · ");
+}
+
+function fleet({ peers, lease }) {
+  const silent = Object.entries({ ...peers, Redis: lease ?? "answers" }).filter(([, state]) => state !== "answers");
+  return silent.length > 0 && `left alone for a while: ${silent.map(([name]) => name).join(", ")}`;
 }
 
 function bucket({ absent, waiting, lookups, bytes }) {
