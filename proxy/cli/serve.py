@@ -235,7 +235,7 @@ class Serve:
             log(events, logging.ERROR, "config.refused", error=error, hint="the old settings stay in force")
             return False
         if not is_worker and not unchanged:
-            keys, hint = "listen, cache.dir, server.workers", "SIGUSR2, or a restart"
+            keys, hint = "listen, cache.dir, lease, server.workers", "SIGUSR2, or a restart"
             log(events, logging.WARNING, "config.needs_restart", keys=keys, hint=hint)
         self._settings = fresh
         self._set_up_log()
@@ -268,6 +268,7 @@ def as_running(fresh: Settings, now: Settings) -> tuple[Settings, bool]:
         fresh.file,
         listen=now.file.listen,
         cache=replace(fresh.file.cache, dir=now.file.cache.dir),
+        lease=now.file.lease,
         server=replace(fresh.file.server, workers=now.file.server.workers),
     )
     return replace(fresh, file=file), file == fresh.file

@@ -76,7 +76,7 @@ def head(whole: dict[str, Any]) -> list[str]:
 
 def _fleet(whole: dict[str, Any]) -> list[str]:
     """A line about other servers of the fleet, if one was asked or there is a lease."""
-    peers, lease = whole["peers"], whole["lease"]
+    peers, lease = whole.get("peers", {}), whole.get("lease")  # a server of an earlier version does not say
     if not peers and lease is None:
         return []
     silent = [name for name, state in {**peers, "Redis": lease or "answers"}.items() if state != "answers"]
