@@ -260,3 +260,11 @@ async def test_a_404_is_asked_for_once(origin, leasing):
     answers = await asyncio.gather(*(each.get("/u/none.img") for each in servers))
     assert {answer.status for answer in answers} == {404}
     assert origin.requests <= 3
+
+
+async def test_a_reload_leaves_the_lease_as_it_is(leasing):
+    (server,) = leasing(1)
+    server.config.write_text("")
+    server.send_signal(signal.SIGHUP)
+    assert "lease" in await server.wait_log("config.needs_restart")
+    assert (await server.status())["lease"] == "answers"
