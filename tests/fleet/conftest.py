@@ -99,7 +99,6 @@ class Redis:
 
 @pytest.fixture
 def redis(tmp_path) -> Iterator[Redis]:
-    pytest.importorskip("redis")
     redis = Redis(tmp_path)
     redis.start()
     yield redis
