@@ -13,10 +13,9 @@ from dataclasses import replace
 import pytest
 
 from proxy.errors import StoreError
-from proxy.store.blobs import Blobs
 from proxy.store.locks import SPARE
 from proxy.store.sidecars import Sidecars
-from proxy.store.small import Small
+from proxy.store.small import write_durably
 from tests.harness import until
 
 from .test_store import content, entry_of, key, opened, put
@@ -110,12 +109,11 @@ async def test_of_a_group_that_fails_half_way_no_body_is_left(opened):
 
 
 def test_a_file_that_takes_only_a_part_is_an_error(tmp_path):
-    small = Small(Blobs(tmp_path, 1.0, lambda: None), None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            small._write({tmp_path / "x": bytes(1001)})
+            write_durably({str(tmp_path / "x"): bytes(1001)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
