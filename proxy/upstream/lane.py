@@ -52,6 +52,17 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainHead:
+    """The head of an answer, and where its body lies among the bytes that came."""
+
+    status: int
+    headers: Headers
+    start: int
+    end: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """A request that was sent, and what has come of the answer. A thread goes on with it, or it is closed."""
 
@@ -152,8 +163,7 @@ class _Reception:
         self.answer: Plain | None = None
         self.has_ended = False
         self.asked_at = time.monotonic()
-        self._head: tuple[int, Headers, int, int, float] | None = None
-        """Status, fields, where the body begins and ends, and after how long it came."""
+        self._head: PlainHead | None = None
         self._sock, self._has_body = sock, has_body
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
@@ -200,14 +210,14 @@ class _Reception:
                 return True
             self._timer.cancel()
             self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
-        status, headers, start, end, delay = self._head
-        if len(self.data) == end and not self.has_ended:
-            self.answer = Plain(status, headers, bytes(self.data[start:]), delay)
-        return len(self.data) >= end
+        head = self._head
+        if len(self.data) == head.end and not self.has_ended:
+            self.answer = Plain(head.status, head.headers, bytes(self.data[head.start :]), head.delay)
+        return len(self.data) >= head.end
 
 
-def _read_head(head: bytes, delay: float, *, has_body: bool) -> tuple[int, Headers, int, int, float] | None:
-    """As `_Reception._head`; None unless it is a plain one: h11 mends or refuses what else there is."""
+def _read_head(head: bytes, delay: float, *, has_body: bool) -> PlainHead | None:
+    """None unless it is a plain one: h11 mends or refuses what else there is."""
     match = _HEAD.fullmatch(head)
     if not match:
         return None
@@ -225,7 +235,7 @@ def _read_head(head: bytes, delay: float, *, has_body: bool) -> tuple[int, Heade
     if len(lengths) > 1 or (not lengths and not is_empty) or not all(_LENGTH.fullmatch(each) for each in lengths):
         return None
     length = 0 if is_empty else int(lengths[0])
-    return (status, headers, len(head), len(head) + length, delay) if length <= SMALL_BYTES else None
+    return PlainHead(status, headers, len(head), len(head) + length, delay) if length <= SMALL_BYTES else None
 
 
 _LENGTH = re.compile(r"[0-9]{1,18}")
