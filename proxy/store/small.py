@@ -22,15 +22,20 @@ import msgspec
 
 from ..rules.entry import Entry
 from .blobs import Blobs
-from .files import publish, size_of, store_error, sync_data, sync_directory
+from .files import begin_writing, descriptors, publish, size_of, store_error, sync_data, sync_directory
 from .thread import StoreThread
 
 T = TypeVar("T")
 
-GROUP_MAX = 64
-"""Bodies in one group: lookups wait while its files are renamed."""
+GROUP_MAX = max(1, min(256, descriptors() // 8))
+"""Bodies in one group: lookups wait while its files are renamed. Each has three descriptors: two files, and the lock
+of its key."""
+GROUP_BYTES = 4 * 1024**2
+"""A group of so many bytes gathers no longer."""
 GATHER_SECONDS = 0.01
-"""How long a group gathers at least: nobody waits for it, and one alone costs six syncs."""
+"""How long the first group gathers: nobody waits for it, and one alone costs six syncs."""
+GATHER_MAX = 0.32
+"""Each further one gathers twice as long as the one before, to this: directories and rows are then synced for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,42 @@ class Item:
     new_sidecar: str
 
 
+class Room:
+    """For two groups: one is stored, and one gathers. Who brings more waits, and so does its client.
+
+    It belongs to the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._count = self._bytes = 0
+        self._has_changed = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Wait until a body of that size may wait to be stored; `leave` then."""
+        while self._count >= 2 * GROUP_MAX or self._bytes >= 2 * GROUP_BYTES:
+            self._has_changed.clear()
+            await self._has_changed.wait()
+        self._count += 1
+        self._bytes += size
+
+    def leave(self, size: int) -> None:
+        self._count -= 1
+        self._bytes -= size
+        self._has_changed.set()
+
+
 class Small:
     """`keep` belongs to the event loop; the methods that block say where."""
 
     def __init__(self, blobs: Blobs, thread: StoreThread) -> None:
         self._blobs, self._thread = blobs, thread
         self._waiting: list[Waiting] = []
+        self._bytes = 0
+        """In bodies that wait."""
         self._storing: asyncio.Task[None] | None = None
+        self._is_due = asyncio.Event()
+        """What waits is to gather no longer."""
+        self._is_closing = False
         self._suffix = f".{secrets.token_hex(4)}"
         """Of files that have not got their names: ours alone."""
 
@@ -67,22 +101,38 @@ class Small:
         """Make a body the entry of its key. Returns it as it is stored: a pin is carried over. Raises StoreError."""
         each = Waiting(entry, body, asyncio.get_running_loop().create_future())
         self._waiting.append(each)
+        self._bytes += len(body)
+        self._look()
         if self._storing is None:
             self._storing = asyncio.create_task(self._store_all(), name="small bodies")
         return await each.stored
 
     async def close(self) -> None:
         """Let what waits be stored. Nothing more comes."""
+        self._is_closing = True
+        self._look()
         if self._storing:
             await asyncio.wait([self._storing])
 
+    def _look(self) -> None:
+        """Notice when a group is due."""
+        if self._is_closing or len(self._waiting) >= GROUP_MAX or self._bytes >= GROUP_BYTES:
+            self._is_due.set()
+
     async def _store_all(self) -> None:
         """Store what waits, group by group, until nothing does."""
+        seconds = GATHER_SECONDS
         try:
             while self._waiting:
-                await asyncio.sleep(GATHER_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._is_due.wait()
                 group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+                self._bytes -= sum(len(each.body) for each in group)
+                self._is_due.clear()
+                self._look()
                 await self._store_group(group)
+                seconds = min(2 * seconds, GATHER_MAX)
         finally:
             self._storing = None
 
@@ -171,7 +221,7 @@ class Small:
 
 
 def write_durably(files: Mapping[str, bytes]) -> None:
-    """New files. They are synced together: the first sync brings most of the others along."""
+    """New files. All are on their way to the disk before the first sync, which brings most of the others along."""
     fds: list[int] = []
     try:
         for path, content in files.items():
@@ -179,6 +229,8 @@ def write_durably(files: Mapping[str, bytes]) -> None:
             view = memoryview(content)
             while view:  # a write may take a part, where the disk is nearly full
                 view = view[os.write(fds[-1], view) :]
+        for fd in fds:
+            begin_writing(fd)
         for fd in fds:
             sync_data(fd)
     finally:
