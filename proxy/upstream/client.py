@@ -251,14 +251,22 @@ class _Closing(httpx.SyncByteStream):
         assert isinstance(response.stream, httpx.SyncByteStream)
         self._stream, self._wire, self._lane, self._node = response.stream, wire, lane, node
         self._request = wire.requests
+        length = field(tuple(response.headers.multi_items()), "content-length")
+        has_body = response.request.method != "HEAD" and response.status_code not in (204, 304)
+        self._length = (None if length is None else int(length.split(",")[0])) if has_body else 0
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._stream)
 
     def close(self) -> None:
         self._stream.close()
-        if self._lane and self._lane.has_room(self._node) and (stream := self._wire.take(self._request)):
-            self._lane.give(self._node, stream)
+        is_in_step = self._wire.is_in_step(self._length)
+        takes = self._lane and (not is_in_step or self._lane.has_room(self._node))
+        if self._lane and takes and (stream := self._wire.take(self._request)):
+            if is_in_step:
+                self._lane.give(self._node, stream)
+            else:
+                stream.close()
         elif isinstance(self._wire, UsedWire):
             self._wire.close()  # it is in no pool
 

@@ -23,8 +23,6 @@ IDLE_MAX = 64
 """Connections kept for one server; further ones stay with httpx."""
 IDLE_SECONDS = 30.0
 """As long as httpx keeps them."""
-SWEEP_SECONDS = 5.0
-"""How often those of all servers are looked at."""
 SMALL_BYTES = 64 * 1024
 HEAD_SECONDS = 1.0
 """A head that is not here by then is waited for in a thread."""
@@ -78,12 +76,13 @@ class Begun:
 class Lane:
     """`ask` belongs to the event loop, all else may be called in any thread. `close` it."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._idle_seconds = idle_seconds
         self._idle: dict[str, list[tuple[float, httpcore.NetworkStream]]] = {}
         """By server: the connections, with the time at which each became idle."""
         self._lock = threading.Lock()
         self._is_closed = False
-        self._sweep_at = 0.0
+        self._is_swept = False
 
     def has_room(self, node: str) -> bool:
         """Whether a connection to `node` would be kept."""
@@ -91,17 +90,24 @@ class Lane:
 
     def give(self, node: str, stream: httpcore.NetworkStream) -> None:
         """An idle connection to `node`; it belongs to the lane from now on."""
-        now, ended = time.monotonic(), []
         with self._lock:
-            self._idle.setdefault(node, []).append((now, stream))
-            if self._is_closed or now >= self._sweep_at:
-                self._sweep_at = now + SWEEP_SECONDS
-                oldest = now + 1 if self._is_closed else now - IDLE_SECONDS
-                ended = [each for idle in self._idle.values() for since, each in idle if since < oldest]
-                kept = {name: [each for each in idle if each[0] >= oldest] for name, idle in self._idle.items()}
-                self._idle = {name: idle for name, idle in kept.items() if idle}
+            if is_kept := not self._is_closed:
+                self._idle.setdefault(node, []).append((time.monotonic(), stream))
+        if not is_kept:
+            stream.close()
+
+    def _sweep(self) -> None:
+        """On the event loop: close what nobody has wanted for long, now and from time to time."""
+        with self._lock:
+            oldest = time.monotonic() - self._idle_seconds
+            ended = [stream for idle in self._idle.values() for since, stream in idle if since < oldest]
+            kept = {name: [each for each in idle if each[0] >= oldest] for name, idle in self._idle.items()}
+            self._idle = {name: idle for name, idle in kept.items() if idle}
+            self._is_swept = not self._is_closed
         for each in ended:
             each.close()
+        if self._is_swept:
+            asyncio.get_running_loop().call_later(self._idle_seconds / 6, self._sweep)
 
     def take(self, node: str) -> httpcore.NetworkStream | None:
         """An idle connection to `node`, which is the caller's from now on."""
@@ -111,7 +117,7 @@ class Lane:
                 if not idle:
                     return None
                 since, stream = idle.pop()
-            if since >= time.monotonic() - IDLE_SECONDS and not _is_readable(stream.get_extra_info("socket")):
+            if since >= time.monotonic() - self._idle_seconds and not _is_readable(stream.get_extra_info("socket")):
                 return stream
             stream.close()  # ended, or out of step: what is there already answers no request
 
@@ -128,16 +134,18 @@ class Lane:
 
         Of a connection that upstream had closed meanwhile nothing was asked either (RFC 9112 §9.3.1).
         """
+        if not self._is_swept:
+            self._sweep()
         if not _REQUEST.fullmatch(request):
             return None
         while stream := self.take(node):
             sock: socket.socket = stream.get_extra_info("socket")
-            reception = _Reception(sock, has_body=has_body)
             try:
                 sock.setblocking(False)
                 if sock.send(request) < len(request):
                     stream.close()  # half a request: nobody can answer it
                     return None
+                reception = _Reception(sock, has_body=has_body)
                 await reception.run()
             except OSError:
                 stream.close()
@@ -190,7 +198,9 @@ class _Reception:
                     self.has_ended = True
                     break
                 self.data += piece
-                if not isinstance(self._sock, ssl.SSLSocket):  # of TLS more may be there than the kernel tells of
+                # Of TLS more may be there than the kernel tells of. But what is so long is no plain answer, and may
+                # come for hours without a pause.
+                if not isinstance(self._sock, ssl.SSLSocket) or len(self.data) > MAX_HEAD_BYTES + SMALL_BYTES:
                     break
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass

@@ -39,6 +39,8 @@ class Wire(httpcore.NetworkStream):
         """Nothing has been read since the last request."""
         self.body_bytes = 0
         """Bytes that came after the head of the answer, framing and all."""
+        self._last = b""
+        """The last of them."""
         self._lock = threading.Lock()
         self._has_left = False
         """It was closed, or taken."""
@@ -59,6 +61,7 @@ class Wire(httpcore.NetworkStream):
                 timeout = max(0.0, self._deadline - time.monotonic())
             received = self._stream.read(max_bytes, timeout)
             self.body_bytes += len(received)
+            self._last = (self._last + received[-5:])[-5:]
             return received
         self.awaits_head = False
         heads, received = b"", self._read_first(max_bytes, timeout)
@@ -67,7 +70,7 @@ class Wire(httpcore.NetworkStream):
                 head, received = received[: end.end()], received[end.end() :]
                 heads += _SPACE_BEFORE_COLON.sub(rb"\1:", head)  # RFC 9112 §5.1
                 if not _INTERIM.match(head):
-                    self.body_bytes = len(received)
+                    self.body_bytes, self._last = len(received), received[-5:]
                     return heads + received
             elif len(heads) + len(received) > MAX_HEAD_BYTES or not (data := self._stream.read(max_bytes, timeout)):
                 return heads + received
@@ -118,6 +121,13 @@ class Wire(httpcore.NetworkStream):
                 with contextlib.suppress(OSError):  # already closed
                     # Not SSLSocket's own method: it drops the TLS layer, and the reader would take ciphertext for body.
                     socket.socket.shutdown(raw, socket.SHUT_RDWR)
+
+    def is_in_step(self, length: int | None) -> bool:
+        """Whether nothing has come behind a body of that length, or in chunks (RFC 9112 §9.2).
+
+        h11 keeps what has for the next answer, and who takes the connection does not ask h11.
+        """
+        return self._last == b"0\r\n\r\n" if length is None else self.body_bytes <= length
 
     def take(self, request: int) -> httpcore.NetworkStream | None:
         """The connection, for somebody else, if it is idle after the request of that number; httpcore finds it closed.

@@ -11,6 +11,7 @@ from proxy.errors import UpstreamError
 from proxy.upstream.client import Started
 from proxy.upstream.exchange import Ready
 from proxy.upstream.lane import SMALL_BYTES, Lane
+from proxy.upstream.location import node
 from tests.harness import until
 from tests.upstream.test_connections import CHUNKED, CONFIRMED, IF_CHANGED, MISSING, MOVED, NEXT, SMALL, WHOLE, tls
 from tests.upstream.wire import answer, wire
@@ -113,6 +114,33 @@ async def test_what_comes_is_what_comes_in_a_thread(
         assert server.requests[1][1] == server.requests[3][1]
 
 
+EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+
+
+@pytest.mark.parametrize("sent", [NEXT + EVIL, CHUNKED + EVIL, CONFIRMED + EVIL], ids=["length", "chunks", "304"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["opened for it", "used before"])
+async def test_where_more_came_than_was_asked_for_the_connection_ends(with_lane, sent, is_first):
+    with wire([*([] if is_first else [WHOLE]), sent, EVIL], [NEXT]) as server:
+        upstream = with_lane(server.url())
+        for path in ["/x"] if is_first else ["/first", "/x"]:
+            started = await upstream.begin(server.url(path))
+            await asyncio.to_thread(opened, upstream, server.url(path), "GET", IF_CHANGED, started)
+        assert await upstream.begin(server.url("/y")) is None
+        assert (await asyncio.to_thread(opened, upstream, server.url("/y"), "GET", ()))[-1] == b"next"
+        assert server.requests[-1][0] == 1
+
+
+async def test_connections_that_nobody_wants_any_more_are_closed(origin, make_upstream):
+    origin.body("/first", SMALL)
+    upstream = make_upstream()
+    lane = upstream._lane = Lane(idle_seconds=0.3)
+    assert await upstream.begin(origin.url("/first")) is None
+    await asyncio.to_thread(opened, upstream, origin.url("/first"), "GET", ())
+    ((_, stream),) = lane._idle[node(origin.url())]
+    await until(lambda: stream.get_extra_info("socket").fileno() < 0)
+    assert await upstream.begin(origin.url("/first")) is None
+
+
 async def test_redirects_are_followed_in_a_thread(with_lane):
     with wire([WHOLE, MOVED, NEXT, b""]) as server:
         found, got = await first_and_second(with_lane(server.url()), server, "GET", ())
@@ -162,7 +190,7 @@ async def test_settings_that_are_replaced_keep_no_connection(origin, with_lane):
         assert await upstream.begin(origin.url("/first")) is None
         await asyncio.to_thread(opened, upstream, origin.url("/first"), "GET", ())
         upstream.leave()
-    assert [request.connection for request in origin.log] == [1, 1] or len(origin.log) == 2
+    assert len({request.connection for request in origin.log}) == 2
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
