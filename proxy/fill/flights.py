@@ -24,6 +24,7 @@ from ..store.janitor import Janitor
 from ..store.pseudonym import pseudonym
 from ..store.store import Store
 from ..upstream.client import Upstream
+from ..upstream.lane import Lane
 from .asking import Whole
 from .checksums import Checksums
 from .context import FillContext, Threads
@@ -47,7 +48,7 @@ class Flights:
     ) -> None:
         self._threads = Threads()
         self._via = pseudonym(store.root)
-        upstream = Upstream(settings, self._via)
+        upstream = Upstream(settings, self._via, Lane())
         self._context = FillContext(store, janitor, upstream, settings.file.fill, self._threads, stats, Health(), clock)
         self._fills: dict[str, Fill] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -61,7 +62,8 @@ class Flights:
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
-        upstream = Upstream(settings, self._via)
+        upstream = Upstream(settings, self._via, Lane())
+        self._context.upstream.leave()
         self._context = replace(self._context, upstream=upstream, settings=settings.file.fill)
 
     def running(self) -> Iterable[Fill]:

@@ -7,6 +7,7 @@ store, would be another class with the same `open`.
 """
 
 import asyncio
+import functools
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
-from ..upstream.client import Upstream
-from ..upstream.exchange import Exchange
+from ..upstream.client import Started, Upstream
+from ..upstream.exchange import Exchange, Ready
 from ..upstream.wording import first_error
-from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, exchange_of
+from .asking import Answer, Gap, Inquiry, Rest, ask, ask_head, begin, exchange_of, head_in, understood
 from .context import FillContext
 
 FIRST_TRIES = 3
@@ -36,6 +37,7 @@ BACKOFF_SECONDS = 0.2
 BACKOFF_MAX = 10.0
 
 T = TypeVar("T")
+Asks = Callable[[Inquiry, Upstream, Callable[[], float], Started | None], T]
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class Origin:
         """
         inquiry = Inquiry(self._url, self._condition, None, gap, known, at=self._resolved.get(self._url))
         try:
-            answer: Answer = await self._in_thread(ask, inquiry)
+            answer = await self._asked(inquiry)
             assert isinstance(answer, Rest)
             if answer.compare:
                 answer.exchange.drop()
@@ -158,7 +160,11 @@ class Origin:
         errors: list[UpstreamError] = []
         for url in self.urls:
             try:
-                return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
+                inquiry, context = Inquiry(url, self._condition, None), self._context
+                begun = await begin(inquiry, context.upstream, "HEAD")
+                if isinstance(begun, Ready):
+                    return head_in(inquiry, begun, context.clock)
+                return await self._in_thread(ask_head, inquiry, begun)
             except UpstreamError as error:
                 errors.append(error)
         raise first_error(errors)
@@ -201,26 +207,39 @@ class Origin:
             raise
 
     async def _answer(self, inquiry: Inquiry) -> Answer:
-        answer: Answer = await self._in_thread(ask, inquiry)
+        answer = await self._asked(inquiry)
         if exchange := exchange_of(answer):
             self.found(exchange)
         return answer
 
-    async def _in_thread(self, asks: Callable[[Inquiry, Upstream, Callable[[], float]], T], inquiry: Inquiry) -> T:
+    async def _asked(self, inquiry: Inquiry) -> Answer:
+        context = self._context
+        begun = await begin(inquiry, context.upstream)
+        if isinstance(begun, Ready):
+            if answer := understood(inquiry, begun, context.clock):
+                return answer
+            inquiry, begun = inquiry.anew(), None
+        return await self._in_thread(ask, inquiry, begun)
+
+    async def _in_thread(self, asks: Asks[T], inquiry: Inquiry, started: Started | None) -> T:
         context = self._context
         asking = asyncio.get_running_loop().run_in_executor(
-            context.threads.of(inquiry.url), asks, inquiry, context.upstream, context.clock
+            context.threads.of(inquiry.url), asks, inquiry, context.upstream, context.clock, started
         )
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            asking.add_done_callback(_drop)  # the thread cannot be stopped; nobody wants what it brings
+            # The thread cannot be stopped; nobody wants what it brings.
+            asking.add_done_callback(functools.partial(_drop, started))
             raise
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
 
-def _drop(asking: asyncio.Future[Any]) -> None:
-    if not asking.cancelled() and not asking.exception() and (exchange := exchange_of(asking.result())):
+def _drop(started: Started | None, asking: asyncio.Future[Any]) -> None:
+    if asking.cancelled():
+        if started:
+            started.close()  # no thread has begun with it
+    elif not asking.exception() and (exchange := exchange_of(asking.result())):
         exchange.drop()

@@ -8,7 +8,8 @@ of a redirect, TLS, proxies and headers.
 import http.cookiejar
 import ssl
 import time
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import httpx
@@ -19,9 +20,10 @@ from ..errors import ConfigError, UpstreamError
 from ..rules.entry import Headers, field
 from ..version import VERSION
 from .egress import Egress, Refused
-from .exchange import Exchange, Redirect
-from .location import VerbatimUrl, endpoint, node, redirected, shown
-from .wire import Stale, Wire, Wires
+from .exchange import Exchange, Ready, Redirect
+from .lane import Begun, Lane, Plain
+from .location import VerbatimUrl, endpoint, node, redirected, request_line, shown
+from .wire import Resuming, Stale, UsedWire, Wire, Wires
 from .wording import refused, translated
 
 MAX_REDIRECTS = 10
@@ -35,11 +37,41 @@ SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
 """A client's fields that are for the host it asked, and for no other."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, and what has led to it."""
+
+    url: str
+    """What was to be fetched."""
+    method: str
+    here: str
+    """What is asked now."""
+    fields: Headers
+    elsewhere: Headers
+    """The fields for any other server than the first one."""
+    redirects: tuple[Redirect, ...]
+
+    @property
+    def all_fields(self) -> Headers:
+        return (*_without(USUAL, {name.lower() for name, _ in self.fields}), *self.fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A request that was sent. It is given to `resume`, or closed."""
+
+    asked: Asked
+    begun: Begun
+
+    def close(self) -> None:
+        self.begun.close()
+
+
 class Upstream:
     """A pool of connections with the proxies, certificates and timeouts of the settings."""
 
-    def __init__(self, settings: Settings, via: str) -> None:
-        """`via`: the name of this cache in Via (RFC 9110 §7.6.3)."""
+    def __init__(self, settings: Settings, via: str, lane: Lane | None = None) -> None:
+        """`via`: the name of this cache in Via (RFC 9110 §7.6.3). `lane` gets connections that have become idle."""
         fill, upstream = settings.file.fill, settings.file.upstream
         try:
             trust = (
@@ -80,10 +112,38 @@ class Upstream:
         )
         self._read_timeout = float(fill.read_timeout)
         self._via = f"1.1 {via}"
+        self._trust, self._lane = trust, lane
 
-    def open(
+    async def begin(
         self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None
-    ) -> Exchange:
+    ) -> Ready | Started | None:
+        """As `open`, on the event loop, if a connection is at hand: the answer, or what a thread gives to `resume`.
+
+        None: nothing was asked.
+        """
+        if self._lane is None:
+            return None
+        asked = self._asked(url, method, headers, at)
+        lines = [f"{name}: {value}" for name, value in asked.all_fields]
+        if any("\n" in line or "\r" in line for line in lines):
+            return None  # h11 says what is wrong
+        try:
+            request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
+            found = await self._lane.ask(node(asked.here), request, has_body=method != "HEAD")
+        except (httpx.InvalidURL, ValueError):
+            return None
+        match found:
+            case Plain():
+                return Ready(found, asked.here, asked.redirects, has_body=method != "HEAD")
+            case Begun():
+                return Started(asked, found)
+        return None
+
+    def resume(self, started: Started) -> Exchange:
+        """As `open`, from where `begin` has left off."""
+        return self._follow(started.asked, started.begun)
+
+    def open(self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None) -> Exchange:
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
 
         The credentials of the mirror whose URL it is replace such fields in `headers`. Neither go any further once a
@@ -91,48 +151,52 @@ class Upstream:
         before, to be asked right away.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
+        return self._follow(self._asked(url, method, headers, at), None)
+
+    def _asked(self, url: str, method: str, headers: Headers, at: str | None) -> Asked:
         here, came_by = at or url, field(headers, "via")
         headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
-        redirects: tuple[Redirect, ...] = (Redirect(url, ()),) if at else ()
-        if node(here) != node(url):
-            fields = _without(headers, SECRET)
+        asked = Asked(url, method, here, fields, _without(headers, SECRET), (Redirect(url, ()),) if at else ())
+        return replace(asked, fields=asked.elsewhere) if at and node(here) != node(url) else asked
+
+    def _follow(self, asked: Asked, begun: Begun | None) -> Exchange:
         for _ in range(MAX_REDIRECTS + 1):
-            exchange = self._send(method, here, fields, redirects)
+            exchange = self._send(asked, begun)
+            begun = None
             location = next((value for name, value in exchange.headers if name == "location"), "")
             if exchange.status not in REDIRECTS or not location:
                 return exchange
             with exchange:
-                redirects += (Redirect(here, exchange.headers),)
-                here = redirected(here, location, url)
+                here = redirected(asked.here, location, asked.url)
+                asked = replace(asked, here=here, redirects=(*asked.redirects, Redirect(asked.here, exchange.headers)))
                 if node(here) != exchange.node:
-                    fields = _without(headers, SECRET)
+                    asked = replace(asked, fields=asked.elsewhere)
         raise UpstreamError(
-            f"{url} redirects more than {MAX_REDIRECTS} times, last to {shown(here)}. nothing was fetched"
+            f"{asked.url} redirects more than {MAX_REDIRECTS} times, last to {shown(asked.here)}. nothing was fetched"
         )
 
-    def _send(self, method: str, here: str, fields: Headers, redirects: tuple[Redirect, ...]) -> Exchange:
-        """The answer of `here`, where `redirects` have led. Raises UpstreamError."""
-        url = redirects[0].url if redirects else here
+    def _send(self, asked: Asked, begun: Begun | None) -> Exchange:
+        """The answer of `here`. Raises UpstreamError."""
+        here, url, redirects = asked.here, asked.url, asked.redirects
         request = self._client.build_request(
-            method,
+            asked.method,
             here,
-            headers=[
-                (name.encode("latin-1"), value.encode("latin-1"))
-                for name, value in (*_without(USUAL, {name.lower() for name, _ in fields}), *fields)
-            ],
+            headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.all_fields],
         )
         request.url = VerbatimUrl(here)
-        asked_at = time.monotonic()
+        asked_at = begun.asked_at if begun else time.monotonic()
         try:
             self._egress.check_literal(*endpoint(request.url))
-            response = self._answer(request)
+            response = self._answer(request, begun, node(here))
         except Refused as error:
             raise refused(error, here, url) from error
         # httpx reads a Location too, before we do, and raises InvalidURL for some; UnicodeError is IDNA's.
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise translated(error, here, url) from error
+        wire: Wire = response.extensions["network_stream"]
+        response.stream = _Closing(response, wire, self._lane if wire.is_direct else None, node(here))
         exchange = Exchange(response, here, redirects, self._read_timeout, time.monotonic() - asked_at)
         if exchange.has_body and "transfer-encoding" in response.headers and "content-length" in response.headers:
             # RFC 9112 §6.1, §6.3: one of the two is wrong, and nobody can say which.
@@ -140,12 +204,18 @@ class Upstream:
             raise UpstreamError(f"{url} was not fetched: the answer has both Transfer-Encoding and Content-Length")
         return exchange
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _answer(self, request: httpx.Request, begun: Begun | None, node: str) -> httpx.Response:
         # RFC 9112 §9.3.1: whatever we ask may be asked again. Each stale connection leaves the pool, and a new one
         # cannot be stale: this ends.
         while True:
             try:
-                response = self._client.send(request, stream=True)
+                if begun:
+                    used, begun = UsedWire(begun.stream, begun.received, is_begun=True), None
+                    response = self._send_over(used, request)
+                elif self._lane and (stream := self._lane.take(node)):
+                    response = self._send_over(UsedWire(stream), request)
+                else:
+                    response = self._client.send(request, stream=True)
             except Stale:
                 continue
             wire: Wire = response.extensions["network_stream"]
@@ -153,9 +223,52 @@ class Upstream:
                 return response
             # It came before the request, behind the answer to another one (RFC 9112 §9.2).
             response.close()
+            if isinstance(wire, UsedWire):
+                wire.close()  # it is in no pool
+
+    def _send_over(self, wire: UsedWire, request: httpx.Request) -> httpx.Response:
+        """The answer to `request` over a pool of that one connection."""
+        transport = httpx.HTTPTransport(verify=self._trust)
+        transport._pool._network_backend = Resuming(wire)
+        response = transport.handle_request(request)
+        response.request = request
+        return response
+
+    def leave(self) -> None:
+        """Keep no connections any more: what runs goes on, and others ask elsewhere."""
+        if self._lane:
+            self._lane.close()
 
     def close(self) -> None:
+        self.leave()
         self._client.close()
+
+
+class _Closing(httpx.SyncByteStream):
+    """The body of an answer; once it is closed its connection goes to the lane, if it can be used again."""
+
+    def __init__(self, response: httpx.Response, wire: Wire, lane: Lane | None, node: str) -> None:
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        self._stream, self._wire, self._lane, self._node = response.stream, wire, lane, node
+        self._request = wire.requests
+        length = field(tuple(response.headers.multi_items()), "content-length")
+        has_body = response.request.method != "HEAD" and response.status_code not in (204, 304)
+        self._length = (None if length is None else int(length.split(",")[0])) if has_body else 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._stream)
+
+    def close(self) -> None:
+        self._stream.close()
+        is_in_step = self._wire.is_in_step(self._length)
+        takes = self._lane and (not is_in_step or self._lane.has_room(self._node))
+        if self._lane and takes and (stream := self._wire.take(self._request)):
+            if is_in_step:
+                self._lane.give(self._node, stream)
+            else:
+                stream.close()
+        elif isinstance(self._wire, UsedWire):
+            self._wire.close()  # it is in no pool
 
 
 def _without(headers: Headers, names: Set[str]) -> Headers:
