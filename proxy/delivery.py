@@ -23,6 +23,8 @@ from .rules.repeat import Repeat
 T = TypeVar("T")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+WATCH_SECONDS = 0.05
+"""Most answers are there by then, and to watch over a client costs a task."""
 ABOUT_THE_BODY = OF_THE_CONTENT | {"content-encoding", "content-language", "content-length", "content-type"}
 
 
@@ -118,15 +120,23 @@ class Watch:
 
 @contextlib.asynccontextmanager
 async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[Watch]:
-    """A Watch over a client whose departure `gone` waits for."""
+    """A Watch over a client whose departure `gone` waits for, from WATCH_SECONDS on."""
     watch = Watch()
-    watcher = asyncio.ensure_future(gone())
-    watcher.add_done_callback(watch.leave)
+    watcher: asyncio.Future[None] | None = None
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.ensure_future(gone())
+        watcher.add_done_callback(watch.leave)
+
+    beginning = asyncio.get_running_loop().call_later(WATCH_SECONDS, begin)
     try:
         yield watch
     finally:
-        watcher.remove_done_callback(watch.leave)
-        watcher.cancel()
+        beginning.cancel()
+        if watcher:
+            watcher.remove_done_callback(watch.leave)
+            watcher.cancel()
 
 
 @dataclasses.dataclass(slots=True)

@@ -32,7 +32,7 @@ from .errors import (
 from .fill.failures import status_of
 from .fill.fill import Fill, Question
 from .fill.flights import Flights
-from .fill.reader import body_of
+from .fill.reader import FillBody, SmallBody, body_of
 from .fill.states import Confirmed, Passed
 from .fill.verify import mismatch
 from .negative import NegativeCache
@@ -161,7 +161,8 @@ class Gateway:
                     self.store.touch(target.key, self.clock())
                     body, age = body_of(fill, None), fill.age
                     stack.push_async_exit(own.pop_all())
-                    return Delivery(request, target, body, CacheStatus(hit=True, ttl=ttl), age, watch)
+                    waits = _unless_whole(watch, body)
+                    return Delivery(request, target, body, CacheStatus(hit=True, ttl=ttl), age, waits)
             await watch.wait(fill.wait_over())
             return None
 
@@ -255,7 +256,7 @@ class Gateway:
         body = body_of(fill, target.digest)
         stored = fill.is_wanted if is_first else None
         cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
-        return Delivery(request, target, body, cache_status, fill.age, watch)
+        return Delivery(request, target, body, cache_status, fill.age, _unless_whole(watch, body))
 
     def _after_failure(self, forward: Forward, error: UpstreamError, stack: contextlib.AsyncExitStack) -> Delivery:
         """What is stored, if it may be served although upstream failed. Raises the error if not."""
@@ -374,6 +375,10 @@ def _is_rewritten(request: Request, target: Target) -> bool:
     if target.digest or not target.mirror.is_rewritten(target.path) or request.own_base() is None:
         return False
     return "no-transform" not in policy.request_directives(request.headers)
+
+
+def _unless_whole(watch: Watch, body: FillBody | SmallBody) -> Watch | None:
+    return None if isinstance(body, SmallBody) else watch
 
 
 def _is_refusal(error: UpstreamError) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from proxy.config import load
 from proxy.upstream.client import Upstream
+from proxy.upstream.lane import Lane
 from tests.harness import Proxy
 from tests.origin import Origin
 
@@ -90,13 +91,13 @@ def make_upstream(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Upst
     """Makes an Upstream alone, from these sections of the configuration."""
     with contextlib.ExitStack() as stack:
 
-        def make(*bases: str, **sections: Any) -> Upstream:
+        def make(*bases: str, lane: Lane | None = None, **sections: Any) -> Upstream:
             """Its mirror `u` has the origin and then `bases`."""
             config = tmp_path / "upstream.toml"
             config.write_text(f"shipped_mirrors = false\n[cache]\ndir = '{tmp_path}'\n")
             mirror = [{"name": "u", "upstreams": [origin.url(), *bases]}]
             settings = load(str(config), {"upstream": {"proxy": ""}, "mirror": mirror, **sections})
-            upstream = Upstream(settings, "fetchonce-test")
+            upstream = Upstream(settings, "fetchonce-test", lane)
             stack.callback(upstream.close)
             return upstream
 

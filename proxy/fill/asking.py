@@ -15,8 +15,8 @@ from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
 from ..rules.splice import Held, Known, Splice, judge, rest_fields, start_of_rest
 from ..rules.validators import condition, confirms
-from ..upstream.client import Upstream
-from ..upstream.exchange import Carrier, Exchange
+from ..upstream.client import Started, Upstream
+from ..upstream.exchange import Carrier, Exchange, Ready
 from ..upstream.wording import status_error
 from .peers import ask_peer
 
@@ -72,6 +72,10 @@ class Inquiry:
             is_same = self.known.is_from(self.asked_url)
             return (*fields, *(condition(self.known.head.headers) if is_same else ()))
         return (*fields, *rest_fields(self.known, *self.gap, self.asked_url)) if self.asks_part else fields
+
+    def anew(self) -> "Inquiry":
+        """The question for the object itself, on no condition."""
+        return replace(self, condition=vary.that_select(self.condition), stale=None)
 
     def _first_headers(self) -> Headers:
         """The condition; but a redirector is not asked about the tag of one of its nodes: another node has another."""
@@ -136,20 +140,31 @@ class Another:
 Answer = Whole | Rest | Unchanged | Another
 
 
-def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Answer:
+async def begin(inquiry: Inquiry, upstream: Upstream, method: str = "GET") -> Ready | Started | None:
+    """On the event loop: the answer itself, or what `ask` and `ask_head` go on with in a thread."""
+    if inquiry.peer:
+        return None  # the lane knows neither its token nor its patience (upstream/peers.py)
+    return await upstream.begin(inquiry.url, method=method, headers=inquiry.headers(), at=inquiry.at)
+
+
+def ask(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float], started: Started | None) -> Answer:
     """Ask, and wait for the head of the answer. Close the exchange in it.
 
     Raises UpstreamError for an answer that helps nobody, UpstreamRange if a range was not answered with that range,
     UpstreamChanged if clients have bytes of the known body, and the object is another one now.
     """
-    exchange = opened(inquiry, upstream)
+    exchange = upstream.resume(started) if started else opened(inquiry, upstream)
+    return understood(inquiry, exchange, clock) or ask(inquiry.anew(), upstream, clock, None)
+
+
+def understood(inquiry: Inquiry, exchange: Exchange, clock: Callable[[], float]) -> Answer | None:
+    """What an answer means, as `ask`. None: it is a 304 about something that we do not have; ask `inquiry.anew()`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(exchange)
         answer = _read(inquiry, exchange, clock())
         if answer and exchange_of(answer):
             stack.pop_all()
-    # A 304 about something that we do not have: the object itself is asked for.
-    return answer or ask(replace(inquiry, condition=vary.that_select(inquiry.condition), stale=None), upstream, clock)
+    return answer
 
 
 def opened(inquiry: Inquiry, upstream: Upstream, method: str = "GET") -> Exchange:
@@ -166,9 +181,16 @@ def _wishing(headers: Headers, directives: str) -> Headers:
     return (*others, ("cache-control", ", ".join(filter(None, (field(headers, "cache-control"), directives)))))
 
 
-def ask_head(inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float]) -> Head | None:
+def ask_head(
+    inquiry: Inquiry, upstream: Upstream, clock: Callable[[], float], started: Started | None
+) -> Head | None:
     """What the mirror answers to HEAD; None if only GET can tell. Raises UpstreamError."""
-    with opened(inquiry, upstream, "HEAD") as exchange:
+    return head_in(inquiry, upstream.resume(started) if started else opened(inquiry, upstream, "HEAD"), clock)
+
+
+def head_in(inquiry: Inquiry, exchange: Exchange, clock: Callable[[], float]) -> Head | None:
+    """As `ask_head`, of an answer that is there."""
+    with exchange:
         if exchange.status == 200:
             return _head_of(inquiry, exchange, clock(), "")
         if exchange.status in REFUSES_HEAD:

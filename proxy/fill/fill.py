@@ -58,7 +58,7 @@ class Fill:
         self._passthrough: Passthrough | None = None
         """In Passed, for the client that began this, until it takes it."""
         self._work: asyncio.Task[Any] | None = None
-        """What `stop` breaks off."""
+        """The task in whose work `stop` breaks in; a task for each such work would cost more than most of them."""
         self._has_ended = False
         self._changed = asyncio.Event()
 
@@ -209,8 +209,9 @@ class Fill:
     def stop(self) -> None:
         """End the fill where it is; what came is kept for the next one, if upstream lets us go on there."""
         self.is_stopped = True
-        if self._work:
-            self._work.cancel()
+        work, self._work = self._work, None
+        if work:
+            work.cancel()
 
     # -- for the coordinator ------------------------------------------------------------------------------------------
 
@@ -239,12 +240,12 @@ class Fill:
         if self.is_stopped:
             work.close()
             raise stopped
-        task: asyncio.Task[T] = asyncio.create_task(work)
-        self._work = task
+        task = self._work = asyncio.current_task()
         try:
-            return await task
+            return await work
         except asyncio.CancelledError:
-            if self.is_stopped and task.cancelled() and not _is_cancelled():
+            # As asyncio.timeout does it: `stop` has asked for one, and another one is somebody else's.
+            if self.is_stopped and task and not task.uncancel():
                 raise stopped from None
             raise
         finally:
@@ -263,7 +264,3 @@ class Fill:
         if self._has_ended and self.streamed:
             self.streamed.growing.close()
 
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -25,6 +25,7 @@ from ..store.janitor import Janitor
 from ..store.pseudonym import pseudonym
 from ..store.store import Store
 from ..upstream.client import Upstream
+from ..upstream.lane import Lane
 from .asking import Whole
 from .checksums import Checksums
 from .context import FillContext, Threads
@@ -54,7 +55,7 @@ class Flights:
         self.peers = KnownPeers(stats)
         self._via = pseudonym(store.root)
         self._leases = Leases(settings, stats) if settings.file.lease.redis else None
-        upstream = Upstream(settings, self._via)
+        upstream = Upstream(settings, self._via, Lane())
         self.tier = Tier(store, stats, clock)
         self.tier.use(settings)
         self._context = FillContext(
@@ -84,8 +85,9 @@ class Flights:
 
     def reload(self, settings: Settings) -> None:
         """Settings for fills that start from now on."""
-        upstream = Upstream(settings, self._via)
+        upstream = Upstream(settings, self._via, Lane())
         self.tier.use(settings)
+        self._context.upstream.leave()
         self._context = replace(self._context, upstream=upstream, settings=settings.file.fill)
 
     @property

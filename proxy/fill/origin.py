@@ -8,11 +8,9 @@ with a body that is here already, and when its bytes must be compared. Servers o
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from logging import WARNING
-from typing import Any, TypeVar
 
 from ..errors import (
     PeerFailed,
@@ -28,12 +26,12 @@ from ..rules.entry import Entry, Head, Headers
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
-from ..upstream.client import Upstream
 from ..upstream.exchange import Carrier
 from ..upstream.objects import Download
 from ..upstream.wording import first_error
-from .asking import Answer, Gap, Inquiry, Rest, Unchanged, Whole, ask, ask_head, exchange_of
+from .asking import Answer, Gap, Inquiry, Rest, Unchanged, Whole, exchange_of
 from .context import FillContext
+from .inquiring import inquire, inquire_head
 from .lease import Turn
 from .neighbours import Neighbours
 from .recall import Recall
@@ -47,8 +45,6 @@ REST_WAIT_MAX = 120.0
 BACKOFF_SECONDS = 0.2
 """Before the first retry; doubled for each further one."""
 BACKOFF_MAX = 10.0
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -160,7 +156,7 @@ class Origin:
         at = self._resolved.get(self._url)
         inquiry = Inquiry(self._url, self._condition, None, gap, known, at=at, peer=self.asks_neighbour)
         try:
-            answer: Answer = await self._in_thread(ask, inquiry)
+            answer = await inquire(inquiry, self._context)
             assert isinstance(answer, Rest)
             if answer.compare:
                 answer.exchange.drop()
@@ -243,14 +239,14 @@ class Origin:
         errors: list[UpstreamError] = []
         while peer := self.neighbours.ready(self._now()):
             try:
-                return await self._in_thread(ask_head, Inquiry(peer, self._condition, None, peer=True))
+                return await inquire_head(Inquiry(peer, self._condition, None, peer=True), self._context)
             except PeerFailed as error:
                 self.neighbours.leave(peer, error, self._now())
         if self._recall and (head := await self._recall.head()):
             return head
         for url in self._mirrors:
             try:
-                return await self._in_thread(ask_head, Inquiry(url, self._condition, None))
+                return await inquire_head(Inquiry(url, self._condition, None), self._context)
             except UpstreamError as error:
                 errors.append(error)
         raise first_error(errors)
@@ -356,26 +352,10 @@ class Origin:
         return await recall.confirmed(answer.head) if isinstance(answer, Unchanged) else answer
 
     async def _answer(self, inquiry: Inquiry) -> Answer:
-        answer: Answer = await self._in_thread(ask, inquiry)
+        answer = await inquire(inquiry, self._context)
         if exchange := exchange_of(answer):
             self.found(exchange)
         return answer
 
-    async def _in_thread(self, asks: Callable[[Inquiry, Upstream, Callable[[], float]], T], inquiry: Inquiry) -> T:
-        context = self._context
-        asking = asyncio.get_running_loop().run_in_executor(
-            context.threads.of(inquiry.url), asks, inquiry, context.upstream, context.clock
-        )
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            asking.add_done_callback(_drop)  # the thread cannot be stopped; nobody wants what it brings
-            raise
-
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _drop(asking: asyncio.Future[Any]) -> None:
-    if not asking.cancelled() and not asking.exception() and (exchange := exchange_of(asking.result())):
-        exchange.drop()

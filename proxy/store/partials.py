@@ -40,12 +40,19 @@ class Partials:
     def create(self, key: str, generation: str) -> Partial:
         return Partial(self.directory, key, generation)
 
+    def has(self, key: str) -> bool:
+        """Whether there is any file of `key`; True where nobody can say."""
+        try:
+            return any(key in name for name in os.listdir(self.directory))
+        except OSError:
+            return True
+
     def load(self, key: str) -> tuple[PartialRecord, Partial] | None:
         """The partial of `key` that a fill can go on with, opened. Removes files that belong to nothing.
 
         Needs the lock of `key`: another process's running partial looks like an orphan.
         """
-        if not any(key in name for name in os.listdir(self.directory)):
+        if not self.has(key):
             return None
         for left in sorted((*self.directory.glob(f".{key}.*"), *self.directory.glob(f"{key}.*.sock"))):
             left.unlink(missing_ok=True)

@@ -22,15 +22,20 @@ import msgspec
 
 from ..rules.entry import Entry
 from .blobs import Blobs
-from .files import publish, size_of, store_error, sync_data, sync_directory
+from .files import begin_writing, descriptors, publish, size_of, store_error, sync_data, sync_directory
 from .thread import StoreThread
 
 T = TypeVar("T")
 
-GROUP_MAX = 64
-"""Bodies in one group: lookups wait while its files are renamed."""
+GROUP_MAX = max(1, min(256, descriptors() // 8))
+"""Bodies in one group: lookups wait while its files are renamed. Each has three descriptors: two files, and the lock
+of its key."""
+GROUP_BYTES = 4 * 1024**2
+"""A group of so many bytes gathers no longer."""
 GATHER_SECONDS = 0.01
-"""How long a group gathers at least: nobody waits for it, and one alone costs six syncs."""
+"""How long the first group gathers: nobody waits for it, and one alone costs six syncs."""
+GATHER_MAX = 0.32
+"""Each further one gathers twice as long as the one before, to this: directories and rows are then synced for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,55 @@ class Waiting:
     stored: asyncio.Future[Entry]
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A body and its files. They are text: pathlib took a third of the time of the whole group."""
+
+    entry: Entry
+    body: bytes
+    blob: str
+    sidecar: str
+    new_blob: str
+    """Where the blob is until it gets its name."""
+    new_sidecar: str
+
+
+class Room:
+    """For two groups: one is stored, and one gathers. Who brings more waits, and so does its client.
+
+    It belongs to the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._count = self._bytes = 0
+        self._has_changed = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Wait until a body of that size may wait to be stored; `leave` then."""
+        while self._count >= 2 * GROUP_MAX or self._bytes >= 2 * GROUP_BYTES:
+            self._has_changed.clear()
+            await self._has_changed.wait()
+        self._count += 1
+        self._bytes += size
+
+    def leave(self, size: int) -> None:
+        self._count -= 1
+        self._bytes -= size
+        self._has_changed.set()
+
+
 class Small:
     """`keep` belongs to the event loop; the methods that block say where."""
 
     def __init__(self, blobs: Blobs, thread: StoreThread) -> None:
         self._blobs, self._thread = blobs, thread
         self._waiting: list[Waiting] = []
+        self._bytes = 0
+        """In bodies that wait."""
         self._storing: asyncio.Task[None] | None = None
+        self._is_due = asyncio.Event()
+        """What waits is to gather no longer."""
+        self._is_closing = False
         self._suffix = f".{secrets.token_hex(4)}"
         """Of files that have not got their names: ours alone."""
 
@@ -54,32 +101,48 @@ class Small:
         """Make a body the entry of its key. Returns it as it is stored: a pin is carried over. Raises StoreError."""
         each = Waiting(entry, body, asyncio.get_running_loop().create_future())
         self._waiting.append(each)
+        self._bytes += len(body)
+        self._look()
         if self._storing is None:
             self._storing = asyncio.create_task(self._store_all(), name="small bodies")
         return await each.stored
 
     async def close(self) -> None:
         """Let what waits be stored. Nothing more comes."""
+        self._is_closing = True
+        self._look()
         if self._storing:
             await asyncio.wait([self._storing])
 
+    def _look(self) -> None:
+        """Notice when a group is due."""
+        if self._is_closing or len(self._waiting) >= GROUP_MAX or self._bytes >= GROUP_BYTES:
+            self._is_due.set()
+
     async def _store_all(self) -> None:
         """Store what waits, group by group, until nothing does."""
+        seconds = GATHER_SECONDS
         try:
             while self._waiting:
-                await asyncio.sleep(GATHER_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._is_due.wait()
                 group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+                self._bytes -= sum(len(each.body) for each in group)
+                self._is_due.clear()
+                self._look()
                 await self._store_group(group)
+                seconds = min(2 * seconds, GATHER_MAX)
         finally:
             self._storing = None
 
     async def _store_group(self, group: list[Waiting]) -> None:
         """Give each of the group its outcome. An error is that of all: nothing of the group is stored then."""
-        bodies = [(each.entry, each.body) for each in group]
+        items = [self._item(each.entry, each.body) for each in group]
         try:
-            await self._beside(self._prepare, bodies)
-            entries = await self._thread.do(self._name, bodies)
-            await self._beside(sync_directories, [self._blobs.path(entry) for entry, _ in bodies])
+            await self._beside(self._prepare, items)
+            entries = await self._thread.do(self._name, items)
+            await self._beside(sync_directories, [item.blob for item in items])
         except Exception as error:  # a bug too: no fill may be left waiting
             for each in group:
                 if not each.stored.done():  # its fill may have been cancelled
@@ -88,6 +151,12 @@ class Small:
             for each, entry in zip(group, entries, strict=True):
                 if not each.stored.done():
                     each.stored.set_result(entry)
+
+    def _item(self, entry: Entry, body: bytes) -> Item:
+        directory = f"{self._blobs.directory}/{entry.sha256[:2]}"
+        blob, sidecar = entry.sha256, f"{entry.sha256}.{entry.key}.json"
+        new = [f"{directory}/.{name}{self._suffix}" for name in (blob, sidecar)]
+        return Item(entry, body, f"{directory}/{blob}", f"{directory}/{sidecar}", *new)
 
     async def _beside(self, work: Callable[[T], None], about: T) -> None:
         """Run `work` in a thread; in the store's, which makes directories again, if one is gone."""
@@ -98,47 +167,35 @@ class Small:
         except OSError as error:
             raise store_error(f"the cache directory {self._blobs.ground.root} failed", error) from error
 
-    def _prepare(self, bodies: list[tuple[Entry, bytes]]) -> None:
+    def _prepare(self, items: list[Item]) -> None:
         """Beside: let the blobs have their names, and the sidecars be ready to get theirs."""
-        blobs = {self._blobs.path(entry): body for entry, body in bodies}
-        blobs = {path: body for path, body in blobs.items() if size_of(path) != len(body)}  # else another URL's, too
-        sidecars = {self._blobs.sidecars.path(entry): msgspec.json.encode(entry) for entry, _ in bodies}
-        made = {path.parent for path in sidecars if not path.parent.exists()}
+        # Else another URL has brought it.
+        blobs = {item.new_blob: item for item in items if size_of(item.blob) != len(item.body)}
+        sidecars = {item.new_sidecar: msgspec.json.encode(item.entry) for item in items}
+        made = {path for path in {os.path.dirname(item.blob) for item in items} if not os.path.exists(path)}
         for directory in made:
-            directory.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
         if made:
             sync_directory(self._blobs.directory)
         try:
-            self._write({**blobs, **sidecars})
-            for path in blobs:
-                os.rename(self._unnamed(path), path)
+            write_durably({**{path: item.body for path, item in blobs.items()}, **sidecars})
+            for path, item in blobs.items():
+                os.rename(path, item.blob)
         except BaseException:
-            remove(map(self._unnamed, (*blobs, *sidecars)))
+            remove((*blobs, *sidecars))
             raise
-        sync_directories(blobs)
+        sync_directories(item.blob for item in blobs.values())
 
-    def _write(self, files: Mapping[Path, bytes]) -> None:
-        """All of them durably. They are synced together: the first sync brings most of the others along."""
-        with contextlib.ExitStack() as stack:
-            fds = []
-            for path, content in files.items():
-                fd = os.open(self._unnamed(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                file = stack.enter_context(open(fd, "wb"))
-                file.write(content)
-                file.flush()  # all of it: a write to the disk itself may take a part, where that is nearly full
-                fds.append(fd)
-            for fd in fds:
-                sync_data(fd)
-
-    def _name(self, bodies: list[tuple[Entry, bytes]]) -> list[Entry]:
+    def _name(self, items: list[Item]) -> list[Entry]:
         """In the store's thread: let the sidecars have their names, and the index its rows."""
         blobs, entries, replaced, named = self._blobs, [], [], []
         with blobs.ground.exclusively():
             try:
-                for entry, body in bodies:
-                    path, sidecar = blobs.path(entry), blobs.sidecars.path(entry)
-                    if size_of(path) != len(body):
-                        publish(path, body)
+                for item in items:
+                    entry = item.entry
+                    if size_of(item.blob) != len(item.body):
+                        publish(Path(item.blob), item.body)
                     if (old := blobs.current(entry.key)) and old.sha256 != entry.sha256:
                         replaced.append(old)
                     if not old or old.sha256 != entry.sha256:
@@ -146,27 +203,42 @@ class Small:
                     if old and old.pinned:
                         entry = replace(entry, pinned=True)
                         blobs.sidecars.write(entry)
-                    elif not renamed(self._unnamed(sidecar), sidecar):
+                    elif not renamed(item.new_sidecar, item.sidecar):
                         blobs.sidecars.write(entry)
                     entries.append(entry)
                 blobs.ground.index.set_all(entries)
             except BaseException:
                 remove(blobs.sidecars.path(entry) for entry in named)
-                remove(blobs.path(entry) for entry, _ in bodies if not blobs.sidecars.of(entry.sha256))
+                remove(item.blob for item in items if not blobs.sidecars.of(item.entry.sha256))
+                remove(item.new_sidecar for item in items)
                 raise
-            finally:
-                remove(self._unnamed(blobs.sidecars.path(entry)) for entry, _ in bodies)
+            remove(item.new_sidecar for item, entry in zip(items, entries, strict=True) if entry.pinned)
             # Too much where another URL brought a body before; the janitor counts anew before it evicts.
-            blobs.count_committed(sum(len(body) for _, body in bodies))
+            blobs.count_committed(sum(len(item.body) for item in items))
             for old in replaced:
                 blobs.drop_files(old)
         return entries
 
-    def _unnamed(self, path: Path) -> Path:
-        return path.with_name(f".{path.name}{self._suffix}")
+
+def write_durably(files: Mapping[str, bytes]) -> None:
+    """New files. All are on their way to the disk before the first sync, which brings most of the others along."""
+    fds: list[int] = []
+    try:
+        for path, content in files.items():
+            fds.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+            view = memoryview(content)
+            while view:  # a write may take a part, where the disk is nearly full
+                view = view[os.write(fds[-1], view) :]
+        for fd in fds:
+            begin_writing(fd)
+        for fd in fds:
+            sync_data(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
-def renamed(old: Path, new: Path) -> bool:
+def renamed(old: str, new: str) -> bool:
     try:
         os.rename(old, new)
     except FileNotFoundError:
@@ -174,13 +246,13 @@ def renamed(old: Path, new: Path) -> bool:
     return True
 
 
-def remove(paths: Iterable[Path]) -> None:
+def remove(paths: Iterable[str | Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
-            path.unlink()
+            os.unlink(path)
 
 
-def sync_directories(paths: Iterable[Path]) -> None:
+def sync_directories(paths: Iterable[str]) -> None:
     """Those of the files `paths`."""
-    for directory in {path.parent for path in paths}:
+    for directory in {os.path.dirname(path) for path in paths}:
         sync_directory(directory)

@@ -120,22 +120,25 @@ class Store:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def lookup(self, key: str) -> Entry | None:
-        """The entry of `key`, at hand to be opened; None if there is none, or its body is not what the entry says.
-
-        A hot entry costs one stat of its sidecar, any other entry one read of the index.
-        """
+        """The entry of `key`, at hand to be opened; None if there is none, or its body is not what the entry says."""
         hot = self._hot.get(key)
         if hot and hot.is_current():
             return hot.entry
+        if self._misses(key):
+            return None
         is_whole = self._comparing.is_over
         found = await self._do_now(self.blobs.find, key, unwanted=_close)
         if found is None and not is_whole:
             found = await self._do(self.blobs.find, key, unwanted=_close)
-        if found is None:
-            self._hot.forget(key)
-            return None
-        self._hot.put(found)
-        return found.entry
+        if found:
+            self._hot.put(found)
+            return found.entry
+        self._hot.forget(key)
+        return None
+
+    def _misses(self, key: str) -> bool:
+        """Whether nothing is stored of `key`, where that can be told without waiting."""
+        return self._comparing.is_over and not self._hot.get(key) and self.blobs.ground.index.misses(key)
 
     def open(self, entry: Entry) -> StoredBody:
         """The body of an entry that `lookup` or `commit` has just returned. Close it. Raises EntryGone if it is gone.
@@ -279,6 +282,8 @@ class Store:
 
     async def look(self, key: str) -> tuple[Entry | None, tuple[PartialRecord, Partial] | None]:
         """What `lookup` and `resume` say. Needs the lock of `key`: another process may have stored it before."""
+        if self._misses(key) and not self.partials.has(key):
+            return None, None
         found, saved = await self._do(self._look, key, unwanted=_close_both)
         if found:
             self._hot.put(found)

@@ -7,6 +7,7 @@ of a redirect, TLS, proxies and headers.
 
 import re
 import ssl
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import httpx
@@ -16,10 +17,11 @@ from ..config import Settings
 from ..errors import ConfigError, UpstreamError
 from ..rules.entry import Headers, field
 from .egress import Egress
-from .exchange import Exchange, Redirect
-from .location import endpoint, node, redirected, shown
+from .exchange import Exchange, Ready, Redirect
+from .lane import Begun, Lane, Plain
+from .location import endpoint, node, redirected, request_line, shown
 from .peers import Peers
-from .pool import LIMITS, Pool, no_cookies, without
+from .pool import LIMITS, Asked, Pool, no_cookies, without
 from .wire import Wires
 
 MAX_REDIRECTS = 10
@@ -29,11 +31,22 @@ SECRET = frozenset({"authorization", "cookie", "proxy-authorization"})
 _COMMENT = re.compile(r"[ \t]*\([^()]*\)")
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A request that was sent. It is given to `resume`, or closed."""
+
+    asked: Asked
+    begun: Begun
+
+    def close(self) -> None:
+        self.begun.close()
+
+
 class Upstream:
     """A pool of connections with the proxies, certificates and timeouts of the settings."""
 
-    def __init__(self, settings: Settings, via: str) -> None:
-        """`via`: the name of this cache in Via (RFC 9110 §7.6.3)."""
+    def __init__(self, settings: Settings, via: str, lane: Lane | None = None) -> None:
+        """`via`: the name of this cache in Via (RFC 9110 §7.6.3). `lane` gets connections that have become idle."""
         fill, upstream = settings.file.fill, settings.file.upstream
         try:
             trust = (
@@ -61,7 +74,7 @@ class Upstream:
         client._transport._pool._network_backend = egress  # type: ignore[attr-defined]
         for transport in filter(None, client._mounts.values()):
             transport._pool._network_backend = Wires()  # type: ignore[attr-defined]
-        self._pool = Pool(client, float(fill.read_timeout), egress)
+        self._pool = Pool(client, trust, float(fill.read_timeout), egress, lane)
         self.peers = Peers(settings, trust, via)
         """The way to other servers of ours."""
         # Mirrors without credentials are in it too: they may lie below another's base. The longest base comes first.
@@ -75,9 +88,36 @@ class Upstream:
         )
         self._via = f"1.1 {via}"
 
-    def open(
+    async def begin(
         self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None
-    ) -> Exchange:
+    ) -> Ready | Started | None:
+        """As `open`, on the event loop, if a connection is at hand: the answer, or what a thread gives to `resume`.
+
+        None: nothing was asked.
+        """
+        if (lane := self._pool.lane) is None:
+            return None
+        asked = self._asked(url, method, headers, at)
+        lines = [f"{name}: {value}" for name, value in asked.all_fields]
+        if any("\n" in line or "\r" in line for line in lines):
+            return None  # h11 says what is wrong
+        try:
+            request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
+            found = await lane.ask(node(asked.here), request, has_body=method != "HEAD")
+        except (httpx.InvalidURL, ValueError):
+            return None
+        match found:
+            case Plain():
+                return Ready(found, asked.here, asked.redirects, has_body=method != "HEAD")
+            case Begun():
+                return Started(asked, found)
+        return None
+
+    def resume(self, started: Started) -> Exchange:
+        """As `open`, from where `begin` has left off."""
+        return self._follow(started.asked, started.begun)
+
+    def open(self, url: str, *, method: str = "GET", headers: Headers = (), at: str | None = None) -> Exchange:
         """Send one request and wait for the head of the answer, whatever its status; redirects are followed.
 
         The credentials of the mirror whose URL it is replace such fields in `headers`. Neither go any further once a
@@ -85,28 +125,39 @@ class Upstream:
         before, to be asked right away.
         Close the result. Raises UpstreamError with the cause named: DNS, refused, TLS, proxy, timeout, protocol.
         """
+        return self._follow(self._asked(url, method, headers, at), None)
+
+    def _asked(self, url: str, method: str, headers: Headers, at: str | None) -> Asked:
         # Where a server of ours is reached is for other servers of ours alone.
         here, came_by = at or url, _COMMENT.sub("", field(headers, "via") or "")
         headers = (*without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
         fields = (*secrets, *without(headers, {name.lower() for name, _ in secrets}))
-        redirects: tuple[Redirect, ...] = (Redirect(url, ()),) if at else ()
-        if node(here) != node(url):
-            fields = without(headers, SECRET)
+        asked = Asked(url, method, here, fields, without(headers, SECRET), (Redirect(url, ()),) if at else ())
+        return replace(asked, fields=asked.elsewhere) if at and node(here) != node(url) else asked
+
+    def _follow(self, asked: Asked, begun: Begun | None) -> Exchange:
         for _ in range(MAX_REDIRECTS + 1):
-            exchange = self._pool.send(method, here, fields, redirects)
+            exchange = self._pool.send(asked, begun)
+            begun = None
             location = next((value for name, value in exchange.headers if name == "location"), "")
             if exchange.status not in REDIRECTS or not location:
                 return exchange
             with exchange:
-                redirects += (Redirect(here, exchange.headers),)
-                here = redirected(here, location, url)
+                here = redirected(asked.here, location, asked.url)
+                asked = replace(asked, here=here, redirects=(*asked.redirects, Redirect(asked.here, exchange.headers)))
                 if node(here) != exchange.node:
-                    fields = without(headers, SECRET)
+                    asked = replace(asked, fields=asked.elsewhere)
         raise UpstreamError(
-            f"{url} redirects more than {MAX_REDIRECTS} times, last to {shown(here)}. nothing was fetched"
+            f"{asked.url} redirects more than {MAX_REDIRECTS} times, last to {shown(asked.here)}. nothing was fetched"
         )
 
+    def leave(self) -> None:
+        """Keep no connections any more: what runs goes on, and others ask elsewhere."""
+        if self._pool.lane:
+            self._pool.lane.close()
+
     def close(self) -> None:
+        self.leave()
         self._pool.close()
         self.peers.close()

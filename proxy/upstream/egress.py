@@ -28,6 +28,8 @@ class Refused(Exception):
 class Egress(Wires):
     """Makes the connections of one pool; runs in transfer threads, and blocks."""
 
+    is_direct = True
+
     def __init__(self, named: Named) -> None:
         self._named = named
 

@@ -18,6 +18,7 @@ import httpx
 from ..errors import UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers, field
 from .bulk import Bulk
+from .lane import Plain
 from .location import node
 from .wire import Wire
 from .wording import cause
@@ -217,6 +218,36 @@ class Exchange:
         if isinstance(error, (httpx.TimeoutException, TimeoutError)):
             return UpstreamTimeout(f"{self.url} sent nothing for {self._read_timeout:g} s at {of}")
         return UpstreamError(f"{self.url} broke off at {of}: {cause(error) if error else 'connection closed'}")
+
+
+class Ready(Exchange):
+    """An answer that is whole, and in memory: nothing of it is waited for."""
+
+    def __init__(self, plain: Plain, final_url: str, redirects: tuple[Redirect, ...], *, has_body: bool) -> None:
+        self.url = redirects[0].url if redirects else final_url
+        self.final_url, self.redirects, self.delay = final_url, redirects, plain.delay
+        self.status, self.headers = plain.status, plain.headers
+        self.has_body = has_body and self.status not in (204, 304)
+        self.length = _content_length(self.headers)
+        self._body, self._rest = plain.body, memoryview(plain.body)
+        self._aborted = threading.Event()
+
+    def read_into(self, buffer: memoryview) -> int:
+        if self._aborted.is_set():
+            raise UpstreamError(f"the transfer of {self.url} was stopped")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+    def read_small(self, length: int, seconds: float) -> bytes:
+        return self._body
+
+    def abort(self) -> None:
+        self._aborted.set()
+
+    def drop(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def _failing(error: Exception) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """URLs of upstream: how they go out, where a redirect leads, and which server they mean."""
 
+import functools
 import re
 import urllib.parse
 
@@ -10,6 +11,17 @@ from ..errors import UpstreamError
 _PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(?:#.*)?")  # RFC 3986, appendix B
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def request_line(method: str, url: str) -> bytes:
+    """The request line for `url`, and Host."""
+    scheme, authority, path, query = _split(url)
+    return f"{method} {_sendable((path or '/') + query)} HTTP/1.1\r\nHost: {_host(f'{scheme}://{authority}')}\r\n".encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _host(base: str) -> str:
+    return httpx.URL(base).netloc.decode("ascii")
 
 
 class VerbatimUrl(httpx.URL):
@@ -37,7 +49,13 @@ def endpoint(url: httpx.URL) -> tuple[str, int]:
 
 def node(url: str) -> str:
     """The server of `url`: scheme://host:port, the port always written (an origin of RFC 6454 §4)."""
-    parsed = httpx.URL(url)
+    scheme, authority, _, _ = _split(url)
+    return _node(f"{scheme}://{authority}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _node(base: str) -> str:
+    parsed = httpx.URL(base)  # which takes 80 µs
     host, port = endpoint(parsed)
     return f"{parsed.scheme}://[{host}]:{port}" if ":" in host else f"{parsed.scheme}://{host}:{port}"
 

@@ -9,7 +9,7 @@ from ..errors import PeerFailed, Unhelpful, UpstreamError
 from ..rules.entry import Headers
 from ..rules.fleet import Fleet
 from .exchange import Exchange
-from .pool import LIMITS, Pool, no_cookies, without
+from .pool import LIMITS, Asked, Pool, no_cookies, without
 from .wire import Wires
 
 CONNECT_SECONDS = 1.0
@@ -34,7 +34,7 @@ class Peers:
             limits=LIMITS,
         )
         client._transport._pool._network_backend = Wires()  # type: ignore[attr-defined]
-        self._pool = Pool(client, STALL_SECONDS)
+        self._pool = Pool(client, trust, STALL_SECONDS)
 
     def open(self, url: str, method: str, headers: Headers) -> Exchange:
         """The answer of another server of ours, whatever its status. Close it. Raises PeerFailed.
@@ -46,7 +46,7 @@ class Peers:
         if self.fleet.token:
             fields = (*fields, ("proxy-authorization", f"Bearer {self.fleet.token}"))
         try:
-            return self._pool.send(method, url, fields, ())
+            return self._pool.send(Asked(url, method, url, fields, fields))
         except UpstreamError as error:
             why = Unhelpful.SLOW if isinstance(error.__cause__, httpx.ReadTimeout) else Unhelpful.GONE
             raise PeerFailed(error.message, why) from error

@@ -29,15 +29,21 @@ class Stale(Exception):
 class Wire(httpcore.NetworkStream):
     """One connection, as httpcore writes and reads it. `abort` may be called from any thread."""
 
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
+    def __init__(self, stream: httpcore.NetworkStream, *, is_direct: bool = False) -> None:
+        """`is_direct`: to the server itself, with no proxy on the way."""
         self._stream = stream
+        self.is_direct = is_direct
         self.requests = 0
         """How many have been sent on it; each Exchange knows its own by this number."""
         self.awaits_head = False
         """Nothing has been read since the last request."""
         self.body_bytes = 0
         """Bytes that came after the head of the answer, framing and all."""
+        self._last = b""
+        """The last of them."""
         self._lock = threading.Lock()
+        self._has_left = False
+        """It was closed, or taken."""
         self._deadline: float | None = None
         raw = stream.get_extra_info("socket")
         if isinstance(raw, ssl.SSLSocket):
@@ -55,6 +61,7 @@ class Wire(httpcore.NetworkStream):
                 timeout = max(0.0, self._deadline - time.monotonic())
             received = self._stream.read(max_bytes, timeout)
             self.body_bytes += len(received)
+            self._last = (self._last + received[-5:])[-5:]
             return received
         self.awaits_head = False
         heads, received = b"", self._read_first(max_bytes, timeout)
@@ -63,7 +70,7 @@ class Wire(httpcore.NetworkStream):
                 head, received = received[: end.end()], received[end.end() :]
                 heads += _SPACE_BEFORE_COLON.sub(rb"\1:", head)  # RFC 9112 §5.1
                 if not _INTERIM.match(head):
-                    self.body_bytes = len(received)
+                    self.body_bytes, self._last = len(received), received[-5:]
                     return heads + received
             elif len(heads) + len(received) > MAX_HEAD_BYTES or not (data := self._stream.read(max_bytes, timeout)):
                 return heads + received
@@ -86,6 +93,8 @@ class Wire(httpcore.NetworkStream):
             if self.requests and self._stream.get_extra_info("is_readable"):
                 raise Stale  # ended, or out of step: what is there already answers no request
             with self._lock:
+                if self._has_left:
+                    raise Stale
                 self.requests += 1
             self.awaits_head = True
             self._deadline = None
@@ -108,27 +117,104 @@ class Wire(httpcore.NetworkStream):
         """End the connection, which wakes its reader, if it is still at the request of that number."""
         raw = self._stream.get_extra_info("socket")
         with self._lock:
-            if request == self.requests and isinstance(raw, socket.socket):
+            if request == self.requests and not self._has_left and isinstance(raw, socket.socket):
                 with contextlib.suppress(OSError):  # already closed
                     # Not SSLSocket's own method: it drops the TLS layer, and the reader would take ciphertext for body.
                     socket.socket.shutdown(raw, socket.SHUT_RDWR)
 
+    def is_in_step(self, length: int | None) -> bool:
+        """Whether nothing has come behind a body of that length, or in chunks (RFC 9112 §9.2).
+
+        h11 keeps what has for the next answer, and who takes the connection does not ask h11.
+        """
+        return self._last == b"0\r\n\r\n" if length is None else self.body_bytes <= length
+
+    def take(self, request: int) -> httpcore.NetworkStream | None:
+        """The connection, for somebody else, if it is idle after the request of that number; httpcore finds it closed.
+
+        To be called once the answer is closed: what cannot be used again httpcore has closed then.
+        """
+        with self._lock:
+            if self._has_left or request != self.requests:
+                return None
+            self._has_left = True
+        return self._stream
+
     def close(self) -> None:
-        self._stream.close()
+        with self._lock:
+            has_left, self._has_left = self._has_left, True
+        if not has_left:
+            self._stream.close()
 
     def start_tls(self, ssl_context: ssl.SSLContext, *args: Any, **named: Any) -> httpcore.NetworkStream:
-        return Wire(self._stream.start_tls(ssl_context, *args, **named))
+        return Wire(self._stream.start_tls(ssl_context, *args, **named), is_direct=self.is_direct)
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
             # httpcore asks this of every idle connection with each request, a system call and a turn of the GIL each.
-            # `write` asks it of the one that is used.
-            return False
+            # `write` asks it of the one that is used. One that was taken is to be dropped.
+            return self._has_left
         return self._stream.get_extra_info(info)
+
+
+class UsedWire(Wire):
+    """A connection that was used before, TLS and all. On one that `is_begun` a request was sent already, and `received`
+    is what has come of the answer."""
+
+    def __init__(self, stream: httpcore.NetworkStream, received: bytes = b"", *, is_begun: bool = False) -> None:
+        super().__init__(_Ahead(stream, received), is_direct=True)
+        self.requests = 1
+        self._is_sent = is_begun
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._is_sent:
+            self._is_sent, self.awaits_head = False, True
+            self.requests += 1
+        else:
+            super().write(buffer, timeout)
+
+    def start_tls(self, ssl_context: ssl.SSLContext, *args: Any, **named: Any) -> httpcore.NetworkStream:
+        return self
+
+    def take(self, request: int) -> httpcore.NetworkStream | None:
+        ahead = super().take(request)
+        return ahead.stream if isinstance(ahead, _Ahead) else None
+
+
+class _Ahead(httpcore.NetworkStream):
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, stream: httpcore.NetworkStream, received: bytes) -> None:
+        self.stream, self._received = stream, received
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        received, self._received = self._received, b""
+        return received or self.stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self.stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
+
+
+class Resuming(httpcore.NetworkBackend):
+    """Connects to one thing that is connected already."""
+
+    def __init__(self, wire: UsedWire) -> None:
+        self._wire = wire
+
+    def connect_tcp(self, *args: Any, **named: Any) -> httpcore.NetworkStream:
+        return self._wire
 
 
 class Wires(httpcore.SyncBackend):
     """Connects as httpcore does."""
 
+    is_direct = False
+
     def connect_tcp(self, host: str, port: int, *args: Any, **named: Any) -> httpcore.NetworkStream:
-        return Wire(super().connect_tcp(host, port, *args, **named))
+        return Wire(super().connect_tcp(host, port, *args, **named), is_direct=self.is_direct)

@@ -13,11 +13,10 @@ from dataclasses import replace
 import pytest
 
 from proxy.errors import StoreError
-from proxy.store.blobs import Blobs
 from proxy.store.bodies import PREFIXES
 from proxy.store.locks import SPARE
 from proxy.store.sidecars import Sidecars
-from proxy.store.small import Small
+from proxy.store.small import GROUP_BYTES, GROUP_MAX, Room, write_durably
 from tests.harness import until
 
 from .test_store import content, entry_of, key, opened, put
@@ -66,6 +65,28 @@ async def test_urls_with_one_small_body_share_it(opened):
         assert await content(store, "b") == await content(store, "c") == b"same"
 
 
+@pytest.mark.parametrize(("count", "size"), [(2 * GROUP_MAX, 1), (8, GROUP_BYTES // 4)], ids=["many", "big"])
+async def test_who_brings_more_than_two_groups_waits(count, size):
+    room = Room()
+    for _ in range(count):
+        await room.enter(size)
+    others = [asyncio.create_task(room.enter(size)) for _ in range(3)]
+    await asyncio.sleep(0)
+    others[0].cancel()
+    for gone in range(2):
+        assert [other.done() and not other.cancelled() for other in others].count(True) == gone
+        room.leave(size)
+        await until(lambda at=gone: sum(other.done() and not other.cancelled() for other in others) == at + 1)
+
+
+async def test_a_group_that_is_full_is_stored_with_the_others_behind_it(opened):
+    async with opened() as store:
+        count = 2 * GROUP_MAX + 1
+        await keep(store, range(count))
+        assert [await content(store, f"x{number}") for number in range(count)] == [*map(body, range(count))]
+        assert not left(store.root)
+
+
 async def test_what_another_process_sweeps_before_it_is_described_is_written_again(opened):
     async with opened() as store:
         blobs = {hashlib.sha256(body(number)).hexdigest() for number in range(COUNT)}
@@ -112,12 +133,11 @@ async def test_of_a_group_that_fails_half_way_no_body_is_left(opened):
 
 
 def test_a_file_that_takes_only_a_part_is_an_error(tmp_path):
-    small = Small(Blobs(tmp_path, 1.0, lambda: None), None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            small._write({tmp_path / "x": bytes(1001)})
+            write_durably({str(tmp_path / "x"): bytes(1001)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -136,7 +156,7 @@ async def test_a_small_miss_costs_two_new_files_and_shares_its_directories_syncs
         origin.body(f"/{number}.json", body(number)).headers(cache_control="max-age=600")
     await proxy.get("/u/0.json")
     traced = tmp_path / "strace"
-    calls = "trace=openat,fsync,fdatasync,rename,link,unlink"
+    calls = "trace=openat,fadvise64,fsync,fdatasync,rename,link,unlink"
     tracing = subprocess.Popen(
         ["strace", "-f", "-e", calls, "-o", traced, "-p", str(proxy.pid)], stderr=subprocess.PIPE, text=True
     )
@@ -147,6 +167,7 @@ async def test_a_small_miss_costs_two_new_files_and_shares_its_directories_syncs
     tracing.communicate()
     text = traced.read_text()
     assert text.count("fdatasync(") <= 2 * COUNT + 10
+    assert text.count("fadvise64(") >= 2 * (COUNT - 1)  # on its way to the disk before the first of its group is synced
     assert text.count("O_CREAT") <= 4 * COUNT  # two files, and at most a lock each
     assert text.count("fsync(") - text.count("fdatasync(") <= 3 * COUNT
     assert "/partial/" not in "".join(line for line in text.splitlines() if "O_CREAT" in line)
