@@ -284,7 +284,7 @@ async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_
         assert answer.json()["message"].startswith(f"{origin.url('/none.img')} answered 404")
     assert origin.requests == 1
     assert (await child.get("/u/none.img")).headers["cache-status"].endswith("detail=negative")
-    assert len(parent.accesses("GET", "/none.img")) == 1
+    await until(lambda: len(parent.accesses("GET", "/none.img")) == 1)
 
 
 # -- what is not for everybody -----------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ async def test_the_token_opens_the_parent_and_goes_no_further(origin, server):
     parent = server(config=config)
     child = server(base(parent), token="t0ken")
     assert (await child.get("/u/x.img")).body == SMALL
-    assert len(parent.accesses("GET", "/x.img")) == 1
+    await until(lambda: len(parent.accesses("GET", "/x.img")) == 1)
     for request in origin.log:
         assert "t0ken" not in str(request.headers)
 
