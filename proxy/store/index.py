@@ -2,10 +2,9 @@
 
 A diskcache.Cache that does nothing by itself: no eviction, no statistics, no files beside the database, and a Disk that
 knows only JSON (diskcache's pickle is CVE-2025-69872: whoever can write the directory could run code). The row of an
-entry carries its sidecar's name as its tag, and the size of the body: what is compared and counted at each start is
-read in the order of the directories, and in none but one narrow index of SQLite's.
-Not thread-safe but for `misses`: SQLite connections are per thread, and the store's one thread
-owns this one.
+entry has its sidecar's name as its tag, and the size of the body. One narrow SQLite index holds both, in the order of
+the directories: a start compares and counts by it, and reads no row.
+Not thread-safe but for `misses`: SQLite connections are per thread, and the store's one thread owns this one.
 """
 
 import contextlib

@@ -32,9 +32,10 @@ MAX_HEAD_BYTES = 16 * 1024
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]"
-_FIELDS = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb"*\r\n)*")
-_HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: " + _TEXT + rb"*)?\r\n(" + _FIELDS.pattern + rb")\r\n")
-_REQUEST = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.1\r\n" + _FIELDS.pattern + rb"\r\n")
+_FIELDS = rb"(?:" + _TOKEN + rb":" + _TEXT + rb"*\r\n)*"
+_HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: " + _TEXT + rb"*)?\r\n(" + _FIELDS + rb")\r\n")
+_REQUEST = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.1\r\n" + _FIELDS + rb"\r\n")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -246,9 +247,6 @@ def _read_head(head: bytes, delay: float, *, has_body: bool) -> PlainHead | None
         return None
     length = 0 if is_empty else int(lengths[0])
     return PlainHead(status, headers, len(head), len(head) + length, delay) if length <= SMALL_BYTES else None
-
-
-_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 def _is_readable(sock: socket.socket) -> bool:
