@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from .errors import ConfigError
 from .logins import credentials_of, netrc_logins, token_of
 from .rules.access import Access
-from .rules.fleet import Fleet, check_bucket, check_lease
+from .rules.fleet import Fleet, check_stores
 from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
 
@@ -89,16 +89,19 @@ class FleetSection(Section, frozen=True):
     advertise: str = ""
     parents: tuple[str, ...] = ()
     token: str = ""
+    timeout: Duration = Duration(5)
 
 
 class LeaseSection(Section, frozen=True):
     redis: str = ""
+    timeout: Duration = Duration(0.5)
 
 
 class S3Section(Section, frozen=True):
     url: str = ""
     endpoint: str = ""
     region: str = ""
+    timeout: Duration = Duration(0.5)
     access_key_id: str = ""
     secret_access_key: str = ""
 
@@ -202,8 +205,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         fleet = Fleet.of(file.fleet.advertise, file.fleet.parents, file.fleet.token)
         token = token_of(file.access.token, file.access.token_file)
         access = Access.of(file.access.clients, (*file.access.hosts, *fleet.names), token)
-        check_lease(file.lease.redis, fleet)
-        check_bucket(file.s3.url, file.s3.endpoint)
+        check_stores(fleet, file.lease.redis, file.s3.url, file.s3.endpoint)
         for key, is_used, package in (("s3.url", file.s3.url, "obstore"), ("lease.redis", file.lease.redis, "redis")):
             if is_used and not importlib.util.find_spec(package):
                 raise ConfigError(f"{key}: needs the package {package}: pip install 'fetchonce[fleet]'")
@@ -217,7 +219,6 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
         if wrong:
             place = f"{main}:{line_of(main, ['upstream', key])}"
             raise ConfigError(f'{place}: upstream.{key}: "{getattr(file.upstream, key)}": {wrong}')
-
     sources = [main]
     tables: dict[str, tuple[Path, MirrorSection]] = {}
     directories = [SHIPPED / "mirrors"] if file.shipped_mirrors else []

@@ -16,7 +16,9 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from tests.forks import FETCHONCE, REPOSITORY
 TIMEOUT_SECONDS = 30.0  # for the next byte to arrive, and for what a busy machine is to do
 STOP_SECONDS = 20.0
 COMMAND_SECONDS = 60.0  # for a command to end
+HELD_PORTS = 64  # more than one test has
 RECEIVE_BYTES = 256 * 1024
 HEAD_LIMIT_BYTES = 256 * 1024
 LINE_BYTES = 128  # holds a chunk's size line, and little of its data
@@ -54,6 +57,23 @@ async def until(predicate: Callable[[], Any], timeout: float = TIMEOUT_SECONDS) 
                     return value
                 await asyncio.sleep(0.01)
     raise AssertionError(f"waited {timeout} s for a condition that stayed {value!r}")
+
+
+_held: deque[socket.socket] = deque()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens, for a server of ours, now or later."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port: int = held.getsockname()[1]
+    # While it is bound here Linux gives it to nobody who takes any, and still to a server that asks for it by number.
+    # Elsewhere that server could not have it.
+    _held.append(held)
+    while len(_held) > (HELD_PORTS if sys.platform == "linux" else 0):
+        _held.popleft().close()
+    return port
 
 
 def clean_environment() -> dict[str, str]:

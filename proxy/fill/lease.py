@@ -26,8 +26,6 @@ LEASE_MS = 30_000
 RENEW_SECONDS = 10.0
 LAST_MS = 30_000
 """For so long whoever has fetched an object is still asked for it first."""
-ANSWER_SECONDS = 0.5
-"""Redis on the same network answers in less than a millisecond; a client waits for it no longer than that."""
 CONNECTIONS = 32
 
 # KEYS: the lease, and who fetched last. ARGV: our value, the value that may be replaced, LEASE_MS, " " and our URL.
@@ -67,13 +65,14 @@ class Leases:
         from redis.exceptions import RedisError
 
         self.own = settings.fleet.own
+        self._timeout = timeout = settings.file.lease.timeout
         self._errors = (RedisError, OSError, TimeoutError)
         pool = BlockingConnectionPool.from_url(
             settings.file.lease.redis,
             max_connections=CONNECTIONS,
-            timeout=ANSWER_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=ANSWER_SECONDS,
+            timeout=timeout,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
             # An idle connection may have been ended by the other side.
             retry=Retry(NoBackoff(), 1, supported_errors=(Unreachable,)),
         )
@@ -119,7 +118,7 @@ class Leases:
         """The answer; None if there is none, which is told once."""
         now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._timeout):
                 answer = await asking
         except self._errors as error:
             if self._circuit.failed(now()):
@@ -133,7 +132,7 @@ class Leases:
     async def close(self) -> None:
         """After the fills."""
         if self._behind:
-            await asyncio.wait(self._behind, timeout=ANSWER_SECONDS)
+            await asyncio.wait(self._behind, timeout=self._timeout)
         with contextlib.suppress(*self._errors):
             await self._redis.aclose()
             await self._redis.connection_pool.disconnect()

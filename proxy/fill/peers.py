@@ -21,7 +21,7 @@ LOOP = 508
 SLOW_SECONDS = 10.0
 """A server that has answered something so lately is there, be it slow with something else."""
 MESSAGE_BYTES = 16 * 1024
-SOON_SECONDS = 0.1
+SOON_SECONDS = 1.0
 
 
 class KnownPeers:

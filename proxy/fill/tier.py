@@ -30,12 +30,8 @@ from .behind import FAILURES, Behind
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.5
-"""For what the bucket has of an object. A store nearby answers within 0.2 s but for one in a hundred; a mirror takes as
-long to begin. So a slow bucket makes a miss later by no more than a slow mirror does."""
-OPEN_SECONDS = 1.0
-"""For the first answer about a body that it says it has: large objects begin later. With LOOK_SECONDS far below the
-10 s of silence after which some clients give up; and after three of these the bucket is left alone."""
+OPENING = 2.0
+"""So many times s3.timeout has the first answer about a body that the bucket says it has: large objects begin later."""
 ABSENT_SECONDS = 10.0
 """What was not there is not looked for again for so long."""
 MAX_ABSENT = 4096
@@ -92,7 +88,7 @@ class Tier:
         if bucket is None or target.mirror.credentials or key in self._absent:
             return None
         try:
-            text = await self._ask(bucket.read(entry_path(key), ENTRY_BYTES), LOOK_SECONDS)
+            text = await self._ask(bucket.read(entry_path(key), ENTRY_BYTES))
             entry = None if text is None else read_entry(text, key, self._clock())
         except BucketError:
             return None
@@ -121,7 +117,7 @@ class Tier:
         if bucket is None or digest is None or digest.algorithm != "sha256" or digest.hex in self._absent:
             return None
         try:
-            seen = await self._ask(bucket.look(blob_path(digest.hex)), LOOK_SECONDS)
+            seen = await self._ask(bucket.look(blob_path(digest.hex)))
         except BucketError:
             return None
         if seen is None:
@@ -138,7 +134,7 @@ class Tier:
         if bucket is None:
             return None
         try:
-            opened = await self._ask(bucket.open(blob_path(entry.sha256), start, stop), OPEN_SECONDS)
+            opened = await self._ask(bucket.open(blob_path(entry.sha256), start, stop), OPENING)
         except BucketError:
             return None
         if opened is None:
@@ -157,7 +153,7 @@ class Tier:
         if bucket is None:
             return None
         try:
-            body = await self._ask(bucket.read(blob_path(entry.sha256), entry.size), OPEN_SECONDS)
+            body = await self._ask(bucket.read(blob_path(entry.sha256), entry.size), OPENING)
         except BucketError:
             return None
         if body is None:
@@ -174,7 +170,7 @@ class Tier:
         self._wrong[entry.sha256] = self._absent[entry.sha256] = True
         if self._bucket:
             try:
-                await self._ask(self._bucket.delete(blob_path(entry.sha256)), OPEN_SECONDS)
+                await self._ask(self._bucket.delete(blob_path(entry.sha256)), OPENING)
             except BucketError as error:
                 log(events, WARNING, "bucket.not_removed", url=self.url_of(entry.sha256), error=error)
 
@@ -192,12 +188,13 @@ class Tier:
         self._absent[entry.sha256] = True
         self._count("miss")
 
-    async def _ask(self, question: Coroutine[Any, Any, T], seconds: float) -> T:
-        """The answer to `question`. Raises BucketError, also without asking."""
+    async def _ask(self, question: Coroutine[Any, Any, T], times: float = 1.0) -> T:
+        """The answer to `question`, within so many times s3.timeout. Raises BucketError, also without asking."""
         if not self._circuit.may_ask(_now()):
             question.close()
             self._count("absent")
             raise BucketError("the bucket is left alone for a while")
+        seconds = times * self._section.timeout
         try:
             async with asyncio.timeout(seconds):
                 answer = await question

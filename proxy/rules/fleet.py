@@ -80,18 +80,15 @@ def base_of(url: str) -> str | None:
         return None
 
 
-def check_lease(redis: str, fleet: Fleet) -> None:
-    """Raises ConfigError for an address of Redis that is malformed, or of no use."""
+def check_stores(fleet: Fleet, redis: str, bucket: str, endpoint: str) -> None:
+    """Raises ConfigError for an address that is malformed, or of no use. Empty ones are not given."""
     if redis and not re.fullmatch(r"(rediss?|unix)://\S+", redis):
         raise ConfigError("lease.redis: expected redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://... or unix://...")
     if redis and not fleet.own:
         raise ConfigError("lease.redis: needs fleet.advertise, by which the others reach this server")
 
-
-def check_bucket(url: str, endpoint: str) -> None:
-    """Raises ConfigError for addresses of [s3] that are malformed; empty ones are not given."""
-    if url and not _BUCKET.fullmatch(url):
-        raise ConfigError(f's3.url: "{url}": expected s3://BUCKET/PREFIX, or gs:// or az://')
+    if bucket and not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f's3.url: "{bucket}": expected s3://BUCKET/PREFIX, or gs:// or az://')
     if endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", endpoint):
         raise ConfigError(f's3.endpoint: "{endpoint}": expected a URL')
 

@@ -14,10 +14,8 @@ from .wire import Wires
 
 CONNECT_SECONDS = 1.0
 """A machine that is off says nothing: for so long the first client waits, and upstream is asked."""
-ANSWER_SECONDS = 5.0
-"""Some clients give up after 10 s without a head, and upstream is still to be asked then."""
-STALL_SECONDS = 10.0
-"""Longer than that, because it may be upstream that stalls, and the other server that asks it again."""
+STALLING = 2.0
+"""So many times fleet.timeout may a body stall: it may be upstream that does, and the other server asks it again."""
 
 
 class Peers:
@@ -26,15 +24,16 @@ class Peers:
     def __init__(self, settings: Settings, trust: ssl.SSLContext, via: str) -> None:
         self.fleet: Fleet = settings.fleet
         self._via = f"1.1 {via} ({self.fleet.own})" if self.fleet.own else f"1.1 {via}"
+        timeout = settings.file.fleet.timeout
         client = httpx.Client(
             verify=trust,
             trust_env=False,
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
             cookies=no_cookies(),
             limits=LIMITS,
         )
         client._transport._pool._network_backend = Wires()  # type: ignore[attr-defined]
-        self._pool = Pool(client, trust, STALL_SECONDS)
+        self._pool = Pool(client, trust, STALLING * timeout)
 
     def open(self, url: str, method: str, headers: Headers) -> Exchange:
         """The answer of another server of ours, whatever its status. Close it. Raises PeerFailed.

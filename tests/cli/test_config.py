@@ -75,12 +75,15 @@ tls_key = "HERE/key.pem"
 advertise = "http://10.0.0.5:8642"
 parents = ["https://cache-1.example", "http://10.0.0.5:8642"]
 token = "***"
+timeout = "2s"
 [lease]
 redis = "redis://10.0.0.6:6379/1"
+timeout = "0.25s"
 [s3]
 url = "s3://images/a"
 endpoint = "http://127.0.0.1:9000"
 region = "eu-central-1"
+timeout = "1s"
 access_key_id = "***"
 secret_access_key = "***"
 [log]

@@ -11,24 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.s3 import PROGRAM, Bucket, Versitygw, Wire
-from tests.harness import Proxy
+from tests.fleet.s3 import PATIENT, PROGRAM, Bucket, Versitygw, Wire
+from tests.harness import Proxy, free_port
 
 FRESH = "max-age=600"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture
 def server(proxy_factory) -> Callable[..., Proxy]:
     """Starts one: with these parents, and `own` (HOST:PORT) as the address by which others reach it."""
 
-    def make(*parents: str, own: str = "", config: str = "", token: str = "", listen: str = "", **more) -> Proxy:
-        lines = ["[fleet]", f"parents = {list(parents)}"]
+    def make(
+        *parents: str,
+        own: str = "",
+        config: str = "",
+        token: str = "",
+        listen: str = "",
+        timeout: str = PATIENT,
+        **more,
+    ) -> Proxy:
+        lines = ["[fleet]", f"parents = {list(parents)}", f'timeout = "{timeout}"']
         lines += [f'advertise = "http://{own}"'] if own else []
         lines += [f'token = "{token}"'] if token else []
         listen = listen or own or "127.0.0.1:0"
@@ -65,6 +67,10 @@ class Redis:
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def config(self, timeout: str = PATIENT) -> str:
+        """The section of the configuration."""
+        return f'[lease]\nredis = "{self.url}"\ntimeout = "{timeout}"\n'
 
     def start(self) -> None:
         assert REDIS, "redis-server is missing: apt-get install redis-server"
@@ -109,9 +115,8 @@ def redis(tmp_path) -> Iterator[Redis]:
 def leasing(server, redis) -> Callable[..., list[Proxy]]:
     """Starts several that share leases."""
 
-    def make(count: int, *parents: str, **more) -> list[Proxy]:
-        lease = f'[lease]\nredis = "{redis.url}"\n'
-        return [server(*parents, own=f"127.0.0.1:{free_port()}", config=lease, **more) for _ in range(count)]
+    def make(count: int, timeout: str = PATIENT) -> list[Proxy]:
+        return [server(own=f"127.0.0.1:{free_port()}", config=redis.config(timeout)) for _ in range(count)]
 
     return make
 

@@ -15,9 +15,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness import REPOSITORY, until
+from tests.harness import REPOSITORY, free_port, until
 
 KEY, SECRET = "testkey", "testsecret"
+PATIENT = "20s"
+"""For servers that help each other on a machine that does much else."""
 HEAD_BYTES = 64 * 1024
 
 
@@ -29,7 +31,7 @@ class Engine:
     """An S3 server with buckets in directories below `root`. Close it."""
 
     def __init__(self, root):
-        self.root, self.port, self.env = root, _free_port(), {"ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
+        self.root, self.port, self.env = root, free_port(), {"ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
         self._process = None
         root.mkdir(parents=True, exist_ok=True)
 
@@ -109,7 +111,7 @@ class Wire:
         self._lock = threading.Lock()
         self._sockets = set()
         self._listener = None
-        self.port = 0
+        self.port = free_port()
 
     def __enter__(self):
         self.restore()
@@ -155,7 +157,6 @@ class Wire:
 
     def restore(self):
         self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     # -- what was asked -----------------------------------------------------------------------------------------------
@@ -283,11 +284,6 @@ def _fields(head):
     return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
-def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
 class Bucket:
     """One bucket of an engine, over a wire of its own."""
 
@@ -302,6 +298,7 @@ class Bucket:
             "endpoint": f"http://127.0.0.1:{self.wire.port}",
             "access_key_id": KEY,
             "secret_access_key": SECRET,
+            "timeout": PATIENT,
             **more,
         }
         return "[s3]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items())

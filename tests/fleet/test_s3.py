@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from tests.fleet.s3 import PATIENT
 from tests.harness import until
 
 SMALL, BIG = os.urandom(20_000), os.urandom(3_000_000)
@@ -38,8 +39,8 @@ async def wait_quiet(proxy):
 def server(proxy_factory, bucket):
     """Starts servers that share the bucket, each with a disk of its own."""
 
-    def make(*args, config_text="", **keys):
-        return proxy_factory(*args, config_text=bucket.config() + config_text, **keys)
+    def make(*args, config_text="", timeout=PATIENT, **keys):
+        return proxy_factory(*args, config_text=bucket.config(timeout=timeout) + config_text, **keys)
 
     return make
 
@@ -314,7 +315,7 @@ async def test_a_bucket_that_does_not_answer_holds_nobody_up_for_long(origin, se
     for number in range(5):
         origin.body(f"/{number}", SMALL).headers(cache_control=FRESH)
     bucket.wire.hold(r"\w")
-    proxy = server()
+    proxy = server(timeout="0.5s")
     for number in range(5):
         assert (await proxy.get(f"/u/{number}")).body == SMALL
     assert bucket.wire.count(ENTRY) == 3

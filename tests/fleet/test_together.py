@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.fleet.conftest import FRESH, free_port
+from tests.fleet.conftest import FRESH
 from tests.fleet.test_lease import HALF, SIZE, begun, digest, whole
 from tests.fleet.test_s3 import wait_quiet
-from tests.harness import until
+from tests.harness import free_port, until
 from tests.origin import pattern_sha256
 
 BLOBS = r"GET .*/blobs/"
@@ -23,7 +23,7 @@ def together(server, redis, bucket):
     """Starts several that share leases and the bucket; each with all others as parents, if it `has_parents`."""
 
     def make(count, *, has_parents=False):
-        config = f'[lease]\nredis = "{redis.url}"\n' + bucket.config()
+        config = redis.config() + bucket.config()
         own = [f"127.0.0.1:{free_port()}" for _ in range(count)]
         parents = [f"http://{each}" for each in own] if has_parents else []
         return [server(*parents, own=each, config=config) for each in own]

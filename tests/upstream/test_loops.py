@@ -1,18 +1,12 @@
 """What we ask ourselves is refused, what we ask another fetchonce is not, and as http_proxy we are of use."""
 
-import socket
 import subprocess
 
 import pytest
 
-from tests.harness import until
+from tests.harness import free_port, until
 
 BODY = b"image" * 1000
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 async def test_a_mirror_that_is_ourselves_is_508(origin, proxy_factory):
