@@ -44,9 +44,18 @@ class Behind:
     """`use` a bucket, `start`, and `await close()`."""
 
     def __init__(
-        self, store: Store, stats: Stats, clock: Callable[[], float], wrong: MutableMapping[str, bool]
+        self,
+        store: Store,
+        stats: Stats,
+        clock: Callable[[], float],
+        wrong: MutableMapping[str, bool],
+        room: int = MAX_WAITING,
     ) -> None:
-        """`wrong`: digests of bodies that are to be written anew though they be there, until they are."""
+        """`wrong`: digests of bodies that are to be written anew though they be there, until they are.
+
+        `room`: keys in the queue, at most.
+        """
+        self._room = room
         self._store, self._stats, self._clock, self._wrong = store, stats, clock, wrong
         self._bucket: Bucket | None = None
         self._private: Container[str] = ()
@@ -95,7 +104,7 @@ class Behind:
         """It was stored just now."""
         if self._bucket is None:
             return
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._room:
             self._stats.bucket_uploads["late",] += 1
             self._is_to_look.set()
             return
@@ -124,7 +133,7 @@ class Behind:
         while after is not None:
             due, after = await self._store.abroad.page(after, name, RENEW_SECONDS)
             for key in due:
-                while len(self._waiting) >= MAX_WAITING // 2:  # the rest is for what is stored meanwhile
+                while len(self._waiting) >= self._room // 2:  # the rest is for what is stored meanwhile
                     await self._changed.wait()
                 if key not in self._under_way:
                     self._waiting[key] = None
@@ -156,7 +165,7 @@ class Behind:
     def _failed(self, key: str, error: BucketError) -> None:
         """Again, behind the others: one that always fails must not hold them up."""
         self._stats.bucket_uploads["failed",] += 1
-        if len(self._waiting) < MAX_WAITING:
+        if len(self._waiting) < self._room:
             self._waiting[key] = None
         if self._circuit.failed(_now()):
             log(events, WARNING, "bucket.not_written", error=error, hint="it waits, and goes on by itself")
