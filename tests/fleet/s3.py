@@ -23,7 +23,7 @@ PATIENT = "20s"
 HEAD_BYTES = 64 * 1024
 
 
-PROGRAM = REPOSITORY / ".cache" / "tools" / "versitygw"
+PROGRAM = REPOSITORY / ".cache" / "versitygw"
 """Made by .ci/run: it takes two minutes."""
 
 

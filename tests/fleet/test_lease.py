@@ -32,10 +32,10 @@ async def digest(stream):
     return (await stream.sha256())[0]
 
 
-async def begun(servers, each):
-    """Clients of all servers, each with its first MiB."""
+async def begun(servers, each, first=1024**2):
+    """Clients of all servers, each with so many bytes."""
     streams = [await server.stream("/u/x.img") for server in servers for _ in range(each)]
-    hashes = [hashlib.sha256(await stream.read(1024**2)) for stream in streams]
+    hashes = [hashlib.sha256(await stream.read(first)) for stream in streams]
 
     async def rest(stream, hashed):
         while piece := await stream._some(256 * 1024, b""):
@@ -60,8 +60,7 @@ def image(origin):
 async def test_of_three_servers_one_asks_upstream_and_all_stream(origin, image, leasing, redis):
     servers = leasing(3)
     image.stall_at(HALF)
-    tasks = await begun(servers, 8)
-    assert (await asyncio.gather(*(server.fills() for server in servers))) != []
+    tasks = await begun(servers, 8, HALF - 1024**2)  # what upstream has given all have
     image.release()
     await whole(tasks)
     assert origin.count("/x.img") == 1
@@ -257,9 +256,17 @@ async def test_what_is_private_is_asked_for_by_each(origin, leasing):
 
 async def test_a_404_is_asked_for_once(origin, leasing):
     servers = leasing(3)
-    answers = await asyncio.gather(*(each.get("/u/none.img") for each in servers))
-    assert {answer.status for answer in answers} == {404}
-    assert origin.requests <= 3
+    origin.body("/none.img", b"").status(404).delay_headers_until_released()
+    asking = [asyncio.create_task(each.get("/u/none.img")) for each in servers]
+
+    async def are_waiting():
+        fills = [fill for each in servers for fill in await each.fills()]
+        return sum(fill["readers"] for fill in fills) == 5  # two ask the third
+
+    await until(are_waiting)
+    origin.release()
+    assert {answer.status for answer in await asyncio.gather(*asking)} == {404}
+    assert origin.requests == 1
 
 
 async def test_a_reload_leaves_the_lease_as_it_is(leasing):
