@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from logging import INFO, WARNING
+from logging import DEBUG, INFO, WARNING
 from typing import Any, TypeVar
 
 from cachetools import TTLCache
@@ -200,8 +200,9 @@ class Tier:
                 answer = await question
         except (BucketError, TimeoutError) as error:
             self._count("failed")
+            said = error if isinstance(error, BucketError) else f"no answer within {seconds} s"
+            log(events, DEBUG, "bucket.failed", error=said)
             if self._circuit.failed(_now()):
-                said = error if isinstance(error, BucketError) else f"no answer within {seconds} s"
                 log(events, WARNING, "bucket.absent", error=said, hint="fills go to the mirrors; asked again in 30 s")
             raise BucketError(str(error)) from error
         if self._circuit.answered():

@@ -236,6 +236,8 @@ class Response(RequestResponseCycle):
             self._write()
 
     def _write(self, *pieces: bytes | bytearray) -> None:
+        if self.transport.is_closing():
+            return  # the client has left: asyncio would drop it too, and uvloop raises
         if self._head or len(pieces) > 1:
             pieces, self._head = (b"".join((self._head, *pieces)),), b""
         self.transport.write(pieces[0])

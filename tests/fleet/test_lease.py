@@ -126,6 +126,7 @@ async def test_the_holder_is_stopped(origin, image, leasing):
     lost = await holder.stream("/u/x.img")
     await lost.read(1024**2)
     tasks = await begun(others, 2)
+    lost.close()  # or it would be waited for as well
     ending = asyncio.create_task(asyncio.to_thread(holder.terminate))
     image.release()
     await whole(tasks)
