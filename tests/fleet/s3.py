@@ -315,4 +315,4 @@ class Bucket:
     async def wait(self, blobs, urls=None):
         """Wait until it holds as many bodies and entries."""
         urls = blobs if urls is None else urls
-        await until(lambda: (len(self.files("blobs/*/*")), len(self.files("urls/*.json"))) == (blobs, urls), 20)
+        await until(lambda: (len(self.files("blobs/*/*")), len(self.files("urls/*.json"))) == (blobs, urls))

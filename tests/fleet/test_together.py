@@ -78,11 +78,13 @@ async def test_what_the_bucket_has_one_takes_from_it_and_the_others_read_along(o
 async def test_the_one_that_takes_it_from_the_bucket_is_killed(origin, kept, together, bucket):
     holder, *others = together(3)
     bucket.wire.stall_body(BLOBS, 4 * 1024**2)
+    kept.delay_headers_until_released()  # which the holder asks after some seconds
     lost = await holder.stream("/u/x.img")
     await lost.read(1024**2)
     tasks = await begun(others, 2)
     holder.kill()
     bucket.wire.heal()
+    origin.release()
     await whole(tasks)
     await until(lambda: sum("lease.taken_over" in line for each in others for line in each.log) == 1)
     assert origin.count("/x.img") <= 2
