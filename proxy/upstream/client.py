@@ -18,6 +18,7 @@ import truststore
 from ..config import Settings
 from ..errors import ConfigError, UpstreamError
 from ..rules.entry import Headers, field
+from ..rules.headers import has_body
 from ..version import VERSION
 from .egress import Egress, Refused
 from .exchange import Exchange, Ready, Redirect
@@ -129,12 +130,12 @@ class Upstream:
             return None  # h11 says what is wrong
         try:
             request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
-            found = await self._lane.ask(node(asked.here), request, has_body=method != "HEAD")
+            found = await self._lane.ask(node(asked.here), request, method)
         except (httpx.InvalidURL, ValueError):
             return None
         match found:
             case Plain():
-                return Ready(found, asked.here, asked.redirects, has_body=method != "HEAD")
+                return Ready(found, asked.here, asked.redirects, method)
             case Begun():
                 return Started(asked, found)
         return None
@@ -252,8 +253,10 @@ class _Closing(httpx.SyncByteStream):
         self._stream, self._wire, self._lane, self._node = response.stream, wire, lane, node
         self._request = wire.requests
         length = field(tuple(response.headers.multi_items()), "content-length")
-        has_body = response.request.method != "HEAD" and response.status_code not in (204, 304)
-        self._length = (None if length is None else int(length.split(",")[0])) if has_body else 0
+        if not has_body(response.request.method, response.status_code):
+            self._length: int | None = 0
+        else:
+            self._length = None if length is None else int(length.split(",")[0])
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._stream)
