@@ -130,7 +130,7 @@ class Upstream:
             return None  # h11 says what is wrong
         try:
             request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
-            found = await self._lane.ask(node(asked.here), request, method)
+            found = await self._lane.ask(node(asked.here), request, method, self._read_timeout)
         except (httpx.InvalidURL, ValueError):
             return None
         match found:
@@ -211,7 +211,7 @@ class Upstream:
         while True:
             try:
                 if begun:
-                    used, begun = UsedWire(begun.stream, begun.received, is_begun=True), None
+                    used, begun = UsedWire(begun.stream, begun.received, begun.heard_at), None
                     response = self._send_over(used, request)
                 elif self._lane and (stream := self._lane.take(node)):
                     response = self._send_over(UsedWire(stream), request)
