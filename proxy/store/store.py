@@ -232,10 +232,14 @@ class Store:
         self.blobs.ground.mend()
         self._mended()
 
-    async def records(self) -> list[Record]:
-        """All entries with their use as the index has them, the uses of this process included."""
+    async def records(self, after: str = "", most: int = -1) -> list[Record]:
+        """All entries, or up to `most` behind a key, by key; with their use, that in this process included."""
         await self.flush()
-        return await self._do(self.blobs.records)
+        return await self._do(self.blobs.records, after, most)
+
+    async def records_of(self, keys: Iterable[str]) -> list[Record]:
+        """Of these keys, if they are stored."""
+        return await self._do(self.blobs.records_of, keys)
 
     # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed -------------
 
