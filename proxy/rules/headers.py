@@ -137,6 +137,11 @@ _DATE_FORMS = (
 _CENTURY_START = 1977
 
 
+def has_body(method: str, status: int) -> bool:
+    """Whether an answer has a body, whatever its fields say; it may be empty (RFC 9110 §6.4.1, RFC 9112 §6.3)."""
+    return method != "HEAD" and status not in (204, 304)
+
+
 def http_date(timestamp: float) -> str:
     """IMF-fixdate of a Unix time in the years 1 to 9999, without fractions (RFC 9110 §5.6.7)."""
     return formatdate(timestamp, usegmt=True)

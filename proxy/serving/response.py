@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from ..errors import ClientGone, FileEnded
 from ..log import events, quoted
 from ..rules.cache_status import CacheStatus
-from ..rules.headers import http_date
+from ..rules.headers import has_body, http_date
 from ..rules.pieces import Growth
 from ..rules.repeat import Repeat
 from .replay import Answer
@@ -35,7 +35,7 @@ BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")  # RFC 9110 §5.6.2
 BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # §5.5
 
 
-def error_response(status: int, message: str, *, has_body: bool = True) -> bytes:
+def error_response(status: int, message: str, method: str = "GET") -> bytes:
     """All bytes of a response that says `message` in JSON and announces the close."""
     body = json.dumps({"message": message}, ensure_ascii=False).encode()
     fields = {
@@ -46,7 +46,7 @@ def error_response(status: int, message: str, *, has_body: bool = True) -> bytes
         "connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return STATUS_LINE[status] + head.encode() + b"\r\n" + (body if has_body else b"")
+    return STATUS_LINE[status] + head.encode() + b"\r\n" + (body if has_body(method, status) else b"")
 
 
 class Framing(Enum):
@@ -105,7 +105,7 @@ class Response(RequestResponseCycle):
             events.error("server.app_failed method=%s target=%s", self.scope["method"], target, exc_info=error)
             if not self.response_started and not self.disconnected:
                 self.response_started, self.keep_alive = True, False
-                self.transport.write(error_response(500, INTERNAL_ERROR, has_body=self.scope["method"] != "HEAD"))
+                self.transport.write(error_response(500, INTERNAL_ERROR, self.scope["method"]))
                 self._complete()
         finally:
             if not self.response_complete:
@@ -209,7 +209,7 @@ class Response(RequestResponseCycle):
             lines += (name, b": ", value, b"\r\n")
         if not self.keep_alive and not says_close:
             lines.append(b"connection: close\r\n")
-        if self.scope["method"] == "HEAD" or status in (204, 304):
+        if not has_body(self.scope["method"], status):
             self.framing = Framing.NONE
         elif length is not None:
             self.framing, self.expected_content_length = Framing.LENGTH, length

@@ -72,7 +72,7 @@ BY_TAG = "CREATE INDEX IF NOT EXISTS Cache_tag_size ON Cache (tag, size) WHERE t
 
 USED = """SELECT entry.value, use.value FROM Cache AS entry
     LEFT JOIN Cache AS use ON use.key = 'use:' || substr(entry.key, 7) AND use.raw = 1
-    WHERE entry.key > 'entry:' AND entry.key < 'entry;'"""
+    WHERE entry.key > 'entry:' || ? AND entry.key < 'entry;' ORDER BY entry.key LIMIT ?"""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -245,8 +245,9 @@ class Index:
         self._rows.delete(f"entry:{key}")
         self._rows.delete(f"use:{key}")
 
-    def records(self) -> Iterator[tuple[Entry, Usage]]:
-        for row, use in self._used():
+    def records(self, after: str = "", most: int = -1) -> Iterator[tuple[Entry, Usage]]:
+        """Up to `most` behind the key `after`, by key; -1: all."""
+        for row, use in self._used(after, most):
             yield msgspec.json.decode(row, type=Entry), use
 
     def briefs(self) -> Iterator[tuple[Brief, float]]:
@@ -256,10 +257,10 @@ class Index:
             brief = decode(row)
             yield brief, max(use.used_at, brief.stored_at)
 
-    def _used(self) -> Iterator[tuple[bytes, Usage]]:
+    def _used(self, after: str = "", most: int = -1) -> Iterator[tuple[bytes, Usage]]:
         """Every entry as JSON, with its use, in one statement and never all in memory: there may be very many."""
         decode, never = msgspec.json.Decoder(Usage).decode, Usage()
-        for row, use in self._rows._sql(USED):
+        for row, use in self._rows._sql(USED, (after, most)):
             yield row, decode(use) if use else never
 
     def count_entries(self) -> int:

@@ -181,7 +181,7 @@ class Small:
         try:
             write_durably({**{path: item.body for path, item in blobs.items()}, **sidecars})
             for path, item in blobs.items():
-                os.rename(path, item.blob)
+                renamed(path, item.blob)
         except BaseException:
             remove((*blobs, *sidecars))
             raise

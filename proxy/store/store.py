@@ -19,7 +19,7 @@ from ..log import events, log
 from ..rules.digests import Digest
 from ..rules.entry import Entry
 from ..rules.eviction import Candidate
-from .abroad import Abroad
+from .abroad import Abroad, close
 from .blobs import Blobs, Record, Used
 from .comparing import Comparing
 from .files import disk, store_error
@@ -127,9 +127,9 @@ class Store:
         if self._misses(key):
             return None
         is_whole = self._comparing.is_over
-        found = await self._do_now(self.blobs.find, key, unwanted=_close)
+        found = await self._do_now(self.blobs.find, key, unwanted=close)
         if found is None and not is_whole:
-            found = await self._do(self.blobs.find, key, unwanted=_close)
+            found = await self._do(self.blobs.find, key, unwanted=close)
         if found:
             self._hot.put(found)
             return found.entry
@@ -233,10 +233,14 @@ class Store:
         self.blobs.ground.mend()
         self._mended()
 
-    async def records(self) -> list[Record]:
-        """All entries with their use as the index has them, the uses of this process included."""
+    async def records(self, after: str = "", most: int = -1) -> list[Record]:
+        """All entries, or up to `most` behind a key, by key; with their use, that in this process included."""
         await self.flush()
-        return await self._do(self.blobs.records)
+        return await self._do(self.blobs.records, after, most)
+
+    async def records_of(self, keys: Iterable[str]) -> list[Record]:
+        """Of these keys, if they are stored."""
+        return await self._do(self.blobs.records_of, keys)
 
     # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed -------------
 
@@ -382,16 +386,11 @@ class Store:
         return gone
 
 
-def _close(found: OpenEntry | None) -> None:
-    if found:
-        found.close()
-
-
 def _close_found(found: tuple[PartialRecord, Partial] | None) -> None:
     if found:
         found[1].close()
 
 
 def _close_both(looked: tuple[OpenEntry | None, tuple[PartialRecord, Partial] | None]) -> None:
-    _close(looked[0])
+    close(looked[0])
     _close_found(looked[1])

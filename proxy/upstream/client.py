@@ -103,12 +103,12 @@ class Upstream:
             return None  # h11 says what is wrong
         try:
             request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
-            found = await lane.ask(node(asked.here), request, has_body=method != "HEAD")
+            found = await lane.ask(node(asked.here), request, method, self._pool.read_timeout)
         except (httpx.InvalidURL, ValueError):
             return None
         match found:
             case Plain():
-                return Ready(found, asked.here, asked.redirects, has_body=method != "HEAD")
+                return Ready(found, asked.here, asked.redirects, method)
             case Begun():
                 return Started(asked, found)
         return None

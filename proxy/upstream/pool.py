@@ -10,6 +10,7 @@ import httpx
 
 from ..errors import UpstreamError
 from ..rules.entry import Headers, field
+from ..rules.headers import has_body
 from ..version import VERSION
 from .egress import Egress, Refused
 from .exchange import Exchange, Redirect
@@ -99,7 +100,7 @@ class Pool:
         while True:
             try:
                 if begun:
-                    used, begun = UsedWire(begun.stream, begun.received, is_begun=True), None
+                    used, begun = UsedWire(begun.stream, begun.received, begun.heard_at), None
                     response = self._send_over(used, request)
                 elif self.lane and (stream := self.lane.take(node)):
                     response = self._send_over(UsedWire(stream), request)
@@ -135,8 +136,10 @@ class _Closing(httpx.SyncByteStream):
         self._stream, self._wire, self._lane, self._node = response.stream, wire, lane, node
         self._request = wire.requests
         length = field(tuple(response.headers.multi_items()), "content-length")
-        has_body = response.request.method != "HEAD" and response.status_code not in (204, 304)
-        self._length = (None if length is None else int(length.split(",")[0])) if has_body else 0
+        if not has_body(response.request.method, response.status_code):
+            self._length: int | None = 0
+        else:
+            self._length = None if length is None else int(length.split(",")[0])
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._stream)
@@ -152,6 +155,7 @@ class _Closing(httpx.SyncByteStream):
                 stream.close()
         elif isinstance(self._wire, UsedWire):
             self._wire.close()  # it is in no pool
+
 
 def without(headers: Headers, names: Set[str]) -> Headers:
     return tuple(each for each in headers if each[0].lower() not in names)
