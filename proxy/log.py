@@ -6,6 +6,7 @@ name and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). No othe
 
 import codecs
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import Any
 
 events = logging.getLogger("proxy")
 access = logging.getLogger("proxy.access")
+_SPECIAL = re.compile(r'[ "=\\]')
 codecs.lookup("unicode_escape")  # Python loads it from a file at its first use, which fails when descriptors run out
 
 
@@ -41,7 +43,7 @@ def log_past(logger: logging.Logger, level: int, moments: Iterable[tuple[int, st
 def quoted(value: object) -> str:
     """A single word as it is; anything else in double quotes with backslash escapes, so that a line can be parsed."""
     text = str(value)
-    if text and text.isprintable() and not any(char in ' "=\\' for char in text):
+    if text and text.isprintable() and not _SPECIAL.search(text):
         return text
     escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
     return f'"{escaped}"'

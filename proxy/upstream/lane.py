@@ -142,7 +142,8 @@ class Lane:
         while stream := self.take(node):
             sock: socket.socket = stream.get_extra_info("socket")
             try:
-                sock.setblocking(False)
+                if sock.gettimeout() != 0:
+                    sock.setblocking(False)
                 if sock.send(request) < len(request):
                     stream.close()  # half a request: nobody can answer it
                     return None
@@ -219,8 +220,9 @@ class _Reception:
             self._head = _read_head(bytes(self.data[:end]), time.monotonic() - self.asked_at, has_body=self._has_body)
             if self._head is None:
                 return True
-            self._timer.cancel()
-            self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
+            if len(self.data) < self._head.end:
+                self._timer.cancel()
+                self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
         head = self._head
         if len(self.data) == head.end and not self.has_ended:
             self.answer = Plain(head.status, head.headers, bytes(self.data[head.start :]), head.delay)
