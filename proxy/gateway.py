@@ -227,8 +227,11 @@ class Gateway:
         fill, is_first = await self._join(target, question)
         stack.enter_context(fill.attach())
         try:
-            async with asyncio.timeout(self._patience(forward, fill)):
+            if (patience := self._patience(forward, fill)) is None:
                 await watch.wait(fill.wait_head())
+            else:
+                async with asyncio.timeout(patience):
+                    await watch.wait(fill.wait_head())
         except UpstreamError as error:
             if _is_refusal(error) and vary.login(fill.question.fields) != vary.login(question.fields):
                 await watch.wait(fill.wait_over())
@@ -252,7 +255,7 @@ class Gateway:
             return await self._passed(forward, fill, is_first, stack)
         body = body_of(fill, target.digest)
         stored = fill.is_wanted if is_first else None
-        cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
+        cache_status = _forwarded(forward, stored, collapsed=not is_first)
         return Delivery(request, target, body, cache_status, fill.age, _unless_whole(watch, body))
 
     def _after_failure(self, forward: Forward, error: UpstreamError, stack: contextlib.ExitStack) -> Delivery:
@@ -335,7 +338,7 @@ class Gateway:
             passthrough = await watch.wait(self.flights.open_passthrough(target, fields))
         stack.callback(passthrough.close)
         detail = "no-space" if isinstance(fill.error, OutOfSpace) else None
-        cache_status = replace(_forwarded(forward), stored=False, detail=detail)
+        cache_status = replace(_forwarded(forward, False), detail=detail)
         return Delivery(request, target, passthrough, cache_status, passthrough.head.age, watch)
 
     def _stored(
@@ -359,9 +362,9 @@ class Gateway:
             raise
 
 
-def _forwarded(forward: Forward) -> CacheStatus:
+def _forwarded(forward: Forward, stored: bool | None, *, collapsed: bool = False) -> CacheStatus:
     """Upstream has given a body; its 200 is told where something was stored before."""
-    return CacheStatus(fwd=forward.ask.why, fwd_status=200 if forward.entry else None)
+    return CacheStatus(False, forward.ask.why, 200 if forward.entry else None, stored, collapsed)
 
 
 def _is_rewritten(request: Request, target: Target) -> bool:

@@ -111,6 +111,8 @@ class Upstream:
             ),
             key=lambda each: -len(each[0]),
         )
+        if not any(fields for _, fields in self._credentials):
+            self._credentials = []
         self._read_timeout = float(fill.read_timeout)
         self._via = f"1.1 {via}"
         self._trust, self._lane = trust, lane

@@ -239,11 +239,17 @@ def _read_head(head: bytes, delay: float, *, has_body: bool) -> PlainHead | None
         (name.lower(), value.strip(" \t"))
         for name, _, value in (line.partition(":") for line in match[2].decode("latin-1").split("\r\n")[:-1])
     )
-    lengths = [value for name, value in headers if name == "content-length"]
+    lengths = []
+    for name, value in headers:
+        match name:
+            case "content-length":
+                lengths.append(value)
+            case "transfer-encoding" | "upgrade":
+                return None
+            case "connection" if value.lower() != "keep-alive":
+                return None
     is_empty = not has_body or status in (204, 304)
-    if status in _REDIRECTS or any(name in ("transfer-encoding", "upgrade") for name, _ in headers):
-        return None
-    if any(name == "connection" and value.lower() != "keep-alive" for name, value in headers):
+    if status in _REDIRECTS:
         return None
     if len(lengths) > 1 or (not lengths and not is_empty) or not all(_LENGTH.fullmatch(each) for each in lengths):
         return None
