@@ -24,7 +24,7 @@ from proxy.rules.entry import Entry
 from proxy.rules.segments import BIG_BYTES
 from proxy.rules.splice import OVERLAP_BYTES
 from proxy.store.index import Index
-from tests.harness import Proxy, Truncated, until
+from tests.harness import Proxy, Truncated, sidecar, until
 from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
 
 SIZE = BIG_BYTES - (1 << 20)
@@ -141,7 +141,7 @@ async def test_a_kill_leaves_no_lock(origin, proxy):
 # -- named points ------------------------------------------------------------------------------------------------------
 
 MB = 1 << 20
-CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "unlink", "mkdir")
+CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "link", "unlink", "mkdir")
 """Calls that change the directory, or make a change durable. A new file shows at the next of them."""
 NAMES = (
     (re.compile(r"[0-9a-f]{64}"), "HEX"),
@@ -246,7 +246,7 @@ class World:
         index = Index(self.cache / "index")
         rows = {entry.key: entry for entry, _ in index.records()}
         index.close()
-        sidecars = [msgspec.json.decode(path.read_bytes(), type=Entry) for path in self.cache.glob("blobs/*/*.json")]
+        sidecars = [msgspec.json.decode(sidecar(path), type=Entry) for path in self.cache.glob("blobs/*/*.json")]
         assert rows == {entry.key: entry for entry in sidecars}
         files = {path.name for path in self.cache.glob("blobs/*/*")}
         assert files == {name for each in sidecars for name in (each.sha256, f"{each.sha256}.{each.key}.json")}
@@ -298,11 +298,12 @@ COMMIT = {
     "unlink partial/HEX.GENERATION.state",  # and its row
 }
 SIDECAR = "rename blobs/XX/.HEX.HEX.json.TEMPORARY -> blobs/XX/HEX.HEX.json"
+LINKED = "link blobs/XX/.HEX.json.TEMPORARY -> blobs/XX/HEX.HEX.json"
 GONE = {"unlink blobs/XX/HEX.HEX.json", "unlink blobs/XX/HEX"}
 EXPECTED = {
     first_body: COMMIT | {"fsync partial/.HEX.GENERATION.json.TEMPORARY", "unlink partial/HEX.GENERATION.json"},
     small_body: {
-        SIDECAR,  # the blob is there
+        LINKED,  # the blob is there
         "pwrite64 index/cache.db-wal",  # and the sidecar
     },
     new_generation: COMMIT | {SIDECAR, *GONE},
@@ -401,7 +402,7 @@ async def test_killed_before_any_call_it_goes_on_with_what_it_had(undisturbed, t
             assert all(after[path] - before[path] <= SIZES[path] for path in again)
         elif stage is small_body:
             # A body so small is stored behind its answer, and from its sidecar on.
-            assert again <= ({"/a.json"} if point in undisturbed[stage][: places[SIDECAR] + 1] else set())
+            assert again <= ({"/a.json"} if point in undisturbed[stage][: places[LINKED] + 1] else set())
         elif not point.name.startswith(UNSAVED):
             assert not again, f"fetched again: {again}"
 
