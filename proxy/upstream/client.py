@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import repeat
 
 import httpx
@@ -54,7 +55,7 @@ class Asked:
 
     @property
     def all_fields(self) -> Headers:
-        return (*_without(USUAL, {name.lower() for name, _ in self.fields}), *self.fields)
+        return all_fields(self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ class Upstream:
             ),
             key=lambda each: -len(each[0]),
         )
+        if not any(fields for _, fields in self._credentials):
+            self._credentials = []
         self._read_timeout = float(fill.read_timeout)
         self._via = f"1.1 {via}"
         self._trust, self._lane = trust, lane
@@ -125,11 +128,10 @@ class Upstream:
         if self._lane is None:
             return None
         asked = self._asked(url, method, headers, at)
-        lines = [f"{name}: {value}" for name, value in asked.all_fields]
-        if any("\n" in line or "\r" in line for line in lines):
-            return None  # h11 says what is wrong
         try:
-            request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
+            if not (rest := field_lines(asked.fields)):
+                return None  # h11 says what is wrong
+            request = request_line(method, asked.here) + rest
             found = await self._lane.ask(node(asked.here), request, method, self._read_timeout)
         except (httpx.InvalidURL, ValueError):
             return None
@@ -155,12 +157,11 @@ class Upstream:
         return self._follow(self._asked(url, method, headers, at), None)
 
     def _asked(self, url: str, method: str, headers: Headers, at: str | None) -> Asked:
-        here, came_by = at or url, field(headers, "via")
-        headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
+        here = at or url
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
-        fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
-        asked = Asked(url, method, here, fields, _without(headers, SECRET), (Redirect(url, ()),) if at else ())
-        return replace(asked, fields=asked.elsewhere) if at and node(here) != node(url) else asked
+        fields, elsewhere = forwarded(headers, secrets, self._via)
+        asked = Asked(url, method, here, fields, elsewhere, (Redirect(url, ()),) if at else ())
+        return replace(asked, fields=elsewhere) if at and node(here) != node(url) else asked
 
     def _follow(self, asked: Asked, begun: Begun | None) -> Exchange:
         for _ in range(MAX_REDIRECTS + 1):
@@ -272,6 +273,29 @@ class _Closing(httpx.SyncByteStream):
                 stream.close()
         elif isinstance(self._wire, UsedWire):
             self._wire.close()  # it is in no pool
+
+
+@lru_cache(maxsize=256)  # a client's fields are the same each time
+def forwarded(headers: Headers, secrets: Headers, via: str) -> tuple[Headers, Headers]:
+    """A client's fields as they go to the mirror with the credentials `secrets`, and as they go to any other server."""
+    came_by = field(headers, "via")
+    headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {via}" if came_by else via))
+    fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
+    return fields, _without(headers, SECRET)
+
+
+def all_fields(fields: Headers) -> Headers:
+    """With those that every request has."""
+    return (*_without(USUAL, {name.lower() for name, _ in fields}), *fields)
+
+
+@lru_cache(maxsize=256)
+def field_lines(fields: Headers) -> bytes | None:
+    """The fields of a request as they are sent, with the line that ends them; None where they hold line breaks."""
+    lines = [f"{name}: {value}" for name, value in all_fields(fields)]
+    if any("\n" in line or "\r" in line for line in lines):
+        return None
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def _without(headers: Headers, names: Set[str]) -> Headers:
