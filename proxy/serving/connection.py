@@ -304,8 +304,8 @@ class ClientConnection(HttpToolsProtocol):
         client = (self.client or ("unix",))[0]
         log(events, level, "server.refused", status=status, message=message, client=client)
         self._reading = Reading.DEAF
-        is_head = self.scope is not None and self.scope.get("method") == "HEAD"
-        self._refusal = error_response(status, message, has_body=not is_head)
+        method = self.scope.get("method", "GET") if self.scope is not None else "GET"
+        self._refusal = error_response(status, message, method)
         response, self._incoming = self._incoming, None
         if response:  # the app has this request already
             if response.response_complete:

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from ..errors import ClientGone, FileEnded
 from ..log import events, quoted
 from ..rules.cache_status import CacheStatus
-from ..rules.headers import http_date
+from ..rules.headers import has_body, http_date
 from ..rules.pieces import Growth
 from ..rules.repeat import Repeat
 from .replay import Answer
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from .connection import ClientConnection
 
 INTERNAL_ERROR = "internal error; the log says more"
-BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")  # RFC 9110 §5.6.2
-BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # §5.5
+FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+"""Lines of a head (RFC 9110 §5.5, §5.6.2)."""
 
 
-def error_response(status: int, message: str, *, has_body: bool = True) -> bytes:
+def error_response(status: int, message: str, method: str = "GET") -> bytes:
     """All bytes of a response that says `message` in JSON and announces the close."""
     body = json.dumps({"message": message}, ensure_ascii=False).encode()
     fields = {
@@ -46,7 +46,7 @@ def error_response(status: int, message: str, *, has_body: bool = True) -> bytes
         "connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return STATUS_LINE[status] + head.encode() + b"\r\n" + (body if has_body else b"")
+    return STATUS_LINE[status] + head.encode() + b"\r\n" + (body if has_body(method, status) else b"")
 
 
 class Framing(Enum):
@@ -105,7 +105,7 @@ class Response(RequestResponseCycle):
             events.error("server.app_failed method=%s target=%s", self.scope["method"], target, exc_info=error)
             if not self.response_started and not self.disconnected:
                 self.response_started, self.keep_alive = True, False
-                self.transport.write(error_response(500, INTERNAL_ERROR, has_body=self.scope["method"] != "HEAD"))
+                self.transport.write(error_response(500, INTERNAL_ERROR, self.scope["method"]))
                 self._complete()
         finally:
             if not self.response_complete:
@@ -193,23 +193,25 @@ class Response(RequestResponseCycle):
         if self.waiting_for_100_continue:
             # The client may send the announced body or leave it out, and we could not tell it from the next request.
             self.waiting_for_100_continue = self.keep_alive = False
-        lines = [STATUS_LINE[status]]
+        lines: list[bytes] = []
         length: int | None = None
         says_close = False
         for name, value in fields:
             name = name.lower()
-            if BAD_NAME.search(name) or BAD_VALUE.search(value):
-                raise RuntimeError(f"not a header field: {name!r}: {value!r}")
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
                 continue  # framing is ours
             elif name == b"connection" and b"close" in value.lower():
                 self.keep_alive, says_close = False, True
-            lines += (name, b": ", value, b"\r\n")
+            lines.append(b"%b: %b\r\n" % (name, value))
+        text = b"".join(lines)
+        if not FIELDS.fullmatch(text) or text.count(b"\n") != len(lines):  # of a name or value with a line break
+            raise RuntimeError(f"not header fields: {text!r}")
+        lines = [STATUS_LINE[status], text]
         if not self.keep_alive and not says_close:
             lines.append(b"connection: close\r\n")
-        if self.scope["method"] == "HEAD" or status in (204, 304):
+        if not has_body(self.scope["method"], status):
             self.framing = Framing.NONE
         elif length is not None:
             self.framing, self.expected_content_length = Framing.LENGTH, length

@@ -100,8 +100,13 @@ class Blobs(Bodies):
         rows = (self.ground.index.get(self.sidecars.key(path)) for path in self.sidecars.of(name)) if name else ()
         return [row for row in rows if row and row.sha256 == name]
 
-    def records(self) -> list[Record]:
-        return [Record(entry, usage) for entry, usage in self.ground.current_index().records()]
+    def records(self, after: str = "", most: int = -1) -> list[Record]:
+        """Up to `most` behind the key `after`, by key; -1: all."""
+        return [Record(entry, usage) for entry, usage in self.ground.current_index().records(after, most)]
+
+    def records_of(self, keys: Iterable[str]) -> list[Record]:
+        index = self.ground.current_index()
+        return [Record(entry, index.usage(key)) for key in keys if (entry := index.get(key))]
 
     def count_entries(self) -> int:
         return self.ground.current_index().count_entries()

@@ -93,10 +93,10 @@ def size_of(path: str | Path) -> int | None:
         return None
 
 
-def is_named(path: Path, fd: int) -> bool:
+def is_named(path: str | Path, fd: int) -> bool:
     """Whether `path` is the open file `fd`: somebody may have removed it, or put another in its place."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
+        return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
         return False
 

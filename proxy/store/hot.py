@@ -73,6 +73,7 @@ class StoredBody:
     """A body that is whole on disk, for one reader. `closed` is called once, when it is closed."""
 
     __slots__ = ("_closed", "entry", "fd", "head", "length")
+    in_memory = None
 
     def __init__(self, entry: Entry, fd: int, closed: Callable[["StoredBody"], object]) -> None:
         """`fd` belongs to this object from now on."""

@@ -25,7 +25,7 @@ from .files import disk, store_error
 from .hot import HotTable, OpenEntry, StoredBody
 from .index import BUSY_SECONDS, Usage
 from .integrity import sha512_of
-from .locks import Lock, Spares, is_locked
+from .locks import Lock, Ring, is_locked
 from .partial import Partial, PartialRecord
 from .partials import Partials, is_unfinished
 from .pseudonym import keep, pseudonym
@@ -52,7 +52,7 @@ class Store:
         self._comparing = Comparing(self.blobs, self.partials, self._thread)
         self._do = self._comparing.do
         self._small = Small(self.blobs, self._thread)
-        self._spares = Spares(self.locks)
+        self._ring = Ring(self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()
         self._uses: dict[str, Usage] = {}
@@ -77,7 +77,7 @@ class Store:
             await self._try_flush()  # a full disk must not keep us from ending
             await self._do(self.blobs.ground.close)
         self._hot.clear()
-        self._spares.close()
+        self._ring.close()
         self._thread.shutdown()
 
     def _open(self) -> None:
@@ -92,7 +92,7 @@ class Store:
                 "name another with --cache-dir, or mend its permissions"
             ) from error
         self.blobs.ground.open()
-        self._spares.sweep()
+        self._ring.sweep()
 
     @contextlib.asynccontextmanager
     async def announced(self, listen: Sequence[str], own: str) -> AsyncIterator[None]:
@@ -232,10 +232,14 @@ class Store:
         self.blobs.ground.mend()
         self._mended()
 
-    async def records(self) -> list[Record]:
-        """All entries with their use as the index has them, the uses of this process included."""
+    async def records(self, after: str = "", most: int = -1) -> list[Record]:
+        """All entries, or up to `most` behind a key, by key; with their use, that in this process included."""
         await self.flush()
-        return await self._do(self.blobs.records)
+        return await self._do(self.blobs.records, after, most)
+
+    async def records_of(self, keys: Iterable[str]) -> list[Record]:
+        """Of these keys, if they are stored."""
+        return await self._do(self.blobs.records_of, keys)
 
     # -- whole bodies: the methods that Blobs has under these names; what was open of the entry is closed -------------
 
@@ -326,10 +330,10 @@ class Store:
         """
         try:
             try:
-                return self._spares.try_lock(self.locks / name)
+                return self._ring.try_lock(name)
             except FileNotFoundError:
                 self.blobs.ground.make_directories()
-                return self._spares.try_lock(self.locks / name)
+                return self._ring.try_lock(name)
         except OSError as error:
             raise store_error(f"{self.locks / name} cannot be locked", error) from error
 

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import repeat
 
 import httpx
@@ -18,6 +19,7 @@ import truststore
 from ..config import Settings
 from ..errors import ConfigError, UpstreamError
 from ..rules.entry import Headers, field
+from ..rules.headers import has_body
 from ..version import VERSION
 from .egress import Egress, Refused
 from .exchange import Exchange, Ready, Redirect
@@ -53,7 +55,7 @@ class Asked:
 
     @property
     def all_fields(self) -> Headers:
-        return (*_without(USUAL, {name.lower() for name, _ in self.fields}), *self.fields)
+        return all_fields(self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Upstream:
             ),
             key=lambda each: -len(each[0]),
         )
+        if not any(fields for _, fields in self._credentials):
+            self._credentials = []
         self._read_timeout = float(fill.read_timeout)
         self._via = f"1.1 {via}"
         self._trust, self._lane = trust, lane
@@ -124,17 +128,16 @@ class Upstream:
         if self._lane is None:
             return None
         asked = self._asked(url, method, headers, at)
-        lines = [f"{name}: {value}" for name, value in asked.all_fields]
-        if any("\n" in line or "\r" in line for line in lines):
-            return None  # h11 says what is wrong
         try:
-            request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
-            found = await self._lane.ask(node(asked.here), request, has_body=method != "HEAD")
+            if not (rest := field_lines(asked.fields)):
+                return None  # h11 says what is wrong
+            request = request_line(method, asked.here) + rest
+            found = await self._lane.ask(node(asked.here), request, method, self._read_timeout)
         except (httpx.InvalidURL, ValueError):
             return None
         match found:
             case Plain():
-                return Ready(found, asked.here, asked.redirects, has_body=method != "HEAD")
+                return Ready(found, asked.here, asked.redirects, method)
             case Begun():
                 return Started(asked, found)
         return None
@@ -154,12 +157,11 @@ class Upstream:
         return self._follow(self._asked(url, method, headers, at), None)
 
     def _asked(self, url: str, method: str, headers: Headers, at: str | None) -> Asked:
-        here, came_by = at or url, field(headers, "via")
-        headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
+        here = at or url
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
-        fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
-        asked = Asked(url, method, here, fields, _without(headers, SECRET), (Redirect(url, ()),) if at else ())
-        return replace(asked, fields=asked.elsewhere) if at and node(here) != node(url) else asked
+        fields, elsewhere = forwarded(headers, secrets, self._via)
+        asked = Asked(url, method, here, fields, elsewhere, (Redirect(url, ()),) if at else ())
+        return replace(asked, fields=elsewhere) if at and node(here) != node(url) else asked
 
     def _follow(self, asked: Asked, begun: Begun | None) -> Exchange:
         for _ in range(MAX_REDIRECTS + 1):
@@ -210,7 +212,7 @@ class Upstream:
         while True:
             try:
                 if begun:
-                    used, begun = UsedWire(begun.stream, begun.received, is_begun=True), None
+                    used, begun = UsedWire(begun.stream, begun.received, begun.heard_at), None
                     response = self._send_over(used, request)
                 elif self._lane and (stream := self._lane.take(node)):
                     response = self._send_over(UsedWire(stream), request)
@@ -252,8 +254,10 @@ class _Closing(httpx.SyncByteStream):
         self._stream, self._wire, self._lane, self._node = response.stream, wire, lane, node
         self._request = wire.requests
         length = field(tuple(response.headers.multi_items()), "content-length")
-        has_body = response.request.method != "HEAD" and response.status_code not in (204, 304)
-        self._length = (None if length is None else int(length.split(",")[0])) if has_body else 0
+        if not has_body(response.request.method, response.status_code):
+            self._length: int | None = 0
+        else:
+            self._length = None if length is None else int(length.split(",")[0])
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._stream)
@@ -269,6 +273,29 @@ class _Closing(httpx.SyncByteStream):
                 stream.close()
         elif isinstance(self._wire, UsedWire):
             self._wire.close()  # it is in no pool
+
+
+@lru_cache(maxsize=256)  # a client's fields are the same each time
+def forwarded(headers: Headers, secrets: Headers, via: str) -> tuple[Headers, Headers]:
+    """A client's fields as they go to the mirror with the credentials `secrets`, and as they go to any other server."""
+    came_by = field(headers, "via")
+    headers = (*_without(headers, {"via"}), ("via", f"{came_by}, {via}" if came_by else via))
+    fields = (*secrets, *_without(headers, {name.lower() for name, _ in secrets}))
+    return fields, _without(headers, SECRET)
+
+
+def all_fields(fields: Headers) -> Headers:
+    """With those that every request has."""
+    return (*_without(USUAL, {name.lower() for name, _ in fields}), *fields)
+
+
+@lru_cache(maxsize=256)
+def field_lines(fields: Headers) -> bytes | None:
+    """The fields of a request as they are sent, with the line that ends them; None where they hold line breaks."""
+    lines = [f"{name}: {value}" for name, value in all_fields(fields)]
+    if any("\n" in line or "\r" in line for line in lines):
+        return None
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def _without(headers: Headers, names: Set[str]) -> Headers:

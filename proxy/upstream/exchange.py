@@ -17,6 +17,7 @@ import httpx
 
 from ..errors import UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers, field
+from ..rules.headers import has_body
 from .bulk import Bulk
 from .lane import Plain
 from .location import node
@@ -60,7 +61,7 @@ class Exchange:
         self.headers: Headers = tuple(
             (key.decode("latin-1").lower(), value.decode("latin-1")) for key, value in response.headers.raw
         )
-        self.has_body = response.request.method != "HEAD" and self.status not in (204, 304)
+        self.has_body = has_body(response.request.method, self.status)
         self.length = _content_length(self.headers)
         """Bytes of this answer's body; None if only its end will tell."""
         self._response = response
@@ -199,17 +200,17 @@ class Exchange:
 class Ready(Exchange):
     """An answer that is whole, and in memory: nothing of it is waited for."""
 
-    def __init__(self, plain: Plain, final_url: str, redirects: tuple[Redirect, ...], *, has_body: bool) -> None:
+    def __init__(self, plain: Plain, final_url: str, redirects: tuple[Redirect, ...], method: str) -> None:
         self.url = redirects[0].url if redirects else final_url
         self.final_url, self.redirects, self.delay = final_url, redirects, plain.delay
         self.status, self.headers = plain.status, plain.headers
-        self.has_body = has_body and self.status not in (204, 304)
+        self.has_body = has_body(method, self.status)
         self.length = _content_length(self.headers)
         self._body, self._rest = plain.body, memoryview(plain.body)
-        self._aborted = threading.Event()
+        self._is_aborted = False
 
     def read_into(self, buffer: memoryview) -> int:
-        if self._aborted.is_set():
+        if self._is_aborted:
             raise UpstreamError(f"the transfer of {self.url} was stopped")
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
@@ -219,7 +220,7 @@ class Ready(Exchange):
         return self._body
 
     def abort(self) -> None:
-        self._aborted.set()
+        self._is_aborted = True
 
     def drop(self) -> None: ...
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import httpcore
 
 from ..rules.entry import Headers
+from ..rules.headers import has_body
 
 IDLE_MAX = 64
 """Connections kept for one server; further ones stay with httpx."""
@@ -68,7 +69,8 @@ class Begun:
     stream: httpcore.NetworkStream
     received: bytes
     asked_at: float
-    """time.monotonic()"""
+    heard_at: float
+    """When the last byte came, or else as `asked_at`; both are time.monotonic()."""
 
     def close(self) -> None:
         self.stream.close()
@@ -130,9 +132,10 @@ class Lane:
         for stream in ended:
             stream.close()
 
-    async def ask(self, node: str, request: bytes, *, has_body: bool) -> Plain | Begun | None:
+    async def ask(self, node: str, request: bytes, method: str, patience: float) -> Plain | Begun | None:
         """The answer to `request`, or what has come of it; None if no connection was at hand, and nothing was asked.
 
+        `patience`: seconds without a byte that are too many; a thread says so then.
         Of a connection that upstream had closed meanwhile nothing was asked either (RFC 9112 §9.3.1).
         """
         if not self._is_swept:
@@ -142,11 +145,12 @@ class Lane:
         while stream := self.take(node):
             sock: socket.socket = stream.get_extra_info("socket")
             try:
-                sock.setblocking(False)
+                if sock.gettimeout() != 0:
+                    sock.setblocking(False)
                 if sock.send(request) < len(request):
                     stream.close()  # half a request: nobody can answer it
                     return None
-                reception = _Reception(sock, has_body=has_body)
+                reception = _Reception(sock, method, patience)
                 await reception.run()
             except OSError:
                 stream.close()
@@ -160,23 +164,23 @@ class Lane:
             if reception.has_ended and not reception.data:
                 stream.close()
                 continue
-            return Begun(stream, bytes(reception.data), reception.asked_at)
+            return Begun(stream, bytes(reception.data), reception.asked_at, reception.heard_at)
         return None
 
 
 class _Reception:
     """Of one answer: `run` it once."""
 
-    def __init__(self, sock: socket.socket, *, has_body: bool) -> None:
+    def __init__(self, sock: socket.socket, method: str, patience: float) -> None:
         self.data = bytearray()
         self.answer: Plain | None = None
         self.has_ended = False
-        self.asked_at = time.monotonic()
+        self.asked_at = self.heard_at = time.monotonic()
         self._head: PlainHead | None = None
-        self._sock, self._has_body = sock, has_body
+        self._sock, self._method = sock, method
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._timer = self._loop.call_later(HEAD_SECONDS, self._finish)
+        self._timer = self._loop.call_later(min(HEAD_SECONDS, patience), self._finish)
 
     async def run(self) -> None:
         """Until the answer is whole, or a thread's."""
@@ -199,6 +203,7 @@ class _Reception:
                     self.has_ended = True
                     break
                 self.data += piece
+                self.heard_at = time.monotonic()
                 # Of TLS more may be there than the kernel tells of. But what is so long is no plain answer, and may
                 # come for hours without a pause.
                 if not isinstance(self._sock, ssl.SSLSocket) or len(self.data) > MAX_HEAD_BYTES + SMALL_BYTES:
@@ -216,18 +221,19 @@ class _Reception:
             end = self.data.find(b"\r\n\r\n") + 4
             if end < 4:
                 return len(self.data) > MAX_HEAD_BYTES
-            self._head = _read_head(bytes(self.data[:end]), time.monotonic() - self.asked_at, has_body=self._has_body)
+            self._head = _read_head(bytes(self.data[:end]), time.monotonic() - self.asked_at, self._method)
             if self._head is None:
                 return True
-            self._timer.cancel()
-            self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
+            if len(self.data) < self._head.end:
+                self._timer.cancel()
+                self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
         head = self._head
         if len(self.data) == head.end and not self.has_ended:
             self.answer = Plain(head.status, head.headers, bytes(self.data[head.start :]), head.delay)
         return len(self.data) >= head.end
 
 
-def _read_head(head: bytes, delay: float, *, has_body: bool) -> PlainHead | None:
+def _read_head(head: bytes, delay: float, method: str) -> PlainHead | None:
     """None unless it is a plain one: h11 mends or refuses what else there is."""
     match = _HEAD.fullmatch(head)
     if not match:
@@ -237,11 +243,17 @@ def _read_head(head: bytes, delay: float, *, has_body: bool) -> PlainHead | None
         (name.lower(), value.strip(" \t"))
         for name, _, value in (line.partition(":") for line in match[2].decode("latin-1").split("\r\n")[:-1])
     )
-    lengths = [value for name, value in headers if name == "content-length"]
-    is_empty = not has_body or status in (204, 304)
-    if status in _REDIRECTS or any(name in ("transfer-encoding", "upgrade") for name, _ in headers):
-        return None
-    if any(name == "connection" and value.lower() != "keep-alive" for name, value in headers):
+    lengths = []
+    for name, value in headers:
+        match name:
+            case "content-length":
+                lengths.append(value)
+            case "transfer-encoding" | "upgrade":
+                return None
+            case "connection" if value.lower() != "keep-alive":
+                return None
+    is_empty = not has_body(method, status)
+    if status in _REDIRECTS:
         return None
     if len(lengths) > 1 or (not lengths and not is_empty) or not all(_LENGTH.fullmatch(each) for each in lengths):
         return None

@@ -16,6 +16,7 @@ from typing import Any
 import httpcore
 
 MAX_HEAD_BYTES = 128 * 1024  # h11 refuses more than 100 KiB
+AT_ONCE_SECONDS = 0.001  # 0 would make the socket one that never waits, which is no timeout but an error
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/[0-9]\.[0-9] 1")
@@ -158,13 +159,14 @@ class Wire(httpcore.NetworkStream):
 
 
 class UsedWire(Wire):
-    """A connection that was used before, TLS and all. On one that `is_begun` a request was sent already, and `received`
-    is what has come of the answer."""
+    """A connection that was used before, TLS and all. With `heard_at` a request was sent already, `received` is what
+    has come of the answer, and the last of it came at that time (time.monotonic()): no byte is waited for any longer
+    than from then on."""
 
-    def __init__(self, stream: httpcore.NetworkStream, received: bytes = b"", *, is_begun: bool = False) -> None:
-        super().__init__(_Ahead(stream, received), is_direct=True)
+    def __init__(self, stream: httpcore.NetworkStream, received: bytes = b"", heard_at: float | None = None) -> None:
+        super().__init__(_Ahead(stream, received, heard_at), is_direct=True)
         self.requests = 1
-        self._is_sent = is_begun
+        self._is_sent = heard_at is not None
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._is_sent:
@@ -184,12 +186,17 @@ class UsedWire(Wire):
 class _Ahead(httpcore.NetworkStream):
     """A stream of which the first bytes were read already."""
 
-    def __init__(self, stream: httpcore.NetworkStream, received: bytes) -> None:
-        self.stream, self._received = stream, received
+    def __init__(self, stream: httpcore.NetworkStream, received: bytes, heard_at: float | None) -> None:
+        self.stream, self._received, self._heard_at = stream, received, heard_at
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         received, self._received = self._received, b""
-        return received or self.stream.read(max_bytes, timeout)
+        if received:
+            return received
+        if timeout is not None and self._heard_at is not None:
+            timeout = max(AT_ONCE_SECONDS, timeout - (time.monotonic() - self._heard_at))
+        self._heard_at = None
+        return self.stream.read(max_bytes, timeout)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self.stream.write(buffer, timeout)

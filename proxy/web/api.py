@@ -21,7 +21,7 @@ from ..rules.digests import Digest
 from ..store.integrity import find_damage
 from ..tools import hints
 from ..version import VERSION
-from .entries import SORTS, list_objects, matches, page
+from .entries import SORTS, Wanted, find, find_one
 
 PAGE_MAX = 1000
 NOT_STORED = "nothing is stored under this key; /-/api/entries lists the keys"
@@ -44,22 +44,11 @@ def api_routes(gateway: Gateway) -> list[Route]:
         if order not in ("asc", "desc"):
             raise RequestError("order: expected asc or desc")
         start, length = _number(query, "offset", 0, 2**53), _number(query, "limit", 100, PAGE_MAX)
-        search = query.get("q", "")
-        objects = await list_objects(gateway.store)
-        unfinished = [each["key"] for each in objects if each["state"] == "partial"]
-        coming = {key for key in unfinished if gateway.store.is_locked(key)}  # shown as fills, with what has come
-
-        def found() -> dict[str, Any]:
-            matching = [each for each in objects if each["key"] not in coming and matches(each["url"], search)]
-            return page(matching, sort, descending=order == "desc", start=start, length=length)
-
-        return JSONResponse(await asyncio.to_thread(found))
+        return JSONResponse(await find(gateway.store, Wanted(query.get("q", ""), sort, order == "desc", start, length)))
 
     async def entry(request: Request) -> Response:
-        key = request.path_params["key"]
-        for each in await list_objects(gateway.store):
-            if each["key"] == key:
-                return JSONResponse(each)
+        if found := await find_one(gateway.store, request.path_params["key"]):
+            return JSONResponse(found)
         raise NotStored(NOT_STORED)
 
     async def remove(request: Request) -> Response:

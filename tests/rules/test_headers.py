@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug import http as werkzeug
 
-from proxy.rules.headers import DELTA_MAX, cache_control, delta_seconds, http_date, parse_http_date, stored_headers
+from proxy.rules.headers import (
+    DELTA_MAX,
+    cache_control,
+    delta_seconds,
+    has_body,
+    http_date,
+    parse_http_date,
+    stored_headers,
+)
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 
@@ -248,6 +256,24 @@ def test_well_formed_cache_control_is_werkzeugs(wanted: dict[str, tuple[bool, st
     value = ", ".join(members)
     assert cache_control(value) == {name: argument and argument[1] for name, argument in wanted.items()}
     assert cache_control(value) == werkzeug.parse_dict_header(value)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "expected"),
+    [
+        ("GET", 200, True),
+        ("GET", 206, True),
+        ("GET", 404, True),
+        ("POST", 205, True),
+        ("HEAD", 200, False),
+        ("HEAD", 404, False),
+        ("GET", 204, False),
+        ("GET", 304, False),
+        ("POST", 204, False),
+    ],
+)
+def test_what_has_a_body(method: str, status: int, expected: bool) -> None:
+    assert has_body(method, status) is expected
 
 
 @pytest.mark.parametrize("unit", ['="\\', '="\\",', '"', '\\"', 'a=\\"', ',"', "= ", " ", "=", ',a="\\', '="\\" '])

@@ -4,10 +4,11 @@ import asyncio
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from proxy.errors import UpstreamError
+from proxy.errors import UpstreamError, UpstreamTimeout
 from proxy.upstream.client import Started
 from proxy.upstream.exchange import Ready
 from proxy.upstream.lane import SMALL_BYTES, Lane
@@ -170,6 +171,42 @@ async def test_who_gives_up_ends_the_connection(origin, with_lane):
     assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], asyncio.CancelledError)
     origin.release()
     assert await upstream.begin(origin.url("/first")) is None
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"], ids=["nothing", "half a head"])
+async def test_what_was_waited_for_on_the_loop_counts_in_the_thread(with_lane, sent):
+    with wire([WHOLE, sent, b""]) as server:
+        upstream = with_lane(server.url(), fill={"read_timeout": "1h"})
+        await asyncio.to_thread(opened, upstream, server.url("/first"), "GET", ())
+        started = await upstream.begin(server.url("/x"))
+        began = replace(started.begun, heard_at=started.begun.heard_at - 3600)
+        async with asyncio.timeout(20):
+            kind, said = await asyncio.to_thread(opened, upstream, "", "GET", (), replace(started, begun=began))
+        assert (kind, "did not answer in time" in said) == (UpstreamTimeout, True)
+
+
+async def test_the_loop_waits_no_longer_than_upstream_may_be_silent(origin, with_lane):
+    origin.body("/first", SMALL)
+    origin.body("/x", SMALL).delay_headers_until_released()
+    ended = []
+
+    async def ask(seconds):
+        upstream = with_lane(fill={"read_timeout": seconds})
+        await asyncio.to_thread(opened, upstream, origin.url("/first"), "GET", ())
+        asking.release()
+        await both.wait()
+        started = await upstream.begin(origin.url("/x"))
+        ended.append(seconds)
+        started.close()
+
+    asking, both = asyncio.Semaphore(0), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for seconds in ("1h", "100ms"):
+            group.create_task(ask(seconds))
+        for _ in range(2):
+            await asking.acquire()
+        both.set()  # both wait from the same turn of the loop on
+    assert ended == ["100ms", "1h"]
 
 
 async def test_what_must_not_stand_in_a_request_is_not_asked(origin, with_lane):
