@@ -19,7 +19,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from ..rules.pieces import Growth, Slice
+from ..rules.pieces import Slice
 from .windows import WINDOW_BYTES, Windows
 
 STEP_BYTES = WINDOW_BYTES
@@ -249,7 +249,7 @@ class Mover:
                 return self._windows.write(job.out, job.piece.fd, job.at, count)
             except BlockingIOError:
                 raise
-            except (OSError, ValueError):
+            except OSError:
                 job.is_near = False  # not every file can be mapped; whatever else it is, sendfile meets it too
         return os.sendfile(job.out, job.piece.fd, job.at, count)
 

@@ -160,7 +160,8 @@ class KernelSender:
 
     async def _send_warm(self, file: int, offset: int, count: int, growth: Growth | None) -> int:
         out, mine = self._dup(file)
-        job = self._job = self._threads.movers.put(out, Slice(mine, offset, offset + count, growth), is_near=self._is_near)
+        piece = Slice(mine, offset, offset + count, growth)
+        job = self._job = self._threads.movers.put(out, piece, is_near=self._is_near)
         try:
             return await job.done
         finally:

@@ -16,6 +16,12 @@ from tests.harness import until
 from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, start, zerocopy
 
 
+@pytest.fixture(params=[True, False], ids=["near", "far"], autouse=True)
+def is_near(request):
+    """Where all clients of a test are."""
+    put.is_near = request.param
+
+
 @pytest.fixture
 async def movers():
     before = descriptors()
@@ -47,7 +53,7 @@ async def read(sock, count):
 
 
 def put(movers, sock, file, offset, count, growth=None):
-    return movers.put(os.dup(sock.fileno()), Slice(os.dup(file), offset, offset + count, growth), is_near=True)
+    return movers.put(os.dup(sock.fileno()), Slice(os.dup(file), offset, offset + count, growth), is_near=put.is_near)
 
 
 async def test_clients_that_do_not_read_hold_up_nobody_and_take_no_thread(movers, pairs, file):
