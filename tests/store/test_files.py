@@ -212,3 +212,29 @@ def test_a_lock_whose_file_somebody_removed_is_not_released_for_its_next_holder(
     assert try_lock(path) is None
     second.close()
     assert not path.exists()
+
+
+CLOSING = """
+import os, sys, threading
+from proxy.store.files import BIG_BYTES, close_body
+
+started = set()
+threading.setprofile(lambda *_: started.add(threading.get_ident()))
+for size, is_removed in ((BIG_BYTES, False), (BIG_BYTES - 1, True), (BIG_BYTES, True)):
+    fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+    os.truncate(fd, size)
+    if is_removed:
+        os.unlink(sys.argv[1])
+    close_body(fd)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join()
+    assert not os.path.exists(f"/dev/fd/{fd}"), (size, is_removed)
+    print(len(started))
+"""
+
+
+def test_only_a_big_removed_body_is_closed_in_a_thread(tmp_path):
+    command = [sys.executable, "-c", CLOSING, tmp_path / "body"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert lines.stdout.split() == ["0", "0", "1"]
