@@ -7,7 +7,7 @@ yields its bytes in pieces. A slice of a file leaves by a zero-copy send; it is 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from typing import Any, Protocol, TypeVar
 
 from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiable, StoreError
@@ -51,6 +51,10 @@ class Body(Protocol):
     def length(self) -> int | None:
         """None while it is unknown: upstream sends chunks, and has not ended."""
 
+    @property
+    def in_memory(self) -> bytes | None:
+        """All of it, where no file and no wait is needed for that."""
+
     async def wait_length(self) -> int | None:
         """Wait until the length is known. None: only the end of the body will tell, so ranges are ignored."""
 
@@ -69,6 +73,7 @@ class HeadBody:
     """What upstream said to HEAD. There are no bytes."""
 
     head: Head
+    in_memory = None
 
     @property
     def length(self) -> int | None:
@@ -118,8 +123,8 @@ class Watch:
             self._scope = None
 
 
-@contextlib.asynccontextmanager
-async def while_connected(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[Watch]:
+@contextlib.contextmanager
+def while_connected(gone: Callable[[], Awaitable[None]]) -> Iterator[Watch]:
     """A Watch over a client whose departure `gone` waits for, from WATCH_SECONDS on."""
     watch = Watch()
     watcher: asyncio.Future[None] | None = None
@@ -197,9 +202,12 @@ class Delivery:
     async def _whole(self, send: Send) -> None:
         length = self.body.length
         await self._start(send, 200, self._fields(length))
-        if self.request.method != "HEAD":
+        data = b"" if self.request.method == "HEAD" else self.body.in_memory
+        if data is None:
             await self.send_bytes(send, 0, length)
-        await send({"type": "http.response.body"})
+            data = b""
+        await send({"type": "http.response.body", "body": data})
+        self.sent += len(data)
 
     async def _multipart(self, send: Send, chosen: tuple[ranges.Range, ...], length: int) -> None:
         kind = field(self.body.head.headers, "content-type")

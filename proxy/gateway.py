@@ -102,7 +102,7 @@ class Gateway:
         target, settings = self.mirrors.resolve(request.target), self.settings
         if not target.mirror.forward_authorization:
             request = replace(request, headers=vary.without_login(request.headers))
-        async with contextlib.AsyncExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             delivery = None
             while delivery is None:
                 # If what others asked for is another variant, or what was stored is gone, this request is as new.
@@ -114,7 +114,7 @@ class Gateway:
                 delivery.repeat = None  # others may decide otherwise
             yield delivery
 
-    async def _answer(self, request: Request, target: Target, stack: contextlib.AsyncExitStack) -> Delivery | None:
+    async def _answer(self, request: Request, target: Target, stack: contextlib.ExitStack) -> Delivery | None:
         """The answer, and on `stack` what it takes; None if the request must be looked at anew."""
         if target.digest and (found := await self.store.find(target.digest, target.key)):
             # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
@@ -143,24 +143,24 @@ class Gateway:
                     return delivery
                 keep = "no-store" not in policy.request_directives(request.headers)
                 question = Question(ask.condition, stored, keep)
-                async with contextlib.AsyncExitStack() as own:
-                    watch = await own.enter_async_context(while_connected(request.gone))
+                with contextlib.ExitStack() as own:
+                    watch = own.enter_context(while_connected(request.gone))
                     delivery = await self._forward(Forward(request, target, ask, entry, watch), question, own)
-                    stack.push_async_exit(own.pop_all())
+                    stack.push(own.pop_all())
                     return delivery
 
     async def _arrived(
-        self, request: Request, target: Target, fill: Fill, entry: Entry, stack: contextlib.AsyncExitStack
+        self, request: Request, target: Target, fill: Fill, entry: Entry, stack: contextlib.ExitStack
     ) -> Delivery | None:
         """As `_answer`, with what is whole and is being stored: it is served where it might be once it is stored."""
-        async with contextlib.AsyncExitStack() as own:
+        with contextlib.ExitStack() as own:
             own.enter_context(fill.attach())
-            watch = await own.enter_async_context(while_connected(request.gone))
+            watch = own.enter_context(while_connected(request.gone))
             match await self._decide(request.headers, target, entry):
                 case Serve(_, ttl):
                     self.store.touch(target.key, self.clock())
                     body, age = body_of(fill, None), fill.age
-                    stack.push_async_exit(own.pop_all())
+                    stack.push(own.pop_all())
                     waits = _unless_whole(watch, body)
                     return Delivery(request, target, body, CacheStatus(hit=True, ttl=ttl), age, waits)
             await watch.wait(fill.wait_over())
@@ -219,7 +219,7 @@ class Gateway:
             raise RequestError(f"two digests for {target.url}: {target.digest} in the URL, and {digest}")
         return replace(target, digest=digest or target.digest)
 
-    async def _forward(self, forward: Forward, question: Question, stack: contextlib.AsyncExitStack) -> Delivery | None:
+    async def _forward(self, forward: Forward, question: Question, stack: contextlib.ExitStack) -> Delivery | None:
         """The answer for which upstream is asked, by a fill that all share; None if it is not for this request."""
         request, target, watch = forward.request, forward.target, forward.watch
         is_told_by_head = request.method == "HEAD" and not _is_rewritten(request, target)
@@ -230,8 +230,11 @@ class Gateway:
         fill, is_first = await self._join(target, question)
         stack.enter_context(fill.attach())
         try:
-            async with asyncio.timeout(self._patience(forward, fill)):
+            if (patience := self._patience(forward, fill)) is None:
                 await watch.wait(fill.wait_head())
+            else:
+                async with asyncio.timeout(patience):
+                    await watch.wait(fill.wait_head())
         except UpstreamError as error:
             if _is_refusal(error) and vary.login(fill.question.fields) != vary.login(question.fields):
                 await watch.wait(fill.wait_over())
@@ -255,10 +258,10 @@ class Gateway:
             return await self._passed(forward, fill, is_first, stack)
         body = body_of(fill, target.digest)
         stored = fill.is_wanted if is_first else None
-        cache_status = replace(_forwarded(forward), stored=stored, collapsed=not is_first)
+        cache_status = _forwarded(forward, stored, collapsed=not is_first)
         return Delivery(request, target, body, cache_status, fill.age, _unless_whole(watch, body))
 
-    def _after_failure(self, forward: Forward, error: UpstreamError, stack: contextlib.AsyncExitStack) -> Delivery:
+    def _after_failure(self, forward: Forward, error: UpstreamError, stack: contextlib.ExitStack) -> Delivery:
         """What is stored, if it may be served although upstream failed. Raises the error if not."""
         request, target, entry = forward.request, forward.target, forward.entry
         cache_status = replace(error.cache_status, fwd=forward.ask.why)
@@ -274,7 +277,7 @@ class Gateway:
         raise error.with_cache_status(cache_status) from None
 
     def _failed_lately(
-        self, request: Request, target: Target, entry: Entry | None, stack: contextlib.AsyncExitStack
+        self, request: Request, target: Target, entry: Entry | None, stack: contextlib.ExitStack
     ) -> Delivery | None:
         """What is stored, where the last question about it has failed, and it is too soon for another."""
         failure = self.flights.failures.last(target.key)
@@ -319,7 +322,7 @@ class Gateway:
         is_head = request.method == "HEAD"
         return policy.may_serve_stale(request.headers, target, entry, status, now=self.clock(), is_head=is_head)
 
-    def _confirmed(self, forward: Forward, entry: Entry, stack: contextlib.AsyncExitStack) -> Delivery:
+    def _confirmed(self, forward: Forward, entry: Entry, stack: contextlib.ExitStack) -> Delivery:
         """What upstream, or another process, says is still the object."""
         target = forward.target
         if target.digest and not entry.has(target.digest):
@@ -327,7 +330,7 @@ class Gateway:
         cache_status = CacheStatus(fwd=forward.ask.why, fwd_status=304) if forward.entry else CacheStatus(hit=True)
         return self._stored(forward.request, target, entry, cache_status, stack)
 
-    async def _passed(self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.AsyncExitStack) -> Delivery:
+    async def _passed(self, forward: Forward, fill: Fill, is_first: bool, stack: contextlib.ExitStack) -> Delivery:
         """A body that is not kept: the transfer that the fill began, or one of the client's own."""
         target, request, watch = forward.target, forward.request, forward.watch
         passthrough = fill.take_passthrough() if is_first else None
@@ -338,7 +341,7 @@ class Gateway:
             passthrough = await watch.wait(self.flights.open_passthrough(target, fields))
         stack.callback(passthrough.close)
         detail = "no-space" if isinstance(fill.error, OutOfSpace) else None
-        cache_status = replace(_forwarded(forward), stored=False, detail=detail)
+        cache_status = replace(_forwarded(forward, False), detail=detail)
         return Delivery(request, target, passthrough, cache_status, passthrough.head.age, watch)
 
     def _stored(
@@ -347,7 +350,7 @@ class Gateway:
         target: Target,
         entry: Entry,
         cache_status: CacheStatus,
-        stack: contextlib.AsyncExitStack,
+        stack: contextlib.ExitStack,
     ) -> Delivery:
         now = self.clock()
         self.store.touch(entry.key, now)
@@ -362,9 +365,9 @@ class Gateway:
             raise
 
 
-def _forwarded(forward: Forward) -> CacheStatus:
+def _forwarded(forward: Forward, stored: bool | None, *, collapsed: bool = False) -> CacheStatus:
     """Upstream has given a body; its 200 is told where something was stored before."""
-    return CacheStatus(fwd=forward.ask.why, fwd_status=200 if forward.entry else None)
+    return CacheStatus(False, forward.ask.why, 200 if forward.entry else None, stored, collapsed)
 
 
 def _is_rewritten(request: Request, target: Target) -> bool:

@@ -6,6 +6,7 @@ name and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). No othe
 
 import codecs
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import Any
 
 events = logging.getLogger("proxy")
 access = logging.getLogger("proxy.access")
+_SPECIAL = re.compile(r'[ "=\\]')
 codecs.lookup("unicode_escape")  # Python loads it from a file at its first use, which fails when descriptors run out
 
 
@@ -24,7 +26,7 @@ def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
 
 def line(event: str, **fields: Any) -> str:
     """The text of a log line."""
-    return event + "".join(f" {key}={quoted(value)}" for key, value in fields.items())
+    return event + "".join([f" {key}={quoted(value)}" for key, value in fields.items()])
 
 
 def log_past(logger: logging.Logger, level: int, moments: Iterable[tuple[int, str, int]]) -> None:
@@ -41,7 +43,7 @@ def log_past(logger: logging.Logger, level: int, moments: Iterable[tuple[int, st
 def quoted(value: object) -> str:
     """A single word as it is; anything else in double quotes with backslash escapes, so that a line can be parsed."""
     text = str(value)
-    if text and text.isprintable() and not any(char in ' "=\\' for char in text):
+    if text and text.isprintable() and not _SPECIAL.search(text):
         return text
     escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
     return f'"{escaped}"'
@@ -54,7 +56,11 @@ class Formatter(logging.Formatter):
         return f"{_second(int(record.created))},{int(record.msecs):03d}"
 
     def format(self, record: logging.LogRecord) -> str:
-        return record.getMessage() if getattr(record, "is_formatted", False) else super().format(record)
+        if getattr(record, "is_formatted", False):
+            return record.getMessage()
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        return f"{self.formatTime(record)} {record.levelname} {record.getMessage()}"  # in half of logging's time
 
 
 def set_up(level: str) -> None:

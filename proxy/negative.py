@@ -53,15 +53,17 @@ class NegativeCache:
     def forget(self, target: Target, headers: Headers) -> None:
         """Upstream has given the object for a request with `headers`."""
         if vary.login(headers) is None:
-            self._answers.pop(("GET", target.key), None)
-            self._answers.pop(("HEAD", target.key), None)
+            for question in (("GET", target.key), ("HEAD", target.key)):
+                if question in self._answers:
+                    self._answers.pop(question, None)
 
     def check(self, target: Target, headers: Headers, method: str = "GET") -> None:
         """Raises UpstreamStatus if upstream has just said that there is no such object, and need not be asked again.
 
         What it said to GET holds for HEAD, but not the other way round: some servers know HEAD badly.
         """
-        answer = self._answers.get(("GET", target.key)) or self._answers.get((method, target.key))
+        asked = [each for each in (("GET", target.key), (method, target.key)) if each in self._answers]
+        answer = self._answers.get(asked[0]) if asked else None
         if answer is None or vary.login(headers) is not None:
             return
         resident = self._clock() - answer.received_at

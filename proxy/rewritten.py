@@ -30,6 +30,7 @@ class ReadBody:
     data: bytes
     rest: Body | None
     """Where the bytes behind `data` are; None if there are no more. It is not asked for those in `data` again."""
+    in_memory = None
 
     @property
     def length(self) -> int | None:

@@ -76,6 +76,13 @@ def free_port() -> int:
     return port
 
 
+def sidecar(path: Path) -> bytes:
+    """The line of JSON that the sidecar `path` is for; others may share its file."""
+    lines, key = path.read_bytes().splitlines(), path.name.split(".")[1]
+    (line,) = (line for line in lines if json.loads(line)["key"] == key)
+    return line
+
+
 def clean_environment() -> dict[str, str]:
     """This shell's environment without settings of fetchonce and without a proxy, which would get every request."""
     return {
@@ -597,7 +604,7 @@ class Proxy:
 
     def entries(self) -> list[Any]:
         """The sidecars of all stored objects."""
-        return [json.loads(path.read_text()) for path in self.files("blobs/*/*.json")]
+        return [json.loads(sidecar(path)) for path in self.files("blobs/*/*.json")]
 
     async def entry(self, name: str) -> Any:
         """The sidecar of the object with that file name, once nothing is being fetched; None if it was not stored."""

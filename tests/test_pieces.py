@@ -23,6 +23,8 @@ class Scripted:
         self.head, self.length, self.is_lost = Head((), length, "g"), length, is_lost
         self.asked = []
 
+    in_memory = None
+
     async def wait_length(self):
         return self.length
 
@@ -150,9 +152,8 @@ async def test_a_client_that_leaves_while_it_waits_for_a_piece_ends_the_answer()
                 has_ended.set()
 
     client = Client()
-    async with while_connected(is_waiting.wait) as watch:
-        with pytest.raises(ClientGone):
-            await delivery(Waiting(), watch=watch).send(client)
+    with while_connected(is_waiting.wait) as watch, pytest.raises(ClientGone):
+        await delivery(Waiting(), watch=watch).send(client)
     assert client.got == CONTENT[:10]
     assert has_ended.is_set()
 

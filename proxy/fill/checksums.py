@@ -96,7 +96,8 @@ class Checksums:
 
     def landed(self, key: str) -> None:
         """A fill of `key` is over: it may be a checksum file that was not there."""
-        self._absent.pop(key, None)
+        if key in self._absent:
+            self._absent.pop(key, None)
 
     async def renew(self, target: Target, fill: Fill) -> None:
         """If `fill` brings a new generation of a moving object, have the checksum files we have asked for with it."""

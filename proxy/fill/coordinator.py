@@ -316,7 +316,7 @@ class Coordinator:
             key=self._target.key,
             url=self._target.url,
             mirror=self._target.mirror.name,
-            head=replace(incoming.head, length=incoming.length),
+            head=_of_length(incoming.head, incoming.length),
             sha256=digests["sha256"],
             stored_at=self._context.clock(),
             validated_at=incoming.answered_at,
@@ -383,4 +383,9 @@ class Coordinator:
 
 def _kept(head: Head) -> Head:
     """The head as it is stored."""
-    return replace(head, nominated=vary.without_login(head.nominated))
+    nominated = vary.without_login(head.nominated)
+    return head if nominated == head.nominated else replace(head, nominated=nominated)
+
+
+def _of_length(head: Head, length: int | None) -> Head:
+    return head if length == head.length else replace(head, length=length)

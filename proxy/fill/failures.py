@@ -48,9 +48,10 @@ class Failures:
 
     def forget(self, key: str) -> None:
         """Upstream has answered."""
-        self._failures.pop(key, None)
+        if key in self._failures:
+            self._failures.pop(key, None)
 
     def last(self, key: str) -> Failure | None:
         """The failure that counts now."""
-        failure = self._failures.get(key)
+        failure = self._failures.get(key) if key in self._failures else None
         return failure if failure and self._clock() < failure.until else None

@@ -67,17 +67,13 @@ class Fill:
     @property
     def incoming(self) -> Incoming | Small | None:
         """The body, from Streaming or Arrived on."""
-        match self.state:
-            case Streaming(incoming) | Complete(incoming, _) | Failed(_, incoming):
-                return incoming
-            case Arrived(small):
-                return small
-        return None
+        return self.state.incoming
 
     @property
     def streamed(self) -> Incoming | None:
         """The body, if it comes by way of a file."""
-        return self.incoming if isinstance(self.incoming, Incoming) else None
+        incoming = self.state.incoming
+        return incoming if isinstance(incoming, Incoming) else None
 
     @property
     def head(self) -> Head | None:
@@ -236,20 +232,22 @@ class Fill:
 
     async def stoppable(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which `stop` cancels. Raises UpstreamError then."""
-        stopped = UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
         if self.is_stopped:
             work.close()
-            raise stopped
+            raise self._stopped()
         task = self._work = asyncio.current_task()
         try:
             return await work
         except asyncio.CancelledError:
             # As asyncio.timeout does it: `stop` has asked for one, and another one is somebody else's.
             if self.is_stopped and task and not task.uncancel():
-                raise stopped from None
+                raise self._stopped() from None
             raise
         finally:
             self._work = None
+
+    def _stopped(self) -> UpstreamError:
+        return UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
 
     def end(self) -> None:
         """Nobody writes any more; the file stays open for those who still read."""

@@ -33,6 +33,8 @@ REACH_BYTES = 1024**2
 class Passthrough:
     """A body for one client. Its owner closes it. Upstream is read in threads, one step at a time."""
 
+    in_memory = None
+
     def __init__(self, target: Target, origin: Origin, known: Known, context: FillContext, ask: AskChecksums) -> None:
         self.head, self.length = known.head, known.head.length
         self._target, self._origin, self._known, self._context, self._ask = target, origin, known, context, ask

@@ -39,7 +39,7 @@ class SmallBody:
     """A body in memory."""
 
     def __init__(self, small: Small) -> None:
-        self.head, self.length, self._body = small.head, small.length, small.body
+        self.head, self.length, self.in_memory = small.head, small.length, small.body
 
     def close(self) -> None: ...
 
@@ -47,7 +47,7 @@ class SmallBody:
         return self.length
 
     async def pieces(self, start: int, end: int | None) -> AsyncGenerator[Piece]:
-        if piece := self._body[start:end]:
+        if piece := self.in_memory[start:end]:
             yield piece
 
 
@@ -57,6 +57,8 @@ class FillBody:
     `digest`: the client says which digest it must have. If it is wrong nobody else must suffer, whoever began the fill:
     it alone waits with the last byte for the digest.
     """
+
+    in_memory = None
 
     def __init__(self, fill: Fill, incoming: Incoming, digest: Digest | None) -> None:
         self.head = incoming.head

@@ -83,6 +83,7 @@ class Asking:
     """Nothing is known yet."""
 
     name: ClassVar = "asking"
+    incoming: ClassVar = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Confirmed:
     """Nothing had to be fetched: `entry` is what we have."""
 
     name: ClassVar = "unchanged"
+    incoming: ClassVar = None
     entry: Entry
 
 
@@ -123,6 +125,7 @@ class Passed:
     """There is an answer, and it is not kept: `error` says why."""
 
     name: ClassVar = "passed"
+    incoming: ClassVar = None
     known: Known
     answered_at: float
     error: ProxyError

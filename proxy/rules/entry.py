@@ -14,8 +14,11 @@ Headers = tuple[tuple[str, str], ...]
 
 def field(headers: Headers, name: str) -> str | None:
     """The value of field `name` (lower-case); several lines joined by ", " (RFC 9110 §5.3); None if absent."""
-    values = [value for key, value in headers if key == name]
-    return ", ".join(values) if values else None
+    found = None
+    for key, value in headers:
+        if key == name:
+            found = value if found is None else f"{found}, {value}"
+    return found
 
 
 @dataclass(frozen=True, slots=True)

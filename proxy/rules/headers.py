@@ -64,6 +64,7 @@ OF_ITS_SITE = frozenset(
 )
 """Fields about upstream's address, about one of its clients, or for a browser that is at its site. In an answer of ours
 to everybody they are wrong."""
+NOT_STORED = HOP_BY_HOP | OURS | OF_ITS_SITE
 CORS = "access-control-"
 """How fields begin with which a site lets pages of others read its answers. That is not for upstream to say of us."""
 _ACTING_LINK = re.compile(
@@ -94,13 +95,13 @@ def stored_headers(raw: Iterable[tuple[str, str]]) -> Headers:
     validator tells no generation from another.
     """
     lines = tuple((name.lower(), value) for name, value in raw)
-    dropped = HOP_BY_HOP | OURS | OF_ITS_SITE
-    dropped |= {
-        option.strip(" \t").lower() for name, value in lines if name == "connection" for option in value.split(",")
-    }
+    dropped = NOT_STORED
+    if options := field(lines, "connection"):
+        dropped |= {option.strip(" \t").lower() for option in options.split(",")}
     directives = response_directives(lines)
     for directive in ("no-cache", "private"):
-        dropped |= listed_fields(directives.get(directive)) or frozenset()
+        if listed := listed_fields(directives.get(directive)):
+            dropped |= listed
     return tuple(
         (name, value)
         for name, value in lines
@@ -147,6 +148,7 @@ def http_date(timestamp: float) -> str:
     return formatdate(timestamp, usegmt=True)
 
 
+@functools.lru_cache(maxsize=256)  # of one answer each is asked for several times, and Date changes once a second
 def parse_http_date(value: str | None) -> float | None:
     """Unix time of a date in any of the three forms of RFC 9110 §5.6.7; None for anything else.
 

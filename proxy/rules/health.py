@@ -1,7 +1,6 @@
 """Which upstream servers failed recently. They are asked last for a while."""
 
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 SHUN_SECONDS = 60.0
 """How long a failed server comes last. Short, because the others may be far away, and one request is enough to see."""
@@ -43,5 +42,5 @@ class Health:
 
 
 def _server(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"

@@ -91,9 +91,9 @@ class Mirror:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
-    """One object of a mirror."""
+    """One object of a mirror. Its names are computed once: a miss asks twenty times for its key."""
 
     mirror: Mirror
     path: str
@@ -107,13 +107,13 @@ class Target:
     is_apart: bool = False
     """The body with that digest, which may be of another time or URL: nobody else is to get it, so the key has both."""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         # An allowed host without a dot could look like the name of a mirror.
         owner = f"//{self.mirror.name}" if self.mirror.any_scheme else self.mirror.name
         return cache_key(owner, self.path, f"{self.query}#{self.digest}" if self.is_apart else self.query)
 
-    @property
+    @functools.cached_property
     def urls(self) -> tuple[str, ...]:
         """The upstream URLs, in the order to try them."""
         rest = f"{self.path}?{self.query}" if self.query else self.path

@@ -19,9 +19,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from ..rules.pieces import Growth
+from ..rules.pieces import Slice
+from .windows import WINDOW_BYTES, Windows
 
-STEP_BYTES = 8 * 1024**2
+STEP_BYTES = WINDOW_BYTES
 """Sent at once, if the socket takes so much. 4 to 64 MiB are equally fast; the first byte of the last of eight readers
 comes after 8 ms with 4 and 8, 11 with 16, 12 with 64."""
 MOVERS = min(os.cpu_count() or 1, 4)
@@ -53,22 +54,25 @@ class Job:
 
     mover: "Mover"
     out: int
-    file: int
-    offset: int
-    count: int
+    piece: Slice
+    is_near: bool
+    """The client is on this machine."""
     done: asyncio.Future[int]
-    """The bytes sent: fewer than `count` if the file ends, does not grow, is not in memory further on, or the job was
-    dropped; or an OSError, if none was sent."""
-    growth: Growth | None
-    """None: all of the file is there."""
+    """The bytes sent: not all if the file ends, does not grow, is not in memory further on, or the job was dropped; or
+    an OSError, if none was sent."""
     sent: int = 0
     is_dropped: bool = False
 
     @property
+    def at(self) -> int:
+        """Offset in the file of the next byte."""
+        return self.piece.start + self.sent
+
+    @property
     def ready(self) -> int:
         """Bytes that are there to be sent."""
-        left, at = self.count - self.sent, self.offset + self.sent
-        return min(left, self.growth.readable(at) - at) if self.growth else left
+        end, growth = self.piece.end, self.piece.growth
+        return (min(end, growth.readable(self.at)) if growth else end) - self.at
 
     def drop(self) -> None:
         """Send no more. For the loop's thread, also when it is done."""
@@ -79,8 +83,8 @@ class Job:
     def finish(self, error: OSError | None) -> None:
         """Tell whoever waits. For the loop's thread."""
         self.mover.jobs -= 1
-        if self.growth:
-            self.growth.unwatch(self.mover.wake)
+        if self.piece.growth:
+            self.piece.growth.unwatch(self.mover.wake)
         if self.done.done():
             return  # cancelled
         if error and not self.sent:
@@ -97,9 +101,12 @@ class Movers:
     ) -> None:
         self._all = [Mover(loop, patience) for _ in range(count)]
 
-    def put(self, out: int, file: int, offset: int, count: int, growth: Growth | None = None) -> Job:
-        """Begin to send; takes over both descriptors. With `growth`, bytes are sent as they come."""
-        return min(self._all, key=lambda mover: mover.jobs).put(out, file, offset, count, growth)
+    def put(self, out: int, piece: Slice, *, is_near: bool = False) -> Job:
+        """Begin to send; takes over both descriptors. If the piece grows, bytes are sent as they come.
+
+        `is_near`: the client is on this machine.
+        """
+        return min(self._all, key=lambda mover: mover.jobs).put(out, piece, is_near=is_near)
 
     def close(self) -> None:
         """Drop all jobs. The threads end by themselves."""
@@ -127,14 +134,15 @@ class Mover:
         """Their sockets are full."""
         self._starved: dict[Job, float] = {}
         """Their files must grow, and until when they wait for it; in the order of that."""
+        self._windows = Windows()
 
     # -- in the loop's thread -----------------------------------------------------------------------------------------
 
-    def put(self, out: int, file: int, offset: int, count: int, growth: Growth | None) -> Job:
-        job = Job(self, out, file, offset, count, self._loop.create_future(), growth)
+    def put(self, out: int, piece: Slice, *, is_near: bool) -> Job:
+        job = Job(self, out, piece, is_near, self._loop.create_future())
         self.jobs += 1
-        if growth:
-            growth.watch(self.wake)
+        if piece.growth:
+            piece.growth.watch(self.wake)
         if self._is_closing:
             self._end(job, OSError(errno.ESHUTDOWN, "the server stops"))
             return job
@@ -212,15 +220,15 @@ class Mover:
             self._end(job)
 
     def _step(self, job: Job) -> None:
-        offset, count = job.offset + job.sent, min(job.ready, STEP_BYTES)
+        count = min(job.ready, STEP_BYTES - job.at % STEP_BYTES)
         if count <= 0 and not job.is_dropped:
             self._starved[job] = time.monotonic() + self._patience
             return
-        if job.is_dropped or not in_page_cache(job.file, offset, count):
+        if job.is_dropped or not in_page_cache(job.piece.fd, job.at, count):
             self._end(job)
             return
         try:
-            sent = os.sendfile(job.out, job.file, offset, count)
+            sent = self._send(job, count)
         except BlockingIOError:
             self._rest(job)
             return
@@ -228,12 +236,22 @@ class Mover:
             self._end(job, error)
             return
         job.sent += sent
-        if not sent or job.sent == job.count:
+        if not sent or job.at == job.piece.end:
             self._end(job)
         elif sent < count:
             self._rest(job)  # the socket is full
         else:
             self._ready.append(job)
+
+    def _send(self, job: Job, count: int) -> int:
+        if job.is_near:
+            try:
+                return self._windows.write(job.out, job.piece.fd, job.at, count)
+            except BlockingIOError:
+                raise
+            except OSError:
+                job.is_near = False  # not every file can be mapped; whatever else it is, sendfile meets it too
+        return os.sendfile(job.out, job.piece.fd, job.at, count)
 
     def _rest(self, job: Job) -> None:
         try:
@@ -250,6 +268,7 @@ class Mover:
 
     def _end(self, job: Job, error: OSError | None = None) -> None:
         os.close(job.out)
-        os.close(job.file)
+        os.close(job.piece.fd)
+        self._windows.clear()
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(job.finish, error)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .connection import ClientConnection
 
 INTERNAL_ERROR = "internal error; the log says more"
-BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")  # RFC 9110 §5.6.2
-BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # §5.5
+FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+"""Lines of a head (RFC 9110 §5.5, §5.6.2)."""
 
 
 def error_response(status: int, message: str, method: str = "GET") -> bytes:
@@ -193,20 +193,22 @@ class Response(RequestResponseCycle):
         if self.waiting_for_100_continue:
             # The client may send the announced body or leave it out, and we could not tell it from the next request.
             self.waiting_for_100_continue = self.keep_alive = False
-        lines = [STATUS_LINE[status]]
+        lines: list[bytes] = []
         length: int | None = None
         says_close = False
         for name, value in fields:
             name = name.lower()
-            if BAD_NAME.search(name) or BAD_VALUE.search(value):
-                raise RuntimeError(f"not a header field: {name!r}: {value!r}")
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
                 continue  # framing is ours
             elif name == b"connection" and b"close" in value.lower():
                 self.keep_alive, says_close = False, True
-            lines += (name, b": ", value, b"\r\n")
+            lines.append(b"%b: %b\r\n" % (name, value))
+        text = b"".join(lines)
+        if not FIELDS.fullmatch(text) or text.count(b"\n") != len(lines):  # of a name or value with a line break
+            raise RuntimeError(f"not header fields: {text!r}")
+        lines = [STATUS_LINE[status], text]
         if not self.keep_alive and not says_close:
             lines.append(b"connection: close\r\n")
         if not has_body(self.scope["method"], status):

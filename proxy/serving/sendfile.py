@@ -10,12 +10,13 @@ import errno
 import os
 import select
 import socket
+import sys
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
 from ..errors import ClientGone
-from ..rules.pieces import Growth
+from ..rules.pieces import Growth, Slice
 from .movers import STEP_BYTES, Job, Movers, in_page_cache
 
 FIRST_BYTES = 256 * 1024
@@ -90,6 +91,16 @@ def send_and_close(out: int, file: int, offset: int, count: int) -> int:
         os.close(file)
 
 
+def is_near(sock: socket.socket) -> bool:
+    """Whether the peer is on this machine, so that its bytes cross no network. macOS is content with sendfile."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return sock.family == socket.AF_UNIX or sock.getpeername()[0] == sock.getsockname()[0]
+    except OSError:
+        return False
+
+
 class KernelSender:
     """os.sendfile into one connection.
 
@@ -102,6 +113,7 @@ class KernelSender:
         self._loop, self._threads = loop, threads
         self._sock = socket.socket(fileno=os.dup(sock.fileno()))
         self._fd = self._sock.fileno()
+        self._is_near = is_near(self._sock)
         self._waiter: asyncio.Future[None] | None = None
         self._job: Job | None = None
         self._is_full = False
@@ -147,7 +159,9 @@ class KernelSender:
             return sent
 
     async def _send_warm(self, file: int, offset: int, count: int, growth: Growth | None) -> int:
-        job = self._job = self._threads.movers.put(*self._dup(file), offset, count, growth)
+        out, mine = self._dup(file)
+        piece = Slice(mine, offset, offset + count, growth)
+        job = self._job = self._threads.movers.put(out, piece, is_near=self._is_near)
         try:
             return await job.done
         finally:

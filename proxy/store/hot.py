@@ -11,6 +11,7 @@ from typing import Self
 
 from ..rules.entry import Entry
 from ..rules.pieces import Piece, Slice
+from .files import close_body
 
 HOT_ENTRIES = 256
 """Entries kept at hand; one descriptor each."""
@@ -34,7 +35,7 @@ class OpenEntry:
         return (stat.st_ino, stat.st_mtime_ns) == self.identity
 
     def close(self) -> None:
-        os.close(self.fd)
+        close_body(self.fd)
 
 
 class HotTable:
@@ -73,6 +74,7 @@ class StoredBody:
     """A body that is whole on disk, for one reader. `closed` is called once, when it is closed."""
 
     __slots__ = ("_closed", "entry", "fd", "head", "length")
+    in_memory = None
 
     def __init__(self, entry: Entry, fd: int, closed: Callable[["StoredBody"], object]) -> None:
         """`fd` belongs to this object from now on."""
@@ -90,7 +92,7 @@ class StoredBody:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            close_body(fd)
             self._closed(self)
 
     def __enter__(self) -> Self:

@@ -8,9 +8,11 @@ Not thread-safe but for `misses`: SQLite connections are per thread, and the sto
 """
 
 import contextlib
+import math
 import os
 import sqlite3
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -63,6 +65,9 @@ INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
 
 BUSY_SECONDS = 10.0
 """How long a write waits for another process that keeps the index; then it raises Busy."""
+
+GLANCE_SECONDS = 0.005
+"""How long `misses` does not look whether somebody has removed the database: at worst something is fetched anew."""
 
 CACHE_PAGES = 256
 """Of 4 KB, which SQLite keeps in memory; the kernel has the rest. diskcache's default is 32 MB."""
@@ -153,6 +158,8 @@ class Index:
         # and with one of them open a new one would go on in files that were removed.
         self._glances: sqlite3.Connection | None = self._open_glances()
         self._glancing = threading.Lock()
+        self._glanced_at = -math.inf
+        """time.monotonic(), when the database was seen to be current."""
         self._inodes = self._current_inodes()
 
     def is_current(self) -> bool:
@@ -184,7 +191,7 @@ class Index:
         if not self._glancing.acquire(blocking=False):
             return False
         try:
-            if self._glances is None or not self.is_current():
+            if self._glances is None or not self._was_current():
                 return False
             sql = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1"
             return self._glances.execute(sql, (f"entry:{key}",)).fetchone() is None
@@ -192,6 +199,15 @@ class Index:
             return False
         finally:
             self._glancing.release()
+
+    def _was_current(self) -> bool:
+        """Whether the database is current, or was so a moment ago."""
+        now = time.monotonic()
+        if now - self._glanced_at >= GLANCE_SECONDS:
+            if not self.is_current():
+                return False
+            self._glanced_at = now
+        return True
 
     def get(self, key: str) -> Entry | None:
         row = self._rows.get(f"entry:{key}")

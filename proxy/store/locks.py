@@ -24,16 +24,11 @@ LOOKS = 100
 class Lock:
     """A lock that is held until `close()`."""
 
-    __slots__ = ("_fd", "_path", "_spare", "_spares")
+    __slots__ = ("_fd", "_path", "_ring")
 
-    def __init__(
-        self, fd: int, path: Path | None = None, spares: "Spares | None" = None, spare: Path | None = None
-    ) -> None:
-        """`fd` is locked, and belongs to this object from now on; so does its name `path`. `spare` is another name.
-
-        When it is released the file goes back to `spares`.
-        """
-        self._fd, self._path, self._spares, self._spare = fd, path, spares, spare
+    def __init__(self, fd: int, path: str | Path | None = None, ring: "Ring | None" = None) -> None:
+        """`fd` is locked, and so is its name `path`, which goes with the lock. The descriptor is `ring`'s, or ours."""
+        self._fd, self._path, self._ring = fd, path, ring
 
     @classmethod
     def of_file(cls, fd: int) -> Self:
@@ -53,19 +48,14 @@ class Lock:
         try:
             # Somebody else may have removed it, and then the name is another holder's by now.
             if self._path and is_named(self._path, fd):
-                if self._spares and self._spares.take_back(fd, self._path, self._spare):
-                    fd = -1
-                else:
-                    self._path.unlink()
+                os.unlink(self._path)
         except OSError:
             pass  # its file stays, and is nobody's
         finally:
-            if fd >= 0:
+            if self._ring and self._path:
+                self._ring.released(self._path)
+            else:
                 os.close(fd)
-
-    def belong(self, spares: "Spares") -> None:
-        """Let the file go to `spares` once the lock is released."""
-        self._spares = spares
 
     def __enter__(self) -> Self:
         return self
@@ -74,67 +64,73 @@ class Lock:
         self.close()
 
 
-class Spares:
-    """Lock files of released locks, kept locked and used again: a link gives one its name, an unlink takes it.
+class Ring:
+    """The locks of one process, as names of one file that it keeps locked: a link takes a lock, an unlink releases it.
 
-    ext4 looks at every inode that was removed in the last minutes when it makes a file: making and removing one for
-    each lock took a fifth of the time of a small miss. For one thread; `close()` it.
+    No lock costs a descriptor, or an inode: making and removing one for each was a fourth of the time of a small miss.
+    For one thread; `close()` it.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._free: list[tuple[int, Path]] = []
+        self._file: tuple[int, str] | None = None
+        """Descriptor and name of the file."""
+        self._former: list[int] = []
+        """Files whose names somebody has removed, while locks were held by them."""
+        self._held: set[str] = set()
+        self._can_link = True
 
-    def try_lock(self, path: Path) -> Lock | None:
-        """As the function."""
-        if self._free:
-            fd, spare = self._free.pop()
+    def try_lock(self, name: str) -> Lock | None:
+        """The lock `name` of the directory, as the function."""
+        path = f"{self._directory}/{name}"
+        if path in self._held:
+            return None
+        if self._can_link:
+            fd, own = self._file = self._file or self._made()
             try:
-                os.link(spare, path)
-                return Lock(fd, path, self, spare)
+                os.link(own, path)
+                self._held.add(path)
+                return Lock(fd, path, self)
             except FileExistsError:  # somebody holds it, or was killed holding it
-                self._free.append((fd, spare))
-            except OSError:  # its name was removed, or the file system knows no links
-                _discard(fd, spare)
-        lock = try_lock(path)
-        if lock:
-            lock.belong(self)
-        return lock
+                pass
+            except OSError as error:
+                self._can_link = error.errno not in NO_LINKS
+                self._retire()  # its name was removed
+        return try_lock(path)
 
-    def take_back(self, fd: int, path: Path, spare: Path | None) -> bool:
-        """Release the lock `path`, and keep its file; False if there are enough."""
-        if len(self._free) >= SPARES_MAX:
-            if spare:
-                spare.unlink(missing_ok=True)
-            return False
-        if spare:
-            path.unlink()
-        else:
-            spare = self._directory / f"{SPARE}{secrets.token_hex(8)}"
-            path.rename(spare)
-        self._free.append((fd, spare))
-        return True
+    def _made(self) -> tuple[int, str]:
+        path = f"{self._directory}/{RING}{secrets.token_hex(8)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd, path
+
+    def released(self, path: str | Path) -> None:
+        self._held.discard(str(path))
+
+    def _retire(self) -> None:
+        if self._file:
+            fd, path = self._file
+            self._file = None
+            with contextlib.suppress(OSError):  # somebody has removed it, or the directory
+                os.unlink(path)
+            self._former.append(fd)
 
     def sweep(self) -> None:
         """Remove what killed processes left."""
-        for path in self._directory.glob(f"{SPARE}*"):
+        for path in self._directory.glob(f"{RING}*"):
             if lock := try_lock(path):
                 lock.close()
 
     def close(self) -> None:
-        while self._free:
-            _discard(*self._free.pop())
+        """No lock of it is held any more."""
+        self._retire()
+        while self._former:
+            os.close(self._former.pop())
 
 
-def _discard(fd: int, spare: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody has removed the directory
-        spare.unlink()
-    os.close(fd)
-
-
-SPARE = ".spare."
-SPARES_MAX = 64
-"""Each costs a descriptor."""
+RING = ".ring."
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system says that knows no links."""
 
 
 def wait_lock(path: Path) -> Lock:
@@ -148,8 +144,11 @@ def wait_lock(path: Path) -> Lock:
     raise OSError(errno.ESTALE, "the file of a lock is another one each time", str(path))
 
 
-def try_lock(path: Path) -> Lock | None:
+def try_lock(path: str | Path) -> Lock | None:
     """The lock `path`, or None if anybody holds it. Does not wait. Its file goes with it.
+
+    The names of a Ring whose process was killed are those of one file: whoever locks it by one of them takes that name
+    away, and locks a file of its own.
 
     `is_locked` holds a shared lock for a moment, which makes an exclusive one fail although nobody holds it. A shared
     lock tells the two apart: it is granted beside another shared one, and refused beside a holder's. Then we try again.
@@ -160,8 +159,10 @@ def try_lock(path: Path) -> Lock | None:
         for _ in range(LOOKS):
             if _flock(fd, fcntl.LOCK_EX):
                 if is_named(path, fd):
-                    lock, fd = Lock(fd, path), -1
-                    return lock
+                    if os.fstat(fd).st_nlink == 1:
+                        lock, fd = Lock(fd, path), -1
+                        return lock
+                    os.unlink(path)
                 os.close(fd)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
                 continue

@@ -24,7 +24,7 @@ import msgspec
 from ..errors import StoreError
 from ..rules.entry import Head
 from ..rules.extents import Extents
-from .files import FULL, is_named, publish, store_error, sync_data
+from .files import FULL, close_body, is_named, publish, store_error, sync_data
 
 SUFFIXES = (".json", ".state", ".part")
 """In the order of removal: a .part alone is only an orphan, a .json alone is wrong."""
@@ -72,7 +72,7 @@ class Partial:
         """Close the files. No thread may be writing: a number that is free again may become another file's."""
         for fd in (self.fd, self._state_fd):
             if fd >= 0:
-                os.close(fd)
+                close_body(fd)
         self.fd = self._state_fd = -1
 
     def reserve(self, count: int, make_room: Callable[[int], bool] | None) -> None:

@@ -1,5 +1,7 @@
 """The sidecars in blobs/: what says which URLs a body belongs to. They are the truth, the index repeats them.
 
+A sidecar is a line of JSON. Those of small bodies that were stored together are names of one file with the lines of all
+(small.py).
 Raises Damaged for a sidecar that is not what it should be, and OSError.
 """
 
@@ -39,13 +41,15 @@ class Sidecars:
         """The entry, with the inode and mtime of the file it was read from."""
         with open(path, "rb") as file:
             stat, text = os.fstat(file.fileno()), file.read()
+        key, lines = self.key(path).encode(), text.splitlines()
         try:
-            entry = msgspec.json.decode(text, type=Entry)
+            for line in (each for each in lines if len(lines) == 1 or key in each):
+                entry = msgspec.json.decode(line, type=Entry)
+                if self.path(entry) == path and entry.head.length is not None:
+                    return entry, (stat.st_ino, stat.st_mtime_ns)
         except msgspec.MsgspecError as error:
             raise Damaged(f"its sidecar is damaged: {error}") from None
-        if self.path(entry) != path or entry.head.length is None:
-            raise Damaged("its sidecar is another one's")
-        return entry, (stat.st_ino, stat.st_mtime_ns)
+        raise Damaged("its sidecar is another one's")
 
     def write(self, entry: Entry) -> None:
         publish(self.path(entry), msgspec.json.encode(entry))

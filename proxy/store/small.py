@@ -1,9 +1,9 @@
-"""Small bodies, stored from memory: many at a time, with few syncs and no partial.
+"""Small bodies, stored from memory: many at a time, with few syncs and few files, and no partial.
 
 While one group is stored the next one gathers. The order is bytes, blob, sidecar, each durable before the next; then
 the index, which repeats the sidecars. A kill leaves blobs without a sidecar, which the next start removes.
 (`Blobs.commit` writes the sidecar first, so that the next start saves a big body.) Clients have been answered already:
-what was not stored is fetched anew.
+what was not stored is fetched anew. A new file is what costs most, so up to SHARE sidecars are names of one.
 
 Syncs run beside the store's thread and without its lock, so that lookups need not wait for the disk. Without the lock
 another process may sweep what is not yet described by a sidecar: whatever is missing under the lock is written again.
@@ -28,8 +28,9 @@ from .thread import StoreThread
 T = TypeVar("T")
 
 GROUP_MAX = max(1, min(256, descriptors() // 8))
-"""Bodies in one group: lookups wait while its files are renamed. Each has three descriptors: two files, and the lock
-of its key."""
+"""Bodies in one group: lookups wait while its files are renamed. The files of all are open at once."""
+SHARE = 16
+"""Sidecars in one file: 12 KB of a disk, which stay until the last of them goes; each for itself takes 4."""
 GROUP_BYTES = 4 * 1024**2
 """A group of so many bytes gathers no longer."""
 GATHER_SECONDS = 0.01
@@ -56,6 +57,7 @@ class Item:
     new_blob: str
     """Where the blob is until it gets its name."""
     new_sidecar: str
+    """A file with the sidecars of several."""
 
 
 class Room:
@@ -138,7 +140,8 @@ class Small:
 
     async def _store_group(self, group: list[Waiting]) -> None:
         """Give each of the group its outcome. An error is that of all: nothing of the group is stored then."""
-        items = [self._item(each.entry, each.body) for each in group]
+        firsts = [group[at - at % SHARE].entry for at in range(len(group))]
+        items = [self._item(each, first) for each, first in zip(group, firsts, strict=True)]
         try:
             await self._beside(self._prepare, items)
             entries = await self._thread.do(self._name, items)
@@ -152,11 +155,13 @@ class Small:
                 if not each.stored.done():
                     each.stored.set_result(entry)
 
-    def _item(self, entry: Entry, body: bytes) -> Item:
-        directory = f"{self._blobs.directory}/{entry.sha256[:2]}"
-        blob, sidecar = entry.sha256, f"{entry.sha256}.{entry.key}.json"
-        new = [f"{directory}/.{name}{self._suffix}" for name in (blob, sidecar)]
-        return Item(entry, body, f"{directory}/{blob}", f"{directory}/{sidecar}", *new)
+    def _item(self, each: Waiting, first: Entry) -> Item:
+        """`first`: of those that share a file with it."""
+        entry, root = each.entry, self._blobs.directory
+        directory = f"{root}/{entry.sha256[:2]}"
+        blob, sidecar = f"{directory}/{entry.sha256}", f"{directory}/{entry.sha256}.{entry.key}.json"
+        new_sidecar = f"{root}/{first.sha256[:2]}/.{first.key}.json{self._suffix}"
+        return Item(entry, each.body, blob, sidecar, f"{directory}/.{entry.sha256}{self._suffix}", new_sidecar)
 
     async def _beside(self, work: Callable[[T], None], about: T) -> None:
         """Run `work` in a thread; in the store's, which makes directories again, if one is gone."""
@@ -171,7 +176,9 @@ class Small:
         """Beside: let the blobs have their names, and the sidecars be ready to get theirs."""
         # Else another URL has brought it.
         blobs = {item.new_blob: item for item in items if size_of(item.blob) != len(item.body)}
-        sidecars = {item.new_sidecar: msgspec.json.encode(item.entry) for item in items}
+        sidecars: dict[str, bytes] = {}
+        for item in items:
+            sidecars[item.new_sidecar] = sidecars.get(item.new_sidecar, b"") + msgspec.json.encode(item.entry) + b"\n"
         made = {path for path in {os.path.dirname(item.blob) for item in items} if not os.path.exists(path)}
         for directory in made:
             with contextlib.suppress(FileExistsError):
@@ -181,7 +188,8 @@ class Small:
         try:
             write_durably({**{path: item.body for path, item in blobs.items()}, **sidecars})
             for path, item in blobs.items():
-                renamed(path, item.blob)
+                with contextlib.suppress(FileNotFoundError):  # a start has swept it away: `_name` will write it
+                    os.rename(path, item.blob)
         except BaseException:
             remove((*blobs, *sidecars))
             raise
@@ -203,16 +211,16 @@ class Small:
                     if old and old.pinned:
                         entry = replace(entry, pinned=True)
                         blobs.sidecars.write(entry)
-                    elif not renamed(item.new_sidecar, item.sidecar):
+                    elif not linked(item.new_sidecar, item.sidecar):
                         blobs.sidecars.write(entry)
                     entries.append(entry)
                 blobs.ground.index.set_all(entries)
             except BaseException:
                 remove(blobs.sidecars.path(entry) for entry in named)
                 remove(item.blob for item in items if not blobs.sidecars.of(item.entry.sha256))
-                remove(item.new_sidecar for item in items)
                 raise
-            remove(item.new_sidecar for item, entry in zip(items, entries, strict=True) if entry.pinned)
+            finally:
+                remove({item.new_sidecar for item in items})
             # Too much where another URL brought a body before; the janitor counts anew before it evicts.
             blobs.count_committed(sum(len(item.body) for item in items))
             for old in replaced:
@@ -238,10 +246,18 @@ def write_durably(files: Mapping[str, bytes]) -> None:
             os.close(fd)
 
 
-def renamed(old: str, new: str) -> bool:
+def linked(old: str, new: str) -> bool:
+    """Let the file `old` be `new` too, whatever that was; False where it is gone, or the file system knows no links."""
     try:
-        os.rename(old, new)
-    except FileNotFoundError:
+        try:
+            os.link(old, new)
+        except FileExistsError:
+            os.link(old, f"{old}.new")
+            try:
+                os.rename(f"{old}.new", new)
+            finally:
+                remove([f"{old}.new"])  # rename leaves it where `new` was that file already
+    except OSError:
         return False
     return True
 

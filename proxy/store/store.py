@@ -26,7 +26,7 @@ from .files import disk, store_error
 from .hot import HotTable, OpenEntry, StoredBody
 from .index import BUSY_SECONDS, Usage
 from .integrity import sha512_of
-from .locks import Lock, Spares, is_locked
+from .locks import Lock, Ring, is_locked
 from .partial import Partial, PartialRecord
 from .partials import Partials, is_unfinished
 from .pseudonym import keep, pseudonym
@@ -53,7 +53,7 @@ class Store:
         self._comparing = Comparing(self.blobs, self.partials, self._thread)
         self._do = self._comparing.do
         self._small, self.abroad = Small(self.blobs, self._thread), Abroad(self.blobs, self._comparing)
-        self._spares = Spares(self.locks)
+        self._ring = Ring(self.locks)
         self._hot = HotTable()
         self._reading: set[StoredBody] = set()
         self._uses: dict[str, Usage] = {}
@@ -78,7 +78,7 @@ class Store:
             await self._try_flush()  # a full disk must not keep us from ending
             await self._do(self.blobs.ground.close)
         self._hot.clear()
-        self._spares.close()
+        self._ring.close()
         self._thread.shutdown()
 
     def _open(self) -> None:
@@ -93,7 +93,7 @@ class Store:
                 "name another with --cache-dir, or mend its permissions"
             ) from error
         self.blobs.ground.open()
-        self._spares.sweep()
+        self._ring.sweep()
 
     @contextlib.asynccontextmanager
     async def announced(self, listen: Sequence[str], own: str) -> AsyncIterator[None]:
@@ -331,10 +331,10 @@ class Store:
         """
         try:
             try:
-                return self._spares.try_lock(self.locks / name)
+                return self._ring.try_lock(name)
             except FileNotFoundError:
                 self.blobs.ground.make_directories()
-                return self._spares.try_lock(self.locks / name)
+                return self._ring.try_lock(name)
         except OSError as error:
             raise store_error(f"{self.locks / name} cannot be locked", error) from error
 

@@ -8,6 +8,7 @@ of a redirect, TLS, proxies and headers.
 import re
 import ssl
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import repeat
 
 import httpx
@@ -21,7 +22,7 @@ from .exchange import Exchange, Ready, Redirect
 from .lane import Begun, Lane, Plain
 from .location import endpoint, node, redirected, request_line, shown
 from .peers import Peers
-from .pool import LIMITS, Asked, Pool, no_cookies, without
+from .pool import LIMITS, Asked, Pool, field_lines, no_cookies, without
 from .wire import Wires
 
 MAX_REDIRECTS = 10
@@ -86,6 +87,8 @@ class Upstream:
             ),
             key=lambda each: -len(each[0]),
         )
+        if not any(fields for _, fields in self._credentials):
+            self._credentials = []
         self._via = f"1.1 {via}"
 
     async def begin(
@@ -98,11 +101,10 @@ class Upstream:
         if (lane := self._pool.lane) is None:
             return None
         asked = self._asked(url, method, headers, at)
-        lines = [f"{name}: {value}" for name, value in asked.all_fields]
-        if any("\n" in line or "\r" in line for line in lines):
-            return None  # h11 says what is wrong
         try:
-            request = request_line(method, asked.here) + "\r\n".join([*lines, "", ""]).encode("latin-1")
+            if not (rest := field_lines(asked.fields)):
+                return None  # h11 says what is wrong
+            request = request_line(method, asked.here) + rest
             found = await lane.ask(node(asked.here), request, method, self._pool.read_timeout)
         except (httpx.InvalidURL, ValueError):
             return None
@@ -128,13 +130,11 @@ class Upstream:
         return self._follow(self._asked(url, method, headers, at), None)
 
     def _asked(self, url: str, method: str, headers: Headers, at: str | None) -> Asked:
-        # Where a server of ours is reached is for other servers of ours alone.
-        here, came_by = at or url, _COMMENT.sub("", field(headers, "via") or "")
-        headers = (*without(headers, {"via"}), ("via", f"{came_by}, {self._via}" if came_by else self._via))
+        here = at or url
         secrets = next((fields for base, fields in self._credentials if url.startswith(base)), ())
-        fields = (*secrets, *without(headers, {name.lower() for name, _ in secrets}))
-        asked = Asked(url, method, here, fields, without(headers, SECRET), (Redirect(url, ()),) if at else ())
-        return replace(asked, fields=asked.elsewhere) if at and node(here) != node(url) else asked
+        fields, elsewhere = forwarded(headers, secrets, self._via)
+        asked = Asked(url, method, here, fields, elsewhere, (Redirect(url, ()),) if at else ())
+        return replace(asked, fields=elsewhere) if at and node(here) != node(url) else asked
 
     def _follow(self, asked: Asked, begun: Begun | None) -> Exchange:
         for _ in range(MAX_REDIRECTS + 1):
@@ -161,3 +161,12 @@ class Upstream:
         self.leave()
         self._pool.close()
         self.peers.close()
+
+
+@lru_cache(maxsize=256)  # a client's fields are the same each time
+def forwarded(headers: Headers, secrets: Headers, via: str) -> tuple[Headers, Headers]:
+    """A client's fields as they go to the mirror with the credentials `secrets`, and as they go to any other server."""
+    came_by = _COMMENT.sub("", field(headers, "via") or "")  # where a server of ours is reached is for ours alone
+    headers = (*without(headers, {"via"}), ("via", f"{came_by}, {via}" if came_by else via))
+    fields = (*secrets, *without(headers, {name.lower() for name, _ in secrets}))
+    return fields, without(headers, SECRET)

@@ -231,10 +231,10 @@ class Ready(Exchange):
         self.has_body = has_body(method, self.status)
         self.length = _content_length(self.headers)
         self._body, self._rest = plain.body, memoryview(plain.body)
-        self._aborted = threading.Event()
+        self._is_aborted = False
 
     def read_into(self, buffer: memoryview) -> int:
-        if self._aborted.is_set():
+        if self._is_aborted:
             raise UpstreamError(f"the transfer of {self.url} was stopped")
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
@@ -244,7 +244,7 @@ class Ready(Exchange):
         return self._body
 
     def abort(self) -> None:
-        self._aborted.set()
+        self._is_aborted = True
 
     def drop(self) -> None: ...
 

@@ -145,7 +145,8 @@ class Lane:
         while stream := self.take(node):
             sock: socket.socket = stream.get_extra_info("socket")
             try:
-                sock.setblocking(False)
+                if sock.gettimeout() != 0:
+                    sock.setblocking(False)
                 if sock.send(request) < len(request):
                     stream.close()  # half a request: nobody can answer it
                     return None
@@ -223,8 +224,9 @@ class _Reception:
             self._head = _read_head(bytes(self.data[:end]), time.monotonic() - self.asked_at, self._method)
             if self._head is None:
                 return True
-            self._timer.cancel()
-            self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
+            if len(self.data) < self._head.end:
+                self._timer.cancel()
+                self._timer = self._loop.call_later(BODY_SECONDS, self._finish)
         head = self._head
         if len(self.data) == head.end and not self.has_ended:
             self.answer = Plain(head.status, head.headers, bytes(self.data[head.start :]), head.delay)
@@ -241,11 +243,17 @@ def _read_head(head: bytes, delay: float, method: str) -> PlainHead | None:
         (name.lower(), value.strip(" \t"))
         for name, _, value in (line.partition(":") for line in match[2].decode("latin-1").split("\r\n")[:-1])
     )
-    lengths = [value for name, value in headers if name == "content-length"]
+    lengths = []
+    for name, value in headers:
+        match name:
+            case "content-length":
+                lengths.append(value)
+            case "transfer-encoding" | "upgrade":
+                return None
+            case "connection" if value.lower() != "keep-alive":
+                return None
     is_empty = not has_body(method, status)
-    if status in _REDIRECTS or any(name in ("transfer-encoding", "upgrade") for name, _ in headers):
-        return None
-    if any(name == "connection" and value.lower() != "keep-alive" for name, value in headers):
+    if status in _REDIRECTS:
         return None
     if len(lengths) > 1 or (not lengths and not is_empty) or not all(_LENGTH.fullmatch(each) for each in lengths):
         return None

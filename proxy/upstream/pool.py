@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httpx
 
@@ -50,7 +51,21 @@ class Asked:
 
     @property
     def all_fields(self) -> Headers:
-        return (*without(USUAL, {name.lower() for name, _ in self.fields}), *self.fields)
+        return all_fields(self.fields)
+
+
+def all_fields(fields: Headers) -> Headers:
+    """With those that every request has."""
+    return (*without(USUAL, {name.lower() for name, _ in fields}), *fields)
+
+
+@lru_cache(maxsize=256)
+def field_lines(fields: Headers) -> bytes | None:
+    """The fields of a request as they are sent, with the line that ends them; None where they hold line breaks."""
+    lines = [f"{name}: {value}" for name, value in all_fields(fields)]
+    if any("\n" in line or "\r" in line for line in lines):
+        return None
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ async def test_after_a_kill_the_socket_of_the_dead_is_removed(origin, processes)
     assert leader.files("partial/*.json")  # and nothing else
     assert (await leader.get("/u/x.img")).body == pattern_bytes(SIZE, SEED)
     await until(leader.entries)
-    assert not list((leader.cache_dir / "partial").iterdir())
+    await until(lambda: not list((leader.cache_dir / "partial").iterdir()))  # after the commit
 
 
 async def test_a_follower_s_readers_get_all_of_a_body_that_is_not_stored(origin, processes):

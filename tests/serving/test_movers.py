@@ -10,9 +10,16 @@ import threading
 import pytest
 
 from proxy.errors import FileEnded
+from proxy.rules.pieces import Slice
 from proxy.serving.movers import STEP_BYTES, Movers
 from tests.harness import until
 from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, start, zerocopy
+
+
+@pytest.fixture(params=[True, False], ids=["near", "far"], autouse=True)
+def is_near(request):
+    """Where all clients of a test are."""
+    put.is_near = request.param
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ async def read(sock, count):
 
 
 def put(movers, sock, file, offset, count, growth=None):
-    return movers.put(os.dup(sock.fileno()), os.dup(file), offset, count, growth)
+    return movers.put(os.dup(sock.fileno()), Slice(os.dup(file), offset, offset + count, growth), is_near=put.is_near)
 
 
 async def test_clients_that_do_not_read_hold_up_nobody_and_take_no_thread(movers, pairs, file):
@@ -144,7 +151,7 @@ async def test_an_app_is_asked_for_what_its_file_has_not_yet(serve, file):
 
 async def test_what_cannot_be_waited_for_ends_its_job_alone(movers, pairs, file, tmp_path):
     with open(tmp_path / "out", "wb") as out:  # epoll refuses a file
-        job = movers.put(os.dup(out.fileno()), os.dup(file), len(BODY) - 1000, STEP_BYTES)
+        job = put(movers, out, file, len(BODY) - 1000, STEP_BYTES)
         assert await job.done == 1000
     ours, theirs = pairs()
     job = put(movers, ours, file, 0, 1000)

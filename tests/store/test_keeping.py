@@ -22,13 +22,13 @@ import pytest
 from proxy.rules.entry import Entry
 from proxy.store.locks import is_locked
 from proxy.store.store import Store
-from tests.harness import until
+from tests.harness import sidecar, until
 
 from .keeping import BEFORE, GROUP, begin, keep, stock
 from .test_crash import CALLS, NAMES, at_each, needs_strace
 from .test_store import content, key
 
-STEPS = (*CALLS, "write")
+STEPS = (*CALLS, "write", "link")
 POOL, STORE = "pool", "store"
 SAME_FILES = ("write", "pwrite64", "fsync", "fdatasync")
 """Of equal ones in a row the first and the last will do."""
@@ -128,7 +128,7 @@ async def points(tmp_path_factory):
 
 def described(root):
     """The newest body that a sidecar names, by the key of its URL."""
-    entries = [msgspec.json.decode(path.read_bytes(), type=Entry) for path in root.glob("blobs/*/*.json")]
+    entries = [msgspec.json.decode(sidecar(path), type=Entry) for path in root.glob("blobs/*/*.json")]
     return {entry.key: entry.sha256 for entry in sorted(entries, key=lambda entry: entry.stored_at)}
 
 
@@ -148,10 +148,10 @@ async def check(store, bodies):
 EXPECTED = {
     (POOL, "mkdir blobs/XX"),
     (POOL, "write blobs/XX/.HEX.TEMPORARY"),  # it has no bytes yet
-    (POOL, "write blobs/XX/.HEX.HEX.json.TEMPORARY"),
+    (POOL, "write blobs/XX/.HEX.json.TEMPORARY"),
     (POOL, "rename blobs/XX/.HEX.TEMPORARY -> blobs/XX/HEX"),  # bytes are synced
     (POOL, "fsync blobs/XX"),
-    (STORE, "rename blobs/XX/.HEX.HEX.json.TEMPORARY -> blobs/XX/HEX.HEX.json"),  # blobs are
+    (STORE, "link blobs/XX/.HEX.json.TEMPORARY -> blobs/XX/HEX.HEX.json"),  # blobs are
     (STORE, "pwrite64 index/cache.db-wal"),  # sidecars are there
     (STORE, "unlink blobs/XX/HEX.HEX.json"),  # and rows; the old generations go
     (STORE, "unlink blobs/XX/HEX"),

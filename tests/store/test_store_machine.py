@@ -79,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.run(start())
 
     def abandon(self, store: Store) -> None:
-        """As SIGKILL ends it: nothing is flushed or put away. Only thread and database are closed."""
+        """As SIGKILL ends it: nothing is flushed or put away. Only thread, database and descriptors are closed."""
 
         async def gone():
             store._flusher.cancel()
@@ -87,6 +87,11 @@ class StoreMachine(RuleBasedStateMachine):
                 await store._flusher
             await store._thread.do(store.blobs.ground.index._rows.close)
             store._thread.shutdown()
+            if glances := store.blobs.ground.index._glances:
+                glances.close()
+            store._hot.clear()
+            if store._ring._file:
+                os.close(store._ring._file[0])
 
         self.run(gone())
 

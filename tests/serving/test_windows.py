@@ -1,0 +1,103 @@
+"""Files mapped into memory: their bytes alone are sent, nothing stays mapped, what cannot be read is an error."""
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxy.serving.sendfile import is_near
+from proxy.serving.windows import WINDOW_BYTES, Windows
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="used on Linux only")
+
+SIZE = 2 * WINDOW_BYTES + 5000
+
+
+def mapped(path):
+    return Path("/proc/self/maps").read_text().count(str(path))
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "body"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256 + 1))
+    os.truncate(path, SIZE)
+    return path
+
+
+@pytest.fixture
+def file(path):
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+@pytest.mark.parametrize("offset", [0, 4097, WINDOW_BYTES - 10, WINDOW_BYTES, SIZE - 10])
+def test_the_bytes_asked_for_are_written(file, path, pair, offset):
+    windows, (ours, theirs) = Windows(), pair
+    assert windows.write(ours.fileno(), file, offset, 10) == 10
+    assert theirs.recv(100) == path.read_bytes()[offset : offset + 10]
+    windows.clear()
+
+
+def test_a_full_socket_takes_a_part_and_then_says_so(file, path, pair):
+    windows, (ours, theirs) = Windows(), pair
+    sent = windows.write(ours.fileno(), file, 0, WINDOW_BYTES)
+    assert 0 < sent < WINDOW_BYTES
+    with pytest.raises(BlockingIOError):
+        windows.write(ours.fileno(), file, sent, WINDOW_BYTES - sent)
+    ours.close()
+    with theirs.makefile("rb") as body:
+        assert body.read() == path.read_bytes()[:sent]
+    windows.clear()
+
+
+def test_a_few_windows_are_kept_and_none_after_that(file, path, pair):
+    windows, (ours, _) = Windows(), pair
+    for _ in range(3):
+        for number in range(3):
+            windows.write(ours.fileno(), file, number * WINDOW_BYTES, 10)
+    assert mapped(path) == 2
+    windows.clear()
+    assert mapped(path) == 0
+
+
+def test_a_file_that_has_grown_is_mapped_anew(file, path, pair):
+    windows, (ours, theirs) = Windows(), pair
+    windows.write(ours.fileno(), file, SIZE - 10, 10)
+    with pytest.raises(OSError, match="ends before"):
+        windows.write(ours.fileno(), file, 3 * WINDOW_BYTES, 10)
+    os.pwrite(file, b"more bytes", SIZE)
+    windows.write(ours.fileno(), file, SIZE - 10, 20)
+    assert theirs.recv(100) == path.read_bytes()[SIZE - 10 : SIZE] + path.read_bytes()[SIZE - 10 :]
+    windows.clear()
+
+
+def test_a_file_that_was_cut_is_an_error_and_kills_nobody(file, pair):
+    windows, (ours, _) = Windows(), pair
+    windows.write(ours.fileno(), file, WINDOW_BYTES, 10)
+    os.truncate(file, 0)
+    with pytest.raises(OSError, match="Bad address") as caught:
+        windows.write(ours.fileno(), file, WINDOW_BYTES + 8192, 10)
+    assert caught.value.errno == errno.EFAULT
+    windows.clear()
+
+
+def test_a_client_on_this_machine_is_near(pair):
+    assert is_near(pair[0])
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            assert is_near(accepted)
+        assert not is_near(server)
