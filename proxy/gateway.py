@@ -345,12 +345,7 @@ class Gateway:
         return Delivery(request, target, passthrough, cache_status, passthrough.head.age, watch)
 
     def _stored(
-        self,
-        request: Request,
-        target: Target,
-        entry: Entry,
-        cache_status: CacheStatus,
-        stack: contextlib.ExitStack,
+        self, request: Request, target: Target, entry: Entry, cache_status: CacheStatus, stack: contextlib.ExitStack
     ) -> Delivery:
         now = self.clock()
         self.store.touch(entry.key, now)
