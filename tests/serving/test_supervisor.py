@@ -96,6 +96,7 @@ async def test_a_worker_killed_in_mid_fill_is_replaced_and_the_readers_of_the_ot
 
     await proxy.wait_log(f"worker.died pid={leader} signal=SIGKILL")
     (new,) = await until(lambda: successors(proxy, before))
+    assert await proxy.entry("x.img")
     answer = (await each_worker(proxy, "/u/x.img"))[new]
     assert (answer.status, answer.headers["cache-status"]) == (200, "fetchonce; hit")
 
