@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..config import S3Section
-from ..errors import BucketError, ConfigError, UpstreamError
+from ..errors import BucketError, ConfigError, UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers
 from ..version import VERSION
 
@@ -81,7 +81,7 @@ class Bucket:
             return Seen(meta["size"], meta["last_modified"].timestamp())
 
     async def read(self, path: str, limit: int) -> bytes | None:
-        """The whole of a small object; None if there is none. One longer than `limit` raises BucketError."""
+        """The whole of a small object; None if there is none. Nothing is read of one longer than `limit`: it is b""."""
         import obstore
 
         with self._translated("GET", path):
@@ -90,7 +90,7 @@ class Bucket:
             except FileNotFoundError:
                 return None
             if result.meta["size"] > limit:
-                raise BucketError(f"{self.url(path)} has {result.meta['size']} bytes, and may have {limit}")
+                return b""
             return bytes(await result.bytes_async())
 
     async def open(self, path: str, start: int, stop: int) -> "tuple[Seen, Download] | None":
@@ -110,9 +110,12 @@ class Bucket:
             pieces = aiter(result.stream(PIECE_BYTES))
 
         async def piece() -> bytes:
-            with self._translated("GET", path):
+            try:
                 async with asyncio.timeout(STALL_SECONDS):
-                    return await anext(pieces, b"")
+                    with self._translated("GET", path):
+                        return await anext(pieces, b"")
+            except TimeoutError:
+                raise UpstreamTimeout(f"{self.url(path)} gave nothing for {STALL_SECONDS:g} s") from None
 
         return seen, Download(self.url(path), stop - start, piece)
 
@@ -262,8 +265,8 @@ def _store(section: S3Section, ca_bundle: str) -> "ObjectStore":
     if section.url.startswith("s3"):
         names = ("endpoint", "region", "access_key_id", "secret_access_key")
         config = {name: value for name in names if (value := getattr(section, name))}
-        if not {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
-            config = {**_profile(), **config}
+        if not section.access_key_id and not {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
+            config |= _profile()  # all of it or nothing: a session token goes with its key
     options: dict[str, Any] = {
         "allow_http": True,  # where the endpoint says so
         "connect_timeout": "2s",

@@ -155,6 +155,16 @@ async def test_the_keys_come_from_the_profile_too(origin, bucket, config, tmp_pa
     assert fetchonce("s3", "check", "--config", config, env=env).returncode == 0
 
 
+def test_keys_of_the_configuration_are_not_mixed_with_a_profile(bucket, config, tmp_path):
+    keys = tmp_path / "credentials"
+    lines = ("aws_access_key_id = a", "aws_secret_access_key = b", "aws_session_token = c")
+    keys.write_text("\n".join(["[default]", *lines, ""]))
+    config.write_text(bucket.config())
+    assert fetchonce("s3", "check", "--config", config, env={"AWS_SHARED_CREDENTIALS_FILE": str(keys)}).returncode == 0
+    assert bucket.wire.asked
+    assert not any("x-amz-security-token" in each.headers for each in bucket.wire.asked)
+
+
 async def test_a_read_only_server_reads(origin, proxy_factory, bucket):
     origin.body("/x", SMALL).headers(cache_control="max-age=600")
     await proxy_factory(config_text=bucket.config()).fetch("/u/x")
