@@ -40,6 +40,8 @@ PIECE_BYTES = 256 * 1024
 STALL_SECONDS = 5.0
 """Without a byte, in the middle of a download. A mirror goes on then; some clients give up after 10 s of silence."""
 SHOWN_CHARACTERS = 300  # of an error; stores send whole pages
+_NO_CONDITIONS = re.compile(r"status code: 501\b|<Code>NotImplemented<")
+"""What some stores answer to If-None-Match: others take it for nothing, and overwrite."""
 _ERROR_PAGE = re.compile(r"<Code>([^<]+)</Code>.*?<Message>([^<]+)</Message>", re.DOTALL)
 
 
@@ -60,6 +62,7 @@ class Bucket:
         self._url = section.url.rstrip("/")
         self.name = hashlib.sha256(f"{section.endpoint} {self._url}".encode()).hexdigest()[:12]
         """Another bucket has another name."""
+        self._takes_conditions = True
         try:
             self._store = _store(section, ca_bundle)
         except Exception as error:  # obstore has a class for each, and ValueError
@@ -120,17 +123,22 @@ class Bucket:
         return seen, Download(self.url(path), stop - start, piece)
 
     async def write(self, path: str, data: bytes, *, is_new: bool = False) -> bool:
-        """Make `data` the object. `is_new`: only if there is none, which is the answer."""
+        """Make `data` the object. `is_new`: only if there is none, which is the answer, if the store can do that."""
         import obstore
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
         with self._translated("PUT", path):
-            try:
-                await obstore.put_async(
-                    self._store, path, data, mode="create" if is_new else "overwrite", use_multipart=False
-                )
-            except AlreadyExistsError:
-                return False
+            if is_new and self._takes_conditions:
+                try:
+                    await obstore.put_async(self._store, path, data, mode="create", use_multipart=False)
+                    return True
+                except AlreadyExistsError:
+                    return False
+                except BaseError as error:
+                    if not _NO_CONDITIONS.search(str(error)):
+                        raise
+                    self._takes_conditions = False
+            await obstore.put_async(self._store, path, data, mode="overwrite", use_multipart=False)
             return True
 
     async def write_parts(self, path: str, size: int, read: Callable[[int, int], Awaitable[bytes]]) -> None:

@@ -67,6 +67,20 @@ async def test_servers_share_a_store_without_conditional_writes(origin, proxy_fa
     assert origin.requests == 1
 
 
+async def test_servers_share_a_store_that_refuses_conditional_writes(origin, proxy_factory, bucket, config):
+    bucket.wire.fail(r"PUT ", 501, header="if-none-match")
+    for number in range(2):
+        origin.body(f"/{number}", SMALL + bytes([number])).headers(cache_control="max-age=600")
+    proxy = proxy_factory(config_text=bucket.config())
+    for number in range(2):
+        await proxy.fetch(f"/u/{number}")
+        await bucket.wait(number + 1)
+    assert (await proxy.status())["s3"]["uploads"] == {"stored": 2}
+    config.write_text(bucket.config())
+    told = json.loads(check(config, "--json"))
+    assert [step["name"] for step in told["steps"] if step["error"]] == ["write only what is new"]
+
+
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
