@@ -129,9 +129,8 @@ class Behind:
     async def _look(self) -> None:
         """Read the index through, as fast as the queue empties."""
         after: str | None = ""
-        name = self._bucket.name if self._bucket else ""
-        while after is not None:
-            due, after = await self._store.abroad.page(after, name, RENEW_SECONDS)
+        while after is not None and (bucket := self._bucket):
+            due, after = await self._store.abroad.page(after, bucket.name, RENEW_SECONDS)
             for key in due:
                 while len(self._waiting) >= self._room // 2:  # the rest is for what is stored meanwhile
                     await self._changed.wait()
@@ -206,8 +205,7 @@ class Behind:
             if self._clock() - seen.changed_at < RENEW_SECONDS:
                 return False
             if entry.size <= COPY_BYTES:
-                await bucket.renew(path)
-                return True
+                return await self._renew(bucket, path)
 
         async def read(offset: int, count: int) -> bytes:
             data = await asyncio.to_thread(os.pread, found.fd, count, offset)
@@ -226,6 +224,15 @@ class Behind:
         self._wrong.pop(entry.sha256, None)
         self._stats.bucket_uploads["stored",] += 1
         log(events, INFO, "bucket.written", url=bucket.url(path), key=entry.key[:12], bytes=entry.size)
+        return True
+
+    async def _renew(self, bucket: Bucket, path: str) -> bool:
+        """Whether it counts as written now. A bucket that does not copy is of use all the same."""
+        try:
+            await bucket.renew(path)
+        except BucketError as error:
+            log(events, INFO, "bucket.not_renewed", error=error)
+            return False
         return True
 
     async def _share_entry(self, bucket: Bucket, entry: Entry, *, is_renewed: bool) -> None:

@@ -15,7 +15,7 @@ from cachetools import TTLCache
 from ..config import Settings
 from ..errors import DigestMismatch, UpstreamError
 from ..log import events, log
-from ..rules.entry import Head, Headers, field
+from ..rules.entry import Entry, Head, Headers, field
 from ..rules.fleet import callers
 from ..rules.health import Health
 from ..rules.mirrors import Target
@@ -121,7 +121,7 @@ class Flights:
         avoid = self._distrusted.get(target.key, frozenset())
         context, ask = self._context, self.checksums.expected
         turn = self._leases.turn(target) if self._leases else None
-        recall = Recall(target, question.fields, question.stale, context) if self.tier.is_on else None
+        recall = self._recall(target, question.fields, question.stale)
         origin = Origin(target, question.fields, context, stale=question.stale, whom=Whom(avoid, turn, recall))
         fill = Fill(target, question, context, ask, origin.mishaps)
         coordinator = Coordinator(fill, origin, context, ask)
@@ -140,7 +140,7 @@ class Flights:
         question = target.key, fields
         asking = self._heads.get(question)
         if asking is None:
-            recall = Recall(target, fields, None, self._context) if self.tier.is_on else None
+            recall = self._recall(target, fields, None)
             head = Origin(target, fields, self._context, whom=Whom(recall=recall)).head()
             asking = self._heads[question] = asyncio.create_task(head)
             asking.add_done_callback(functools.partial(self._answered, question))
@@ -161,6 +161,10 @@ class Flights:
         passthrough = Passthrough(target, origin, known, self._context, self.checksums.expected)
         passthrough.begin(answer.exchange)
         return passthrough
+
+    def _recall(self, target: Target, fields: Headers, stale: Entry | None) -> Recall | None:
+        is_on = self.tier.is_on
+        return Recall(target, fields, stale, self._context, self.checksums.changed_at) if is_on else None
 
     def _landed(self, key: str) -> None:
         fill = self._fills.pop(key)

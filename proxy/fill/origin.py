@@ -208,6 +208,10 @@ class Origin:
             self.neighbours.leave(self._url, error, self._now())
             self._trouble, self._failures = PeerFailed(error.message, Unhelpful.GONE), 0
             return
+        if self._recall and self._is_recalled:
+            self._recall.broke(error)
+            self._trouble, self._failures = error, 0  # it is no mirror's failure
+            return
         if self._failures:  # no byte has come
             self._failures += not is_awaited
         if self._failures or isinstance(error, UpstreamChanged):
@@ -340,7 +344,7 @@ class Origin:
     async def _confirm(self, recall: Recall, url: str) -> Answer | None:
         """Ask the mirror whether what the bucket has is still the object: then the body comes from there, if it can.
 
-        None: there is nothing to confirm.
+        None: there is nothing to confirm, or what is there cannot be had. Then the mirror is asked as without a bucket.
         """
         if recall.unconfirmed is None:
             return None
@@ -348,7 +352,7 @@ class Origin:
             async with asyncio.timeout(recall.patience()):
                 answer = await self._answer(Inquiry(url, recall.condition, recall.unconfirmed))
         except TimeoutError:
-            raise UpstreamTimeout(f"{url} was not confirmed in time") from None
+            return await recall.instead(UpstreamTimeout(f"{url} was not confirmed in time"))
         return await recall.confirmed(answer.head) if isinstance(answer, Unchanged) else answer
 
     async def _answer(self, inquiry: Inquiry) -> Answer:

@@ -5,17 +5,19 @@ Whether what the bucket says of an object may be used without asking is decided 
 from the bucket all the same.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from ..errors import UpstreamError
+from ..errors import StoreError, UpstreamError, UpstreamTimeout
 from ..rules import policy
+from ..rules.bucket import digest_in
+from ..rules.digests import Digest
 from ..rules.entry import Entry, Head, Headers, refreshed
 from ..rules.foreign import is_newer
 from ..rules.freshness import current_age
 from ..rules.mirrors import Target
 from ..rules.policy import Ask, Serve
 from ..rules.splice import Held, Known
-from ..rules.validators import resume_validator
 from ..upstream.objects import Download
 from .asking import SMALL_BYTES, Another, Answer, Gap, Rest, Unchanged, Whole
 from .context import FillContext
@@ -25,22 +27,34 @@ from .failures import status_of
 class Recall:
     """Of one fill. Its methods give None where the mirrors are to be asked; none of them raises."""
 
-    def __init__(self, target: Target, fields: Headers, stale: Entry | None, context: FillContext) -> None:
-        """`fields`, `stale`: the question for the mirrors, and what our own disk has."""
+    def __init__(
+        self,
+        target: Target,
+        fields: Headers,
+        stale: Entry | None,
+        context: FillContext,
+        changed_at: Callable[[Target], Awaitable[float]],
+    ) -> None:
+        """`fields`, `stale`: the question for the mirrors, what our disk has. `changed_at`: for policy.decide."""
         self.entry: Entry | None = None
         """What the body is that comes from the bucket, in whole or in part: it must have this digest."""
         self.unconfirmed: Entry | None = None
         """What the bucket has, and upstream must confirm. `condition` asks for that."""
         self.condition = fields
         self._target, self._fields, self._stale, self._context = target, fields, stale, context
-        self._tier = context.tier
-        self._has_looked = False
+        self._tier, self._changed_at = context.tier, changed_at
+        self._has_looked = self._has_broken = self._is_left = False
 
     async def answer(self, gap: Gap | None, known: Known | None) -> Answer | None:
         """As Origin.open."""
         if not self._has_looked:
             return await self._first(gap, known)
-        return await self._rest(self.entry, gap) if known and gap and self.entry else None
+        return await self._rest(self.entry, gap) if known and gap and self.entry and not self._is_left else None
+
+    def broke(self, error: UpstreamError) -> None:
+        """What it gave broke off. It is asked for the rest once more; where it stalls, or breaks again, mirrors are."""
+        self._is_left = self._is_left or self._has_broken or isinstance(error, UpstreamTimeout)
+        self._has_broken = True
 
     def begun_elsewhere(self) -> None:
         """Somebody else gives the body: the bucket is no more asked for it, as nobody holds back what it would give."""
@@ -59,9 +73,11 @@ class Recall:
 
     async def instead(self, error: UpstreamError) -> Whole | None:
         """The body that upstream cannot confirm, if it may be served stale."""
-        if self.unconfirmed and self._may_serve_stale(status_of(error)):
-            return await self._whole(self.unconfirmed, is_stale=True)
-        return None
+        if not self._may_serve_stale(status_of(error)):
+            return None
+        # Where the body cannot be had, nothing is left to confirm, and upstream is waited for as long as it takes.
+        entry, self.unconfirmed = self.unconfirmed, None
+        return await self._whole(entry, is_stale=True) if entry else None
 
     async def part(self, gap: Gap) -> Rest:
         """As Origin.open_beside, of a body that comes from the bucket. Raises UpstreamError."""
@@ -73,7 +89,7 @@ class Recall:
     async def head(self) -> Head | None:
         """What HEAD is answered with, without asking upstream."""
         entry = await self._find()
-        if entry is None or self._decide(entry) is not None:
+        if entry is None or await self._decide(entry) is not None:
             return None
         return replace(entry.head, age=current_age(entry, self._context.clock()))
 
@@ -92,11 +108,15 @@ class Recall:
         target = self._target
         return await (self._tier.find_apart(target) if target.is_apart else self._tier.find(target))
 
-    def _decide(self, entry: Entry) -> Headers | None:
+    async def _decide(self, entry: Entry) -> Headers | None:
         """None if what the bucket has may be used as it is; else the fields that ask upstream."""
         if self._target.digest:
             return None if entry.has(self._target.digest) else self._fields
-        match policy.decide(self._fields, self._target, entry, now=self._context.clock()):
+        try:
+            changed_at = await self._changed_at(self._target)
+        except StoreError:  # our own disk
+            changed_at = 0.0
+        match policy.decide(self._fields, self._target, entry, now=self._context.clock(), changed_at=changed_at):
             case Serve():
                 return None
             case Ask(condition):
@@ -110,16 +130,17 @@ class Recall:
             return None
         if known and known.held is not Held.SAVED:
             # Clients have some of this body already: nothing but its rest will do.
-            return await self._rest(found, gap) if gap and _is_same(found.head, known.head) else None
-        question = self._decide(found)
+            return await self._rest(found, gap) if gap and _is_of(found, known) else None
+        question = await self._decide(found)
         if question is not None:
             if known is None and not self._target.digest:
                 self.unconfirmed, self.condition = found, question
             return None
         if known is None:
             return await self._whole(found)
-        if not _is_same(found.head, known.head):
-            return Another(await self._whole(found))
+        if not _is_of(found, known):
+            whole = await self._whole(found)
+            return Another(whole) if whole else None
         if gap is None:
             self.entry = found
             return Unchanged(self._tier.url_of(found.sha256), found.head)
@@ -153,10 +174,9 @@ class Recall:
         return Rest(download, start, compare=False)
 
 
-def _is_same(found: Head, known: Head) -> bool:
-    """Whether the body in the bucket is the known one: of the same fill, or by the word of the same node."""
-    if found.generation == known.generation:
-        return True
-    validator = resume_validator(found.headers)
-    same = (found.node, found.length, validator) == (known.node, known.length, resume_validator(known.headers))
-    return bool(found.node) and validator is not None and same
+def _is_of(found: Entry, known: Known) -> bool:
+    """Whether the known body was begun from the bucket, and is this one.
+
+    One that a mirror began is not mixed with it: processes that read along would not know which digest it must have.
+    """
+    return digest_in(known.url) == Digest("sha256", found.sha256)

@@ -83,7 +83,7 @@ class Entry:
     verified: str | None = None
     """The digest that the body was checked against, and its source: "sha256:HEX (SHA256SUMS)"; None: not checked."""
     by_login: bool = False
-    """A client's credentials went upstream for it."""
+    """A client's credentials went upstream for it, or the mirror's."""
 
     @property
     def size(self) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..config import S3Section
-from ..errors import BucketError, ConfigError, UpstreamError
+from ..errors import BucketError, ConfigError, UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers
 from ..version import VERSION
 
@@ -40,6 +40,8 @@ PIECE_BYTES = 256 * 1024
 STALL_SECONDS = 5.0
 """Without a byte, in the middle of a download. A mirror goes on then; some clients give up after 10 s of silence."""
 SHOWN_CHARACTERS = 300  # of an error; stores send whole pages
+_NO_CONDITIONS = re.compile(r"status code: 501\b|<Code>NotImplemented<")
+"""What some stores answer to If-None-Match: others take it for nothing, and overwrite."""
 _ERROR_PAGE = re.compile(r"<Code>([^<]+)</Code>.*?<Message>([^<]+)</Message>", re.DOTALL)
 
 
@@ -60,6 +62,7 @@ class Bucket:
         self._url = section.url.rstrip("/")
         self.name = hashlib.sha256(f"{section.endpoint} {self._url}".encode()).hexdigest()[:12]
         """Another bucket has another name."""
+        self._takes_conditions = True
         try:
             self._store = _store(section, ca_bundle)
         except Exception as error:  # obstore has a class for each, and ValueError
@@ -81,7 +84,7 @@ class Bucket:
             return Seen(meta["size"], meta["last_modified"].timestamp())
 
     async def read(self, path: str, limit: int) -> bytes | None:
-        """The whole of a small object; None if there is none. One longer than `limit` raises BucketError."""
+        """The whole of a small object; None if there is none. Nothing is read of one longer than `limit`: it is b""."""
         import obstore
 
         with self._translated("GET", path):
@@ -90,7 +93,7 @@ class Bucket:
             except FileNotFoundError:
                 return None
             if result.meta["size"] > limit:
-                raise BucketError(f"{self.url(path)} has {result.meta['size']} bytes, and may have {limit}")
+                return b""
             return bytes(await result.bytes_async())
 
     async def open(self, path: str, start: int, stop: int) -> "tuple[Seen, Download] | None":
@@ -110,24 +113,32 @@ class Bucket:
             pieces = aiter(result.stream(PIECE_BYTES))
 
         async def piece() -> bytes:
-            with self._translated("GET", path):
+            try:
                 async with asyncio.timeout(STALL_SECONDS):
-                    return await anext(pieces, b"")
+                    with self._translated("GET", path):
+                        return await anext(pieces, b"")
+            except TimeoutError:
+                raise UpstreamTimeout(f"{self.url(path)} gave nothing for {STALL_SECONDS:g} s") from None
 
         return seen, Download(self.url(path), stop - start, piece)
 
     async def write(self, path: str, data: bytes, *, is_new: bool = False) -> bool:
-        """Make `data` the object. `is_new`: only if there is none, which is the answer."""
+        """Make `data` the object. `is_new`: only if there is none, which is the answer, if the store can do that."""
         import obstore
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
         with self._translated("PUT", path):
-            try:
-                await obstore.put_async(
-                    self._store, path, data, mode="create" if is_new else "overwrite", use_multipart=False
-                )
-            except AlreadyExistsError:
-                return False
+            if is_new and self._takes_conditions:
+                try:
+                    await obstore.put_async(self._store, path, data, mode="create", use_multipart=False)
+                    return True
+                except AlreadyExistsError:
+                    return False
+                except BaseError as error:
+                    if not _NO_CONDITIONS.search(str(error)):
+                        raise
+                    self._takes_conditions = False
+            await obstore.put_async(self._store, path, data, mode="overwrite", use_multipart=False)
             return True
 
     async def write_parts(self, path: str, size: int, read: Callable[[int, int], Awaitable[bytes]]) -> None:
@@ -262,8 +273,8 @@ def _store(section: S3Section, ca_bundle: str) -> "ObjectStore":
     if section.url.startswith("s3"):
         names = ("endpoint", "region", "access_key_id", "secret_access_key")
         config = {name: value for name in names if (value := getattr(section, name))}
-        if not {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
-            config = {**_profile(), **config}
+        if not section.access_key_id and not {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
+            config |= _profile()  # all of it or nothing: a session token goes with its key
     options: dict[str, Any] = {
         "allow_http": True,  # where the endpoint says so
         "connect_timeout": "2s",

@@ -94,6 +94,8 @@ class Rule:
     times: float
     status: int | None = None
     """Answered with it, and not passed on."""
+    header: str = ""
+    """Only to those that carry it."""
     cut_after: int | None = None
     """Body bytes of the answer after which the connection ends."""
     is_stalled: bool = False
@@ -124,8 +126,8 @@ class Wire:
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
-    def fail(self, pattern, status, times=float("inf")):
-        self._rules.append(Rule(re.compile(pattern), times, status=status))
+    def fail(self, pattern, status, times=float("inf"), header=""):
+        self._rules.append(Rule(re.compile(pattern), times, status=status, header=header))
 
     def cut_body(self, pattern, after, times=float("inf")):
         self._rules.append(Rule(re.compile(pattern), times, cut_after=after))
@@ -198,7 +200,7 @@ class Wire:
         with self._lock:
             self.asked.append(asked)
             rules = (each for each in self._rules if each.times > 0 and each.pattern.search(f"{method} {path}"))
-            rule = next(rules, None)
+            rule = next((each for each in rules if not each.header or each.header in headers), None)
             if rule:
                 rule.times -= 1
         length = int(headers.get("content-length", 0))

@@ -253,7 +253,11 @@ def another(bucket):
     bucket.rewrite_entry({**text, "url": text["url"] + "x"})
 
 
-@pytest.mark.parametrize("damage", [cut_short, remove, scribble, another])
+def swell(bucket):
+    bucket.rewrite_entry(" " * 600_000)
+
+
+@pytest.mark.parametrize("damage", [cut_short, remove, scribble, another, swell])
 async def test_what_is_missing_or_damaged_there_is_a_miss_and_is_repaired(origin, server, bucket, filled, damage):
     damage(bucket)
     second = server()
@@ -296,6 +300,29 @@ async def test_a_slow_upstream_is_not_waited_for_where_what_is_there_may_be_serv
     proxy = server(config_text='[fill]\nstale_after = "0.2s"\n')
     assert (await proxy.get("/u/noble.img")).body == BIG
     origin.release()
+
+
+@pytest.mark.parametrize("after", [0, 200_000])
+async def test_a_bucket_that_breaks_off_each_time_is_left_for_upstream(origin, server, bucket, filled, after):
+    bucket.wire.cut_body(BLOB, after)
+    proxy = server(config_text='[fill]\nretries = 2\nconnections = 1\n')
+    assert (await proxy.get("/u/noble.img")).body == BIG
+    assert bucket.wire.count(BLOB) <= 2 * 3  # asked twice, and obstore tries three times
+    assert origin.count("/noble.img") == 2
+
+
+async def test_a_slow_upstream_is_waited_for_where_the_body_is_missing_there(origin, server, bucket, filled):
+    text = json.loads(bucket.files("urls/*.json")[0].read_text())
+    text["validated_at"] -= 3600
+    bucket.rewrite_entry(text)
+    remove(bucket)
+    filled.delay_headers_until_released()
+    proxy = server(config_text='[fill]\nstale_after = "0.1s"\n')
+    getting = asyncio.create_task(proxy.get("/u/noble.img"))
+    await until(lambda: getting.done() or [each for each in origin.log[1:] if "if-none-match" not in each.headers])
+    origin.release()
+    answer = await getting
+    assert (answer.status, answer.body) == (200, BIG)
 
 
 @pytest.mark.parametrize("status", [500, 503, 403])
@@ -465,6 +492,32 @@ async def test_what_is_used_counts_as_new_once_a_day(origin, server, bucket, fil
     assert not bucket.wire.matching("PUT ")
 
 
+async def test_a_bucket_that_does_not_copy_is_written_to_all_the_same(origin, server, bucket, filled):
+    for path in bucket.files("blobs/*/*"):
+        os.utime(path, (1, 1))
+    bucket.wire.fail(r"PUT .*/renewed/", 501)
+    second = server()
+    await second.fetch("/u/noble.img")
+    await until(lambda: bucket.wire.count(r"PUT .*/renewed/"))
+    await wait_quiet(second)
+    assert (await second.status())["s3"]["uploads"] == {"present": 1}
+
+
+async def test_what_a_login_of_ours_opened_stays_here_once_none_is_needed(origin, proxy_factory, bucket):
+    origin.body("/v/x", SMALL).headers(cache_control=FRESH)
+    origin.body("/public", BIG).headers(cache_control=FRESH)
+    mirror = f'[[mirror]]\nname = "v"\nupstreams = ["{origin.url("/v/")}"]\n'
+    proxy = proxy_factory(config_text=mirror + 'headers = {X-Key = "s3cret"}\n')
+    await proxy.fetch("/v/x")
+    await proxy.fetch("/u/public")
+    proxy.terminate()
+    proxy.config.write_text(bucket.config() + mirror)
+    proxy.start()
+    await until(lambda: bucket.files("urls/*.json"))
+    await wait_quiet(proxy)
+    assert [path.read_bytes() for path in bucket.files("blobs/*/*")] == [BIG]
+
+
 # -- around it ----------------------------------------------------------------------------------------------------
 
 
@@ -546,3 +599,48 @@ async def test_a_fill_that_was_killed_goes_on_from_there(origin, server, bucket)
     assert hashlib.sha256((await second.get("/u/huge.img")).body).hexdigest() == first.entries()[0]["sha256"]
     assert origin.count("/huge.img") == 1
     assert any(each.headers["range"] != f"bytes=0-{HUGE_BYTES - 1}" for each in bucket.wire.matching(BLOB)[1:])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_what_a_mirror_has_begun_is_not_mixed_with_what_is_there(origin, server, proxy_factory, bucket, is_there):
+    """Another process that reads along would not know that the body must have a digest."""
+    image = origin.pattern("/huge.img", HUGE_BYTES, 3).headers(cache_control=FRESH, etag='"1"')
+    first = server()
+    await first.fetch("/u/huge.img")
+    await bucket.wait(1)
+    image.stall_at(12_000_000)
+    second = proxy_factory()
+    await (await second.stream("/u/huge.img")).read(11_000_000)
+    await second.wait_begun()
+    second.kill()
+    origin.release()
+    if not is_there:
+        remove(bucket)
+    second.config.write_text(bucket.config())
+    second.start()
+    sent = len(origin.log)
+    assert hashlib.sha256((await second.get("/u/huge.img")).body).hexdigest() == first.entries()[0]["sha256"]
+    if is_there:
+        assert (await second.status())["s3"]["bytes"]["read"] == HUGE_BYTES
+    else:
+        assert 0 < sum(each.bytes_sent for each in origin.log[sent:]) < HUGE_BYTES
+
+
+async def test_a_new_checksum_file_makes_what_is_there_stale(origin, server, bucket):
+    def publish(body):
+        origin.body("/current/noble.img", body)
+        origin.body("/current/SHA256SUMS", f"{hashlib.sha256(body).hexdigest()}  noble.img\n".encode())
+
+    keys = 'moving = ["/current/"]\nchecksums = ["SHA256SUMS"]\nttl = "1d"\n'
+    mirror = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url("/")}"]\n{keys}'
+    publish(BIG)
+    first = server(config_text=mirror)
+    await first.fetch("/m/current/noble.img")
+    await until(lambda: bucket.files("urls/*.json"))
+    await wait_quiet(first)
+    publish(SMALL)
+    second = server(config_text=mirror)
+    sums = await second.get("/m/current/SHA256SUMS", {"Cache-Control": "no-cache"})
+    await second.wait_idle()
+    image = await second.get("/m/current/noble.img")
+    assert sums.body.split()[0].decode() == hashlib.sha256(image.body).hexdigest()

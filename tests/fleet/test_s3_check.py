@@ -67,6 +67,20 @@ async def test_servers_share_a_store_without_conditional_writes(origin, proxy_fa
     assert origin.requests == 1
 
 
+async def test_servers_share_a_store_that_refuses_conditional_writes(origin, proxy_factory, bucket, config):
+    bucket.wire.fail(r"PUT ", 501, header="if-none-match")
+    for number in range(2):
+        origin.body(f"/{number}", SMALL + bytes([number])).headers(cache_control="max-age=600")
+    proxy = proxy_factory(config_text=bucket.config())
+    for number in range(2):
+        await proxy.fetch(f"/u/{number}")
+        await bucket.wait(number + 1)
+    assert (await proxy.status())["s3"]["uploads"] == {"stored": 2}
+    config.write_text(bucket.config())
+    told = json.loads(check(config, "--json"))
+    assert [step["name"] for step in told["steps"] if step["error"]] == ["write only what is new"]
+
+
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
@@ -153,6 +167,16 @@ async def test_the_keys_come_from_the_profile_too(origin, bucket, config, tmp_pa
     config.write_text(bucket.config(access_key_id="", secret_access_key=""))
     env = {"AWS_SHARED_CREDENTIALS_FILE": str(keys), "AWS_PROFILE": "images"}
     assert fetchonce("s3", "check", "--config", config, env=env).returncode == 0
+
+
+def test_keys_of_the_configuration_are_not_mixed_with_a_profile(bucket, config, tmp_path):
+    keys = tmp_path / "credentials"
+    lines = ("aws_access_key_id = a", "aws_secret_access_key = b", "aws_session_token = c")
+    keys.write_text("\n".join(["[default]", *lines, ""]))
+    config.write_text(bucket.config())
+    assert fetchonce("s3", "check", "--config", config, env={"AWS_SHARED_CREDENTIALS_FILE": str(keys)}).returncode == 0
+    assert bucket.wire.asked
+    assert not any("x-amz-security-token" in each.headers for each in bucket.wire.asked)
 
 
 async def test_a_read_only_server_reads(origin, proxy_factory, bucket):
