@@ -56,7 +56,7 @@ class Fleet:
     def parents_of(self, target: Target, via: str | None) -> tuple[str, ...]:
         """The servers to ask for `target` before upstream is, in this order. `via`: by whom the request came.
 
-        None beyond ourselves; none if one of them asks us, because then we are its parent.
+        None that ranks behind us; none at all if one of them asks us, because then we are its parent.
         """
         named = list(callers(via))
         if not self.parents or len(named) >= MAX_CALLERS or not {*self.parents}.isdisjoint(filter(None, named)):
