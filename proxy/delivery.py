@@ -14,7 +14,7 @@ from .errors import ClientGone, FileEnded, PreconditionFailed, RangeNotSatisfiab
 from .rules import pages, ranges, validators
 from .rules.cache_status import CacheStatus
 from .rules.entry import Head, Headers, field
-from .rules.fleet import callers
+from .rules.fleet import asks_for_others
 from .rules.headers import OF_THE_CONTENT
 from .rules.mirrors import Target
 from .rules.pieces import Piece, Slice
@@ -265,7 +265,7 @@ class Delivery:
         fields.append(("via", f"{via}, 1.1 fetchonce" if via else "1.1 fetchonce"))
         fields += [line for line in pages.confined(head.headers) if line not in fields]
         said = self.cache_status.header()
-        if (via := field(self.request.headers, "via")) and list(callers(via)):
+        if asks_for_others(self.request.headers):
             said += f"; confirmed={max(0, int(self.age - max(0.0, head.age)))}"
         return [*fields, self._age(), ("cache-status", said), *more]
 

@@ -42,6 +42,7 @@ from .rules import policy, vary
 from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
+from .rules.fleet import asks_for_others
 from .rules.freshness import current_age, is_storable
 from .rules.links import Links
 from .rules.mirrors import Target
@@ -116,11 +117,13 @@ class Gateway:
 
     async def _answer(self, request: Request, target: Target, stack: contextlib.ExitStack) -> Delivery | None:
         """The answer, and on `stack` what it takes; None if the request must be looked at anew."""
-        if target.digest and (found := await self.store.find(target.digest, target.key)):
-            # Whatever its URL and age, and whatever the request's Cache-Control: no answer could be another.
+        of_any_url = target.digest and not asks_for_others(request.headers)  # they store it as that of this one
+        found = target.digest and await self.store.find(target.digest, target.key)
+        if found and (of_any_url or found.key == target.key):
+            # Whatever its age, and whatever the request's Cache-Control: no answer could be another.
             hit = self._stored(request, target, found, CacheStatus(hit=True), stack)
             return self._repeats.allow(hit, found, math.inf)
-        if target.digest and not self.offline:
+        if of_any_url and not self.offline:
             target = await self.flights.tier.by_digest(target)
         if not target.digest and (fill := self.flights.get(target.key)) and (arrived := fill.arrived):
             return await self._arrived(request, target, fill, arrived, stack)
@@ -304,8 +307,7 @@ class Gateway:
 
     def _keep_asking(self, fill: Fill) -> None:
         """Have upstream's answer waited for, now that no client does: `on_abandon` is about bodies."""
-        attached = contextlib.ExitStack()
-        attached.enter_context(fill.attach())
+        (attached := contextlib.ExitStack()).enter_context(fill.attach())
 
         async def wait() -> None:
             with attached, contextlib.suppress(ProxyError):
@@ -337,8 +339,7 @@ class Gateway:
         if passthrough is None and target.digest == fill.target.digest:  # else it would be held to another's digest
             passthrough = fill.bypass()
         if passthrough is None:
-            fields = vary.passed_on(request.headers, None)
-            passthrough = await watch.wait(self.flights.open_passthrough(target, fields))
+            passthrough = await watch.wait(self.flights.open_passthrough(target, vary.passed_on(request.headers, None)))
         stack.callback(passthrough.close)
         detail = "no-space" if isinstance(fill.error, OutOfSpace) else None
         cache_status = replace(_forwarded(forward, False), detail=detail)
@@ -347,8 +348,7 @@ class Gateway:
     def _stored(
         self, request: Request, target: Target, entry: Entry, cache_status: CacheStatus, stack: contextlib.ExitStack
     ) -> Delivery:
-        now = self.clock()
-        self.store.touch(entry.key, now)
+        self.store.touch(entry.key, now := self.clock())
         body = stack.enter_context(self.store.open(entry))
         return Delivery(request, target, body, cache_status, current_age(entry, now))
 

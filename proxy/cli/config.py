@@ -58,7 +58,8 @@ def in_force(settings: Settings) -> dict[str, Any]:
     for section, key in secrets:
         whole[section][key] = MASK if whole[section][key] else ""
     for section, key in (("upstream", "proxy"), ("lease", "redis")):
-        whole[section][key] = re.sub("//.*@", f"//{MASK}@", whole[section][key])
+        masked = re.sub("//.*@", f"//{MASK}@", whole[section][key])
+        whole[section][key] = re.sub("(?<=[?&]password=)[^&]*", MASK, masked)
     for table, mirror in zip(whole["mirror"], settings.mirrors, strict=True):
         table["upstreams"] = list(mirror.upstreams)  # without user and password
         table["headers"] = {name: MASK for fields in mirror.credentials for name, _ in fields}

@@ -28,7 +28,7 @@ class Threads:
         self._of_servers: dict[str, ThreadPoolExecutor] = {}
 
     def of(self, url: str) -> Executor:
-        """For what is asked of the mirror at `url`. There are as many as servers are configured."""
+        """For what is asked of the server of `url`, a mirror's or ours; they stay."""
         server = urlsplit(url).netloc
         if server not in self._of_servers:
             self._of_servers[server] = ThreadPoolExecutor(THREADS, f"transfer {server}")

@@ -66,7 +66,8 @@ class Leases:
 
         self.own = settings.fleet.own
         self._timeout = timeout = settings.file.lease.timeout
-        self._errors = (RedisError, OSError, TimeoutError)
+        # ValueError: what answers is no Redis.
+        self._errors = (RedisError, OSError, TimeoutError, ValueError)
         pool = BlockingConnectionPool.from_url(
             settings.file.lease.redis,
             max_connections=CONNECTIONS,
@@ -95,7 +96,7 @@ class Leases:
             return None
         args = (value, instead_of, LEASE_MS, f" {self.own}")
         answer = await self._ask(self._redis.eval(TAKE, 2, *keys, *args))
-        found: str | None = None if answer is None else answer.decode("latin-1")
+        found = answer.decode("latin-1") if isinstance(answer, bytes) else None
         outcome = "unknown" if found is None else "held" if found == value else "elsewhere"
         self._stats.leases[outcome,] += 1
         return found

@@ -1,7 +1,8 @@
 """The other servers of ours that one fill may ask: who has the lease of its object, and its parents."""
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from ..errors import LoopDetected, PeerFailed, Unhelpful, UpstreamError, UpstreamStatus
 from ..rules import vary
@@ -16,10 +17,14 @@ class Neighbours:
     def __init__(
         self, target: Target, condition: Headers, context: FillContext, avoid: frozenset[str], turn: Turn | None
     ) -> None:
-        """`condition` and `avoid` as in Origin. What a client's credentials open is asked of upstream alone."""
-        self._target, self._context, self._turn = target, context, turn
-        self._fleet, self._known = context.upstream.peers.fleet, context.peers
-        is_for_all, via = vary.login(condition) is None, field(condition, "via")
+        """`condition` and `avoid` as in Origin.
+
+        What a client's credentials open, and what is chosen by fields that another server may not know to be of any
+        matter, is asked of upstream alone.
+        """
+        self._target, self._context, self._avoid, self._turn = target, context, avoid, turn
+        self._peers, self._fleet, self._known = context.upstream.peers, context.upstream.peers.fleet, context.peers
+        is_for_all, via = vary.is_known_to_all(condition), field(condition, "via")
         parents = self._fleet.parents_of(target, via) if is_for_all and self._fleet.parents else ()
         self._bases = {base + path_of(target): base for base in parents if base + path_of(target) not in avoid}
         """By URL of the object there, in the order to ask them; without those that were of no help."""
@@ -31,8 +36,8 @@ class Neighbours:
         """Base URL of the one that had the lease when we last looked; None: nobody, or we ourselves."""
         self._is_due = is_for_all and turn is not None
         """Whether somebody may have the lease whom we do not know."""
-        self.unable: list[str] = []
-        """URLs where there was no fresh answer."""
+        self._unable: dict[str, str] = {}
+        """As `_bases`: where there was no fresh answer."""
 
     def __contains__(self, url: str) -> bool:
         return url in self._bases
@@ -41,20 +46,26 @@ class Neighbours:
     def urls(self) -> Iterable[str]:
         return tuple(self._bases)
 
-    async def next(self, now: float) -> str | None:
-        """The URL to ask first; None if upstream is to be asked."""
-        if self._turn and self._is_due:
-            self._is_due = False
+    async def next(self, since: float, now: float) -> str | None:
+        """The URL to ask first; None if upstream is to be asked. `since`: when the search for this answer began."""
+        while self._turn and self._is_due:
             self._holder = await self._turn.next(is_gone=self._holder is not None)
-            if self._holder:
-                self._bases = {self._holder + path_of(self._target): self._holder} | self._bases
-        return self.ready(now)
+            self._is_due = self._holder is not None and self._known.is_absent(self._holder, now)
+            if self._holder and (url := self._holder + path_of(self._target)) not in self._avoid:
+                self._bases = {url: self._holder} | self._bases
+        return self.ready(since, now)
 
-    def ready(self, now: float) -> str | None:
+    def ready(self, since: float, now: float) -> str | None:
         """As `next`, without a look for the lease."""
         if not self._callers.isdisjoint(self._bases.values()):
             return None  # one of them asks us: we are its parent, or have the lease
+        if now - since >= self._peers.timeout:
+            return None  # however many there are, a client does not wait for one after the other
         return next((url for url, base in self._bases.items() if self._known.may_ask(base, now)), None)
+
+    def again(self) -> None:
+        """Those that had no fresh answer may be asked for a stale one."""
+        self._bases, self._unable = self._unable, {}
 
     def called_by(self, servers: Iterable[str]) -> None:
         """Others wait for what this brings, so that it may not wait for them.
@@ -66,13 +77,17 @@ class Neighbours:
             if base == self._asking and (not self._fleet.own or base < self._fleet.own):
                 raise LoopDetected(f"{self._target.url} is just being asked of the fetchonce that asks for it here")
 
-    @contextlib.contextmanager
-    def asking(self, url: str, now: Callable[[], float]) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def asking(self, url: str, now: Callable[[], float]) -> AsyncIterator[None]:
         """While its answer is waited for. Only PeerFailed means that it is of no help."""
         base = self._asking = self._bases[url]
         try:
-            yield
+            # Its own timeouts count from byte to byte, and begin when there is a thread and the name is resolved.
+            async with asyncio.timeout(self._peers.patience):
+                yield
             self._known.answered(base, self._kind(base), now())
+        except TimeoutError:
+            raise PeerFailed(f"{base} did not answer in time, asked for {url}", Unhelpful.SLOW) from None
         except UpstreamStatus:
             self._known.answered(base, self._kind(base), now())
             raise
@@ -86,7 +101,7 @@ class Neighbours:
         self._known.failed(base, self._kind(base), why, error, now)
         match why:
             case Unhelpful.UNABLE:
-                self.unable.append(url)
+                self._unable[url] = base
             case Unhelpful.CIRCLE:
                 self._bases.clear()  # one of all who ask each other must ask upstream
             case Unhelpful.GONE:

@@ -23,6 +23,7 @@ from ..errors import (
 )
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
+from ..rules.fleet import SAID_OF_THE_OBJECT
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -241,9 +242,11 @@ class Origin:
     async def head(self) -> Head | None:
         """What the first that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
-        while peer := self.neighbours.ready(self._now()):
+        since = self._now()
+        while peer := self.neighbours.ready(since, self._now()):
             try:
-                return await inquire_head(Inquiry(peer, self._condition, None, peer=True), self._context)
+                async with self.neighbours.asking(peer, self._now):
+                    return await inquire_head(Inquiry(peer, self._condition, None, peer=True), self._context)
             except PeerFailed as error:
                 self.neighbours.leave(peer, error, self._now())
         if self._recall and (head := await self._recall.head()):
@@ -284,7 +287,9 @@ class Origin:
         log(events, WARNING, "fill.asks_again", key=key, error=error, retry_in=delay, next=self._url)
         await asyncio.sleep(delay)
 
-    async def _ask_neighbours(self, gap: Gap | None, known: Known | None) -> Answer | None:
+    async def _ask_neighbours(
+        self, gap: Gap | None, known: Known | None, *, takes_stale: bool = False
+    ) -> Answer | None:
         """The answer of a server of ours; None if none helps, and mirrors are next.
 
         In the middle of a body one that has given it is asked for the rest, and the next ones if it is of no help.
@@ -293,13 +298,16 @@ class Origin:
         is_first = known is None or known.held is Held.SAVED
         if not is_first and self._url in self._mirrors:
             return None
+        since = self._now()
         while True:
-            url = self._url if not is_first and self.asks_neighbour else await self.neighbours.next(self._now())
+            is_giver = not is_first and self.asks_neighbour
+            url = self._url if is_giver else await self.neighbours.next(since, self._now())
             if url is None:
                 break
+            inquiry = Inquiry(url, self._condition, self._stale, gap, known, peer=True, takes_stale=takes_stale)
             try:
-                with self.neighbours.asking(url, self._now):
-                    answer = await self._answer_of_neighbour(url, gap, known)
+                async with self.neighbours.asking(url, self._now):
+                    answer = await self._answer_of_neighbour(inquiry)
             except PeerFailed as error:
                 self.neighbours.leave(url, error, self._now())
             else:
@@ -309,21 +317,22 @@ class Origin:
             self._url = self._context.health.order(self._mirrors, self._now())[0]
         return None
 
-    async def _answer_of_neighbour(self, url: str, gap: Gap | None, known: Known | None) -> Answer:
+    async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
         try:
-            return await self._answer(Inquiry(url, self._condition, self._stale, gap, known, peer=True))
+            return await self._answer(inquiry)
         except PeerFailed:
             raise
         except UpstreamError as error:
-            if isinstance(error, UpstreamStatus) and known is None:
+            is_told = isinstance(error, UpstreamStatus) and error.upstream_status in SAID_OF_THE_OBJECT
+            if is_told and inquiry.known is None:
                 raise
             raise PeerFailed(error.message, Unhelpful.UNABLE) from error
 
     async def _ask_for_stale(self) -> Answer | None:
         """What a server of ours has, be it stale: upstream is down for us too, and nothing of it is here."""
-        for url in self.neighbours.unable:
-            with contextlib.suppress(UpstreamError):
-                return await self._answer(Inquiry(url, self._condition, None, peer=True, takes_stale=True))
+        self.neighbours.again()
+        with contextlib.suppress(UpstreamError):
+            return await self._ask_neighbours(None, None, takes_stale=True)
         return None
 
     async def _ask(self, url: str, gap: Gap | None, known: Known | None) -> Answer:

@@ -15,13 +15,12 @@ from ..rules.entry import Headers
 from ..rules.fleet import CAUSED_BY_US, is_of_upstream, is_ours, remembered
 from ..stats import Stats
 from ..upstream.exchange import Exchange
-from ..upstream.peers import Peers
+from ..upstream.peers import SOON_SECONDS, Peers
 
 LOOP = 508
 SLOW_SECONDS = 10.0
 """A server that has answered something so lately is there, be it slow with something else."""
 MESSAGE_BYTES = 16 * 1024
-SOON_SECONDS = 1.0
 
 
 class KnownPeers:
@@ -42,6 +41,10 @@ class KnownPeers:
     def may_ask(self, base: str, now: float) -> bool:
         """As Circuit.may_ask."""
         return self._circuits[base].may_ask(now)
+
+    def is_absent(self, base: str, now: float) -> bool:
+        """As Circuit.is_absent."""
+        return self._circuits[base].is_absent(now)
 
     def answered(self, base: str, kind: str, now: float) -> None:
         self._answered[base] = now

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from ..errors import ConfigError, RequestError
 from .entry import Headers
@@ -55,7 +56,7 @@ class Fleet:
     def parents_of(self, target: Target, via: str | None) -> tuple[str, ...]:
         """The servers to ask for `target` before upstream is, in this order. `via`: by whom the request came.
 
-        None beyond ourselves; none if one of them asks us, because then we are its parent.
+        None that ranks behind us; none at all if one of them asks us, because then we are its parent.
         """
         named = list(callers(via))
         if not self.parents or len(named) >= MAX_CALLERS or not {*self.parents}.isdisjoint(filter(None, named)):
@@ -84,6 +85,10 @@ def check_stores(fleet: Fleet, redis: str, bucket: str, endpoint: str) -> None:
     """Raises ConfigError for an address that is malformed, or of no use. Empty ones are not given."""
     if redis and not re.fullmatch(r"(rediss?|unix)://\S+", redis):
         raise ConfigError("lease.redis: expected redis://[USER:PASSWORD@]HOST[:PORT][/NUMBER], rediss://... or unix://...")
+    try:
+        _ = urlsplit(redis).port
+    except ValueError as error:  # its text would quote a part of the password
+        raise ConfigError("lease.redis: expected a port, and / # ? @ in a password as %2F %23 %3F %40") from error
     if redis and not fleet.own:
         raise ConfigError("lease.redis: needs fleet.advertise, by which the others reach this server")
 
@@ -102,6 +107,11 @@ def path_of(target: Target) -> str:
 def callers(via: str | None) -> Iterable[str]:
     """For each server of ours that a request came by (RFC 9110 §7.6.3): its base URL, or "" if it has not said it."""
     return (found[1] or "" for found in _CALLER.finditer(via or ""))
+
+
+def asks_for_others(headers: Headers) -> bool:
+    """Whether a request came by a server of ours."""
+    return any(True for _ in callers(field_of(headers, "via")))
 
 
 def is_ours(headers: Headers) -> bool:

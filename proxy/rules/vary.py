@@ -41,6 +41,11 @@ def login(asked: Headers) -> str | None:
     return field(asked, "authorization")
 
 
+def is_known_to_all(asked: Headers) -> bool:
+    """Whether each cache of ours sends these fields upstream, whatever it has stored of the URL. None is a login."""
+    return all(name in NEGOTIATING for name, _ in that_select(asked))
+
+
 def without_login(asked: Headers) -> Headers:
     """The fields as they are stored: credentials are not written to disk. No answer that they select is stored."""
     return tuple(line for line in asked if line[0] != "authorization")

@@ -14,6 +14,8 @@ from .wire import Wires
 
 CONNECT_SECONDS = 1.0
 """A machine that is off says nothing: for so long the first client waits, and upstream is asked."""
+SOON_SECONDS = 1.0
+"""For so long the rest of an answer that has begun is read: a small body, or what an error says."""
 STALLING = 2.0
 """So many times fleet.timeout may a body stall: it may be upstream that does, and the other server asks it again."""
 
@@ -24,7 +26,7 @@ class Peers:
     def __init__(self, settings: Settings, trust: ssl.SSLContext, via: str) -> None:
         self.fleet: Fleet = settings.fleet
         self._via = f"1.1 {via} ({self.fleet.own})" if self.fleet.own else f"1.1 {via}"
-        timeout = settings.file.fleet.timeout
+        self.timeout = timeout = float(settings.file.fleet.timeout)
         client = httpx.Client(
             verify=trust,
             trust_env=False,
@@ -34,6 +36,11 @@ class Peers:
         )
         client._transport._pool._network_backend = Wires()  # type: ignore[attr-defined]
         self._pool = Pool(client, trust, STALLING * timeout)
+
+    @property
+    def patience(self) -> float:
+        """Seconds for an answer, whatever holds it up."""
+        return CONNECT_SECONDS + self.timeout + SOON_SECONDS
 
     def open(self, url: str, method: str, headers: Headers) -> Exchange:
         """The answer of another server of ours, whatever its status. Close it. Raises PeerFailed.

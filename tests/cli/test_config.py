@@ -170,6 +170,22 @@ def test_config_show_does_not_show_what_is_secret(cli):
     assert mirror["headers"] == {"X-Key": "***", "Authorization": "***"}
 
 
+@pytest.mark.parametrize(
+    "url", ["unix:///run/redis.sock?db=1&password=s3cret&x=1", "redis://c.example/0?username=me&password=s3cret"]
+)
+def test_config_show_does_not_show_a_password_at_the_end_of_an_address(cli, url):
+    cli.config.write_text(f'[fleet]\nadvertise = "http://a"\n[lease]\nredis = "{url}"\n')
+    assert tomllib.loads(cli("config", "show").out)["lease"]["redis"] == url.replace("s3cret", "***")
+
+
+@pytest.mark.parametrize("address", [":s3/cret@c.example", ":s3#cret@c.example", "c.example:x", "c.example:65536"])
+def test_a_malformed_address_of_redis_is_told_without_its_password(cli, address):
+    cli.config.write_text(f'[fleet]\nadvertise = "http://a"\n[lease]\nredis = "redis://{address}/0"\n')
+    told = cli("config", "check", code=2)
+    assert f"{cli.config}:4: lease.redis: " in told.err
+    assert "s3" not in told.err + told.out
+
+
 def test_a_token_file_holds_the_token_and_is_read_again(cli, tmp_path):
     token = tmp_path / "token"
     cli.config.write_text(f'[access]\ntoken = "old"\ntoken_file = "{token}"\n')

@@ -1,6 +1,7 @@
 """Leases: of several machines one asks upstream for an object, and the others read along with it."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -189,11 +190,57 @@ async def test_without_redis_from_the_start_each_asks_for_itself(origin, server,
     assert origin.requests == 2
 
 
+@pytest.mark.parametrize("answer", [b":1\r\n", b":x\r\n", b"+x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_what_is_no_redis_holds_nobody_up(origin, server, answer):
+    async def talk(reader, writer):
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            while await reader.read(65536):
+                writer.write(answer)
+
+    origin.body("/x.img", SMALL)
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        lease = f'[lease]\nredis = "redis://127.0.0.1:{port}/0"\n'
+        proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
+        assert (await proxy.get("/u/x.img")).body == SMALL
+        proxy.terminate()
+
+
+def lease_of(origin, path):
+    return f"fetchonce:{{{hashlib.sha256(f'/http/127.0.0.1:{origin.port}{path}'.encode()).hexdigest()}}}:lease"
+
+
+async def test_the_leases_of_a_server_that_is_gone_are_all_taken_over(origin, leasing, redis):
+    """Also while it is left alone, and so not asked: else each of the others would ask upstream."""
+    (server,) = leasing(1)
+    gone = f"http://127.0.0.1:{free_port()}"
+    for number, path in enumerate(("/x.img", "/y.img"), 1):
+        origin.body(path, SMALL)
+        redis("SET", lease_of(origin, path), f'"owner {gone}"')
+        assert (await server.get(f"/u{path}")).body == SMALL
+        await until(lambda: sum("lease.taken_over" in line for line in server.log) == number)  # noqa: B023
+    assert sum("peer.down" in line for line in server.log) == 1
+
+
+async def test_a_holder_that_gives_a_wrong_body_is_passed_over_then(origin, other, leasing, redis):
+    (server,) = leasing(1)
+    origin.body("/x.img", SMALL)
+    path = f"/sha256:{hashlib.sha256(SMALL).hexdigest()}"
+    wrong = other.body(f"{path}/http/127.0.0.1:{origin.port}/x.img", SMALL[::-1])
+    wrong.headers({"cache-status": "fetchonce; hit"})
+    redis("SET", lease_of(origin, "/x.img"), f'"owner {other.url().rstrip("/")}"')
+    async with await server.stream(f"{path}/u/x.img") as stream:
+        await stream.broken()
+    await server.wait_idle()
+    assert (await server.get(f"{path}/u/x.img")).body == SMALL
+    assert [other.requests, origin.requests] == [1, 1]
+
+
 async def test_a_lease_of_somebody_unknown_holds_nobody_up(origin, leasing, redis):
     (server,) = leasing(1)
     origin.body("/x.img", SMALL).headers(cache_control="no-cache")
     await server.fetch("/u/x.img")
-    key = f"fetchonce:{{{hashlib.sha256(f'/http/127.0.0.1:{origin.port}/x.img'.encode()).hexdigest()}}}:lease"
+    key = lease_of(origin, "/x.img")
     for base in (f"http://127.0.0.1:{free_port()}", origin.url("").rstrip("/"), "nonsense", "http://[", "\\x00\\xff"):
         redis("SET", key, f'"owner {base}"')
         assert (await server.get("/u/x.img")).body == SMALL

@@ -1,10 +1,13 @@
 """Parents: other servers of ours that are asked before upstream."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import re
+import socket
+import threading
 import time
 
 import pytest
@@ -92,18 +95,42 @@ async def test_head_is_asked_of_the_parent(origin, server):
     await parent.fetch("/u/x.img")
     answer = await child.get("/u/x.img", method="HEAD")
     assert (answer.status, answer.headers["content-length"]) == (200, str(len(BODY)))
+    assert (await child.status())["peers"] == {base(parent): "answers"}
     assert (await child.get("/u/none.img", method="HEAD")).status == 404
     assert [(request.method, request.path) for request in origin.log] == [("GET", "/x.img"), ("HEAD", "/none.img")]
 
 
-async def test_with_a_digest_the_parent_gives_whatever_has_it(origin, server):
-    digest = hashlib.sha256(BODY).hexdigest()
+async def test_with_a_digest_the_parent_gives_what_it_has_of_the_url_without_asking(origin, server):
+    path = f"/sha256:{hashlib.sha256(BODY).hexdigest()}/u/x.img"
     parent = server()
     child = server(base(parent))
-    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    image = origin.body("/x.img", BODY).headers(cache_control="max-age=0")
     await parent.fetch("/u/x.img")
-    assert (await child.get(f"/sha256:{digest}/u/elsewhere.img")).body == BODY
-    assert origin.count("/elsewhere.img") == 0
+    image.generation(SMALL)
+    assert (await child.fetch(path)).body == BODY
+    assert origin.requests == 1
+    assert (await child.fetch("/u/x.img")).body == SMALL
+
+
+async def test_what_the_parent_has_of_another_url_is_not_stored_as_that_of_this_one(origin, server):
+    """It has the digest, and nobody knows whether it is what the URL names."""
+    path = f"/sha256:{hashlib.sha256(BODY).hexdigest()}/u/elsewhere.img"
+    parent = server()
+    children = [server(base(parent)) for _ in range(2)]
+    for name in ("/x.img", "/elsewhere.img"):
+        origin.body(name, BODY).headers(cache_control=FRESH)
+    await parent.fetch("/u/x.img")
+    for child in children:
+        assert (await child.fetch(path)).body == BODY
+    assert origin.count("/elsewhere.img") == 1
+    assert (await parent.get(path)).headers["cache-status"] == "fetchonce; hit"  # for its own clients
+    origin.body("/other.img", SMALL).headers(cache_control=FRESH)
+    assert (await children[0].get(path.replace("elsewhere", "other"))).headers["cache-status"] == "fetchonce; hit"
+    third = server(base(parent))
+    async with await third.stream(path.replace("elsewhere", "other")) as stream:
+        await stream.broken()
+    await third.wait_idle()
+    assert (await third.get("/u/other.img")).body == SMALL
 
 
 async def test_lists_of_files_come_as_upstream_has_them(origin, server, proxy_factory):
@@ -180,6 +207,7 @@ async def test_what_is_stale_at_the_parent_is_better_than_nothing(origin, server
     answer = await child.get("/u/x.img")
     assert (answer.status, answer.body) == (200, BODY)
     await child.wait_idle()
+    assert (await child.status())["totals"]["peer_bytes"] == len(BODY)
     assert (await child.get("/u/x.img")).body == BODY
     assert (await child.get("/u/none.img")).status == 502
 
@@ -232,7 +260,7 @@ async def test_a_parent_that_dies_in_the_middle_costs_nobody_a_byte(origin, serv
 @pytest.mark.parametrize(
     ("status", "fields"),
     [
-        *((status, OURS) for status in (400, 401, 403, 407, 416, 421, 429, 500, 502, 503, 504, 507, 508)),
+        *((status, OURS) for status in (206, 304, 400, 401, 403, 407, 416, 421, 429, 500, 502, 503, 504, 507, 508)),
         (404, OURS),  # of its own, and not upstream's
         *((status, {}) for status in (200, 206, 301, 404, 502)),  # something else listens there
     ],
@@ -276,6 +304,44 @@ async def test_a_parent_without_an_answer_is_left_for_upstream(origin, other, se
     assert "did not answer in time" in await child.wait_log("peer.down")
 
 
+async def test_one_parent_that_hangs_is_waited_for_however_many_do(origin, server):
+    origin.body("/x.img", SMALL)
+    with contextlib.ExitStack() as stack:
+        hang = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        child = server(*(f"http://127.0.0.1:{each.getsockname()[1]}" for each in hang), timeout="1s")
+        assert (await child.get("/u/x.img")).body == SMALL
+        asked = 0
+        for each in hang:
+            each.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                each.accept()[0].close()
+                asked += 1
+        assert asked == 1
+
+
+async def test_a_parent_whose_answer_never_ends_to_begin_is_left_for_upstream(origin, server):
+    """Each byte of its head comes in time."""
+    origin.body("/x.img", SMALL)
+    over = threading.Event()
+
+    def drip(listener):
+        with contextlib.suppress(OSError), listener.accept()[0] as sock:
+            sock.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not over.wait(0.1):
+                sock.sendall(b"a: b\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dripping = threading.Thread(target=drip, args=(listener,))
+        dripping.start()
+        try:
+            child = server(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout="1s")
+            assert (await child.get("/u/x.img")).body == SMALL
+            assert "did not answer in time" in await child.wait_log("peer.down")
+        finally:
+            over.set()
+            dripping.join()
+
+
 async def test_a_parent_that_stalls_in_the_middle_is_left_for_upstream(origin, other, server):
     origin.body("/x.img", BODY).headers(etag='"e"')
     where = f"/http/127.0.0.1:{origin.port}/x.img"
@@ -307,6 +373,17 @@ async def test_what_a_login_opens_is_asked_of_upstream_alone(origin, server):
     assert (await child.get("/u/x.img", LOGIN)).body == SMALL
     assert origin.log[0].headers["authorization"] == LOGIN["Authorization"]
     assert parent.accesses("GET", "/x.img") == []
+
+
+async def test_what_is_chosen_by_fields_that_the_parent_may_not_know_is_asked_of_upstream(origin, server):
+    """A parent that has lost its answer, and so what Vary said, would not send them on."""
+    parent = server()
+    child = server(base(parent))
+    origin.body("/x.img", SMALL).headers(cache_control=FRESH, vary="x-key")
+    await child.fetch("/u/x.img")
+    assert (await child.get("/u/x.img", {"X-Key": "1"})).body == SMALL
+    assert [request.headers.get("x-key") for request in origin.log] == [None, "1"]
+    await until(lambda: len(parent.accesses("GET", "/x.img")) == 1)
 
 
 async def test_what_is_private_comes_through_and_is_kept_nowhere(origin, server):
