@@ -162,10 +162,9 @@ class Gateway:
             match await self._decide(request.headers, target, entry):
                 case Serve(_, ttl):
                     self.store.touch(target.key, self.clock())
-                    body, age = body_of(fill, None), fill.age
+                    body, hit = body_of(fill, None), CacheStatus(hit=True, ttl=ttl)
                     stack.push(own.pop_all())
-                    waits = _unless_whole(watch, body)
-                    return Delivery(request, target, body, CacheStatus(hit=True, ttl=ttl), age, waits)
+                    return Delivery(request, target, body, hit, fill.age, _unless_whole(watch, body))
             await watch.wait(fill.wait_over())
             return None
 
@@ -307,7 +306,8 @@ class Gateway:
 
     def _keep_asking(self, fill: Fill) -> None:
         """Have upstream's answer waited for, now that no client does: `on_abandon` is about bodies."""
-        (attached := contextlib.ExitStack()).enter_context(fill.attach())
+        attached = contextlib.ExitStack()
+        attached.enter_context(fill.attach())
 
         async def wait() -> None:
             with attached, contextlib.suppress(ProxyError):
@@ -348,7 +348,8 @@ class Gateway:
     def _stored(
         self, request: Request, target: Target, entry: Entry, cache_status: CacheStatus, stack: contextlib.ExitStack
     ) -> Delivery:
-        self.store.touch(entry.key, now := self.clock())
+        now = self.clock()
+        self.store.touch(entry.key, now)
         body = stack.enter_context(self.store.open(entry))
         return Delivery(request, target, body, cache_status, current_age(entry, now))
 
@@ -362,7 +363,8 @@ class Gateway:
 
 def _forwarded(forward: Forward, stored: bool | None, *, collapsed: bool = False) -> CacheStatus:
     """Upstream has given a body; its 200 is told where something was stored before."""
-    return CacheStatus(False, forward.ask.why, 200 if forward.entry else None, stored, collapsed)
+    fwd_status = 200 if forward.entry else None
+    return CacheStatus(fwd=forward.ask.why, fwd_status=fwd_status, stored=stored, collapsed=collapsed)
 
 
 def _is_rewritten(request: Request, target: Target) -> bool:

@@ -180,7 +180,7 @@ def _credential(value: str | None) -> bytes | None:
             return None
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=64)  # few, as each may be as long as a head
 def _host(authority: str) -> str | None:
     """The host of HOST[:PORT] in lower case, without brackets and trailing dot; None if it is malformed."""
     found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::\d{0,5})?", authority.lower())

@@ -63,11 +63,12 @@ def close_body(fd: int) -> None:
 
     For that neither the loop nor a lookup is to wait.
     """
-    stat = os.fstat(fd)
-    if stat.st_nlink or stat.st_size < BIG_BYTES:
-        os.close(fd)
-    else:
-        threading.Thread(target=os.close, args=(fd,), name="close", daemon=True).start()
+    with contextlib.suppress(OSError, RuntimeError):  # a network's file system that has lost it; no thread to be had
+        stat = os.fstat(fd)
+        if not stat.st_nlink and stat.st_size >= BIG_BYTES:
+            threading.Thread(target=os.close, args=(fd,), name="close", daemon=True).start()
+            return
+    os.close(fd)
 
 
 def sync_directory(path: str | Path) -> None:
