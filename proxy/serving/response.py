@@ -96,14 +96,14 @@ class Response(RequestResponseCycle):
     async def run_asgi(self, app: Any) -> None:
         try:
             await app(self.scope, self.receive, self.send)
-            if not self.response_started and not self.disconnected:
+            if not self.response_started and not self._is_left():
                 raise RuntimeError("the app returned without an answer")
         except Exception as error:
             if _is_departure(error):
                 return
             target = quoted(self.scope["raw_target"].decode("latin-1"))  # type: ignore[typeddict-item]
             events.error("server.app_failed method=%s target=%s", self.scope["method"], target, exc_info=error)
-            if not self.response_started and not self.disconnected:
+            if not self.response_started and not self._is_left():
                 self.response_started, self.keep_alive = True, False
                 self.transport.write(error_response(500, INTERNAL_ERROR, self.scope["method"]))
                 self._complete()
@@ -184,8 +184,12 @@ class Response(RequestResponseCycle):
         """Wait until the transport's own buffer is empty. Raises ClientGone once the client is gone."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
-        if self.disconnected or self.transport.is_closing():
+        if self._is_left():
             raise ClientGone("the client has closed the connection")
+
+    def _is_left(self) -> bool:
+        """The client is gone. The transport knows it one turn of the loop before disconnect() is called."""
+        return self.disconnected or self.transport.is_closing()
 
     def _start(self, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         if self.response_started:

@@ -129,6 +129,22 @@ async def test_a_client_that_closes_its_sending_side_is_gone(serve, caplog):
     assert tracebacks(caplog) == []
 
 
+async def test_an_app_may_notice_a_departure_before_it_is_told(serve, caplog):
+    """The transport is closed in one turn of the loop, and disconnect() called in the next."""
+
+    async def app(scope, receive, send):
+        send.__self__.transport.abort()
+        with contextlib.suppress(ClientGone):
+            await send(start())
+
+    site = await serve(app)
+    async with await site.client.connect() as connection:
+        await connection.send(request())
+        assert await connection.rest() == b""
+    await until(lambda: site.tasks["/"].done())
+    assert tracebacks(caplog) == []
+
+
 async def test_every_request_of_a_pipeline_learns_of_a_departure(serve):
     heard = []
 
