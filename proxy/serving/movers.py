@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ..rules.pieces import Slice
-from .windows import WINDOW_BYTES, Windows
+from .windows import UNUSED_SECONDS, WINDOW_BYTES, Windows
 
 STEP_BYTES = WINDOW_BYTES
 """Sent at once, if the socket takes so much. 4 to 64 MiB are equally fast; the first byte of the last of eight readers
@@ -99,7 +99,8 @@ class Movers:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, count: int = MOVERS, *, patience: float = PATIENCE_SECONDS
     ) -> None:
-        self._all = [Mover(loop, patience) for _ in range(count)]
+        windows = Windows()
+        self._all = [Mover(loop, patience, windows) for _ in range(count)]
 
     def put(self, out: int, piece: Slice, *, is_near: bool = False) -> Job:
         """Begin to send; takes over both descriptors. If the piece grows, bytes are sent as they come.
@@ -117,10 +118,10 @@ class Movers:
 class Mover:
     """One thread, from its first job on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, windows: Windows) -> None:
         self.jobs = 0
         """Counted by the loop's thread."""
-        self._loop, self._patience = loop, patience
+        self._loop, self._patience, self._windows = loop, patience, windows
         self._new: deque[Job] = deque()
         self._dropped: deque[Job] = deque()
         self._is_started = self._is_closing = self._is_woken = False
@@ -134,7 +135,8 @@ class Mover:
         """Their sockets are full."""
         self._starved: dict[Job, float] = {}
         """Their files must grow, and until when they wait for it; in the order of that."""
-        self._windows = Windows()
+        self._may_map = False
+        """Something may be mapped of which we have to let go."""
 
     # -- in the loop's thread -----------------------------------------------------------------------------------------
 
@@ -173,7 +175,10 @@ class Mover:
 
     def _run(self) -> None:
         while not self._is_closing:
-            for key, _ in self._selector.select(self._seconds()):
+            events = self._selector.select(self._seconds())
+            if not events and self._may_map:
+                self._may_map = self._windows.forget_unused()
+            for key, _ in events:
                 if key.data is None:
                     os.read(self._wakes, 1)
                     self._is_woken = False  # first: what comes after this line wakes again
@@ -191,6 +196,7 @@ class Mover:
             self._end(job)
         self._selector.close()
         os.close(self._wakes)
+        self._windows.clear()
 
     def _take(self) -> None:
         while self._new:
@@ -209,7 +215,9 @@ class Mover:
         """How long to wait for an event: not at all if a job is ready, else while the first of the starved may."""
         if self._ready:
             return 0
-        return next((max(0.0, until - time.monotonic()) for until in self._starved.values()), None)
+        now = time.monotonic()
+        idle = UNUSED_SECONDS if self._may_map else None
+        return next((max(0.0, until - now) for until in self._starved.values()), idle)
 
     def _lose_patience(self) -> None:
         while self._starved:
@@ -245,6 +253,7 @@ class Mover:
 
     def _send(self, job: Job, count: int) -> int:
         if job.is_near:
+            self._may_map = True
             try:
                 return self._windows.write(job.out, job.piece.fd, job.at, count)
             except BlockingIOError:
@@ -269,6 +278,6 @@ class Mover:
     def _end(self, job: Job, error: OSError | None = None) -> None:
         os.close(job.out)
         os.close(job.piece.fd)
-        self._windows.clear()
+        self._may_map = self._may_map and self._windows.forget_unused()
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(job.finish, error)

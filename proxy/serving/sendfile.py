@@ -29,6 +29,10 @@ PATIENCE_MS = 20
 """How long a thread that waits for a disk waits for a full socket too. A slower client goes back to the loop."""
 SMALL_BYTES = 16 * 1024
 """Up to this size, one write of head and body is cheaper than a write and a sendfile."""
+NEAR_BUFFER_BYTES = 512 * 1024
+"""At most this waits in the kernel for a client on this machine (SO_SNDBUF, which Linux doubles). What is on its way to
+eight of them stays in the processor's cache, and they stay near one another in the file: a cached 1 GiB took 1.33 s
+instead of 1.67 (medians of six); 1.40 with 384 KB, 1.63 with 768."""
 COPY_BYTES = 256 * 1024
 """Read and written at once where sendfile does not work. A slow client costs this much memory there."""
 
@@ -114,6 +118,8 @@ class KernelSender:
         self._sock = socket.socket(fileno=os.dup(sock.fileno()))
         self._fd = self._sock.fileno()
         self._is_near = is_near(self._sock)
+        if self._is_near and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > 2 * NEAR_BUFFER_BYTES:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER_BYTES)
         self._waiter: asyncio.Future[None] | None = None
         self._job: Job | None = None
         self._is_full = False

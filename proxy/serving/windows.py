@@ -12,17 +12,36 @@ error; a program that reads there itself is killed (SIGBUS).
 import errno
 import mmap
 import os
+import threading
+import time
+from dataclasses import dataclass
 
 WINDOW_BYTES = 8 * 1024**2
-KEPT = 2
-"""Clients that began together are in the same window or in the next."""
+KEPT = 6
+"""Clients that began together stay in about as many windows: eight of a 1 GiB file had 128 to 458 mapped in all, 600 to
+5,000 with four kept."""
+UNUSED_SECONDS = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    memory: mmap.mmap
+    used_at: float = 0.0
+    users: int = 0
+    is_kept: bool = True
+
+    def close_unused(self) -> None:
+        """Unmap it, if it is not kept any more and nobody writes from it."""
+        if not (self.is_kept or self.users):
+            self.memory.close()
 
 
 class Windows:
-    """What one thread has mapped."""
+    """What is mapped now. For any thread."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int, int], mmap.mmap] = {}
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[int, int, int], Window] = {}
         """By device, inode and number in the file; the last one used is the last."""
 
     def write(self, out: int, file: int, offset: int, count: int) -> int:
@@ -32,28 +51,58 @@ class Windows:
         """
         number, start = divmod(offset, WINDOW_BYTES)
         end = start + count
-        with memoryview(self._window(file, number, end)) as window, window[start:end] as piece:
-            return os.write(out, piece)
+        with self._lock:
+            window = self._window(file, number, end)
+            window.users += 1
+        try:
+            with memoryview(window.memory) as memory, memory[start:end] as piece:
+                return os.write(out, piece)
+        finally:
+            with self._lock:
+                window.users -= 1
+                window.close_unused()
 
-    def _window(self, file: int, number: int, end: int) -> mmap.mmap:
+    def _window(self, file: int, number: int, end: int) -> Window:
         """The window of that number, mapped at least to `end`."""
         stat = os.fstat(file)
         key = stat.st_dev, stat.st_ino, number
         window = self._kept.pop(key, None)
-        if window is None or len(window) < end:
-            if window:
-                window.close()  # the file has grown
+        if window and len(window.memory) < end:  # the file has grown
+            _let_go(window)
+            window = None
+        if window is None:
             start = number * WINDOW_BYTES
             length = min(stat.st_size - start, WINDOW_BYTES)
             if length < end:
                 raise OSError(errno.EFAULT, "the file ends before")
-            window = mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
+            window = Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))
+        window.used_at = time.monotonic()
         self._kept[key] = window
         if len(self._kept) > KEPT:
-            self._kept.pop(next(iter(self._kept))).close()
+            self._forget_first()
         return window
 
+    def forget_unused(self) -> bool:
+        """Let go of what nobody has used lately: a removed file takes room on the disk as long as it is mapped.
+
+        Returns whether anything is still mapped.
+        """
+        with self._lock:
+            before = time.monotonic() - UNUSED_SECONDS
+            while self._kept and next(iter(self._kept.values())).used_at <= before:
+                self._forget_first()
+            return bool(self._kept)
+
     def clear(self) -> None:
-        """Let go of all files: a removed one takes room on the disk as long as it is mapped."""
-        while self._kept:
-            self._kept.popitem()[1].close()
+        """Let go of all files."""
+        with self._lock:
+            while self._kept:
+                self._forget_first()
+
+    def _forget_first(self) -> None:
+        _let_go(self._kept.pop(next(iter(self._kept))))
+
+
+def _let_go(window: Window) -> None:
+    window.is_kept = False
+    window.close_unused()

@@ -54,9 +54,6 @@ async def test_a_departure_is_noticed_after_a_thread_found_the_socket_full(file)
     ours, theirs = socket.socketpair()
     with ours, theirs, contextlib.ExitStack() as stack:
         ours.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                ours.send(bytes(65536))
 
         class Disk(Executor):
             def submit(self, job, /):
@@ -69,6 +66,9 @@ async def test_a_departure_is_noticed_after_a_thread_found_the_socket_full(file)
         movers = Movers(loop)
         stack.callback(movers.close)
         sender = KernelSender(loop, Threads(Disk(), movers), ours)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # what is not in memory goes to a thread
         with pytest.raises(ClientGone):

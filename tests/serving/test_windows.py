@@ -4,12 +4,14 @@ import errno
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from proxy.serving.sendfile import is_near
-from proxy.serving.windows import WINDOW_BYTES, Windows
+from proxy.serving.windows import KEPT, WINDOW_BYTES, Windows
+from tests.harness import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="used on Linux only")
 
@@ -65,12 +67,40 @@ def test_a_full_socket_takes_a_part_and_then_says_so(file, path, pair):
 
 def test_a_few_windows_are_kept_and_none_after_that(file, path, pair):
     windows, (ours, _) = Windows(), pair
+    os.truncate(file, (KEPT + 1) * WINDOW_BYTES)
     for _ in range(3):
-        for number in range(3):
+        for number in range(KEPT + 1):
             windows.write(ours.fileno(), file, number * WINDOW_BYTES, 10)
-    assert mapped(path) == 2
+    assert mapped(path) == KEPT
+    assert windows.forget_unused()  # all of them have just been used
+    assert mapped(path) == KEPT
     windows.clear()
     assert mapped(path) == 0
+
+
+async def test_what_nobody_uses_is_let_go(file, path, pair):
+    windows, (ours, _) = Windows(), pair
+    windows.write(ours.fileno(), file, 0, 10)
+    await until(lambda: not windows.forget_unused())
+    assert mapped(path) == 0
+
+
+def test_a_window_in_use_stays_mapped_until_its_last_writer_is_done(file, path, pair):
+    windows, (ours, theirs) = Windows(), pair
+    os.truncate(file, (KEPT + 1) * WINDOW_BYTES)
+    ours.setblocking(True)
+    with ThreadPoolExecutor(1) as thread, open(os.devnull, "wb") as elsewhere:
+        writing = thread.submit(windows.write, ours.fileno(), file, 0, WINDOW_BYTES)
+        data = bytearray(theirs.recv(1))
+        for number in range(1, KEPT + 1):
+            windows.write(elsewhere.fileno(), file, number * WINDOW_BYTES, 10)
+        windows.clear()
+        assert mapped(path) == 1
+        while len(data) < WINDOW_BYTES:
+            data += theirs.recv(WINDOW_BYTES)
+        assert writing.result() == WINDOW_BYTES
+    assert mapped(path) == 0
+    assert data == path.read_bytes()[:WINDOW_BYTES]
 
 
 def test_a_file_that_has_grown_is_mapped_anew(file, path, pair):
