@@ -106,6 +106,9 @@ class ClientConnection(HttpToolsProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
+                if self.client is None:
+                    transport.abort()  # it has left: what it has sent must not pass as the request of a unix socket
+                    return
                 # asyncio sets it only on sockets made with proto=IPPROTO_TCP, and accepted ones may not be.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if hasattr(socket, "TCP_KEEPIDLE"):

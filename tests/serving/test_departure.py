@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from concurrent.futures import Executor, Future
 
 import pytest
@@ -13,6 +14,7 @@ from starlette.responses import StreamingResponse
 from proxy.errors import ClientGone
 from proxy.serving.movers import Movers
 from proxy.serving.sendfile import FIRST_BYTES, KernelSender, Threads
+from proxy.serving.sockets import bind
 from tests.harness import until
 from tests.serving.site import (
     BODY,
@@ -143,6 +145,18 @@ async def test_an_app_may_notice_a_departure_before_it_is_told(serve, caplog):
         assert await connection.rest() == b""
     await until(lambda: site.tasks["/"].done())
     assert tracebacks(caplog) == []
+
+
+async def test_a_client_that_is_gone_before_it_is_accepted_asks_nothing(serve):
+    """Its socket has no peer any more, as a unix socket has none, whose clients may ask everything."""
+    listener = bind("127.0.0.1:0")
+    with socket.create_connection(listener.getsockname()) as client:
+        client.sendall(request("/gone"))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    site = await serve(answers(start(0), body()), listener=listener)
+    await site.client.get("/")  # comes behind it
+    assert list(site.tasks) == ["/"]
+    await until(lambda: site.server.connections == 0)
 
 
 async def test_every_request_of_a_pipeline_learns_of_a_departure(serve):
