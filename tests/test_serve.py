@@ -365,9 +365,12 @@ async def test_status_and_healthz(origin, proxy):
         assert fill["url"] == origin.url("/noble.img")
         origin.release()
         await stream.rest()
-    await proxy.wait_idle()
-    totals = (await proxy.status())["totals"]
-    assert totals["fetched_bytes"] == totals["sent_bytes"] == len(BODY)
+
+    async def is_counted():
+        totals = (await proxy.status())["totals"]
+        return totals["fetched_bytes"] == totals["sent_bytes"] == len(BODY)
+
+    await until(is_counted)
 
 
 async def test_sighup_reads_the_configuration_again_and_keeps_the_old_one_if_it_is_wrong(origin, proxy_factory):
