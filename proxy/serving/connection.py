@@ -337,7 +337,11 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
             return
         self._reading = Reading.LINGER
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # of asyncio's: the client has left, and what was written just now has shown it
+            self.transport.abort()
+            return
         self.flow.resume_reading()
         self._deadline.set(LINGER_SECONDS)
 
