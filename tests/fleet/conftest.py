@@ -31,7 +31,8 @@ def server(proxy_factory) -> Callable[..., Proxy]:
         timeout: str = PATIENT,
         **more,
     ) -> Proxy:
-        lines = ["[fleet]", f"parents = {list(parents)}", f'timeout = "{timeout}"']
+        # An origin that stalls by script does so as long as a busy machine takes for what the test does meanwhile.
+        lines = ["[fill]", 'read_timeout = "10m"', "[fleet]", f"parents = {list(parents)}", f'timeout = "{timeout}"']
         lines += [f'advertise = "http://{own}"'] if own else []
         lines += [f'token = "{token}"'] if token else []
         listen = listen or own or "127.0.0.1:0"
