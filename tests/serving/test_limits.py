@@ -135,10 +135,10 @@ async def test_a_head_is_not_charged_for_what_comes_before_it(serve):
 
 
 async def test_a_slow_head_is_refused(serve):
-    site = await serve(echo, limits=Limits(header_timeout=0.2))
+    site = await serve(echo, limits=Limits(header_timeout=0.5))
     async with await site.client.connect() as connection:
         await connection.send(b"GET / HTTP/1.1\r\nHo")
-        assert message_of(await connection.rest()) == (408, "the request's headers did not arrive within 0.2 s")
+        assert message_of(await connection.rest()) == (408, "the request's headers did not arrive within 0.5 s")
     async with await site.client.connect() as connection:  # the second request of a connection
         await connection.send(request() + b"\r\nG")
         await (await connection.answer()).rest()
@@ -153,7 +153,7 @@ async def test_a_slow_head_waits_for_the_answer_before_it(serve):
         await is_time.wait()
         await send(body(b"slow"))
 
-    site = await serve(app, limits=Limits(header_timeout=0.1))
+    site = await serve(app, limits=Limits(header_timeout=0.5))
     async with await site.client.connect() as connection:
         await connection.send(request() + b"G")
         stream = await connection.answer()

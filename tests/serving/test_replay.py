@@ -488,7 +488,7 @@ async def test_the_app_is_told_of_every_repetition_before_the_end(serve, shop, h
 
 
 async def test_a_head_behind_a_repeated_answer_has_its_own_time(serve, file):
-    site = await serve(Shop(file, 1000), limits=Limits(header_timeout=0.2, idle_timeout=3600))
+    site = await serve(Shop(file, 1000), limits=Limits(header_timeout=0.5, idle_timeout=3600))
     assert await ask(await site.client.connect(), request())
     client = await site.client.connect()
     await ask(client, request())
