@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from proxy.config import load
 from proxy.upstream.client import Upstream
 from proxy.upstream.lane import Lane
 from tests.harness import Proxy
 from tests.origin import Origin
+
+# A busy machine is no failure.
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 LONGEST = {"test_crash.py", "test_lima.py", "test_store_machine.py"}  # limactl is compiled first
 

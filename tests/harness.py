@@ -498,12 +498,12 @@ class Proxy:
     def pid(self) -> int:
         return self._running.pid
 
-    def rss_bytes(self) -> int:
-        """Resident memory of the process (Linux)."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError(f"no VmRSS: process {self.pid} has ended")
+    def memory_bytes(self) -> int:
+        """Memory of the process's own (Linux). Mapped files are not in it: theirs is the kernel's to take back."""
+        said = re.findall(r"^(RssAnon|VmRSS):\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+        assert said, f"no VmRSS: process {self.pid} has ended"
+        kilobytes = {name: int(size) for name, size in said}
+        return kilobytes.get("RssAnon", kilobytes["VmRSS"]) * 1024  # with mapped files, where the kernel tells no more
 
     def fds(self) -> int:
         """Open file descriptors of the process (Linux)."""

@@ -58,6 +58,7 @@ __all__ = [
 PIECE_BYTES = 256 * 1024  # one send; a fault scripted into a running response may come late by this much
 HEAD_LIMIT_BYTES = 64 * 1024
 GONE_CHECK_SECONDS = 0.05  # how often a stalled response checks that its client is still there
+TIMEOUT_SECONDS = 30.0  # for what a busy machine is to do
 FLUSH_SECONDS = 1.0  # how long a reset waits for the bytes before it to arrive
 
 NOT_FOUND = b"<!doctype html><title>404 Not Found</title><h1>Not Found</h1>\n"
@@ -160,7 +161,9 @@ class Origin:
 
     # Waiting. The predicate is called with the lock held, whenever something changes.
 
-    def wait_for(self, predicate: Callable[[], object], timeout: float = 10, *, what: str = "a condition") -> None:
+    def wait_for(
+        self, predicate: Callable[[], object], timeout: float = TIMEOUT_SECONDS, *, what: str = "a condition"
+    ) -> None:
         """Wait until `predicate()` is true; AssertionError with the log after `timeout` seconds."""
         with self._changed:
             if self._changed.wait_for(predicate, timeout):
@@ -169,7 +172,7 @@ class Origin:
             stalls = ", ".join(request.path for request in self._stalls) or "none"
             raise AssertionError(f"origin: waited {timeout} s for {what}\nrequests:{requests}\nstalled: {stalls}")
 
-    def wait_requests(self, n: int, path: str | None = None, timeout: float = 10) -> None:
+    def wait_requests(self, n: int, path: str | None = None, timeout: float = TIMEOUT_SECONDS) -> None:
         """Wait until `n` requests have arrived, by any method, for `path` or for any."""
         self.wait_for(
             lambda: (self.requests if path is None else self.count(path, None)) >= n,
@@ -177,7 +180,7 @@ class Origin:
             what=f"{n} requests for {path or 'any path'}",
         )
 
-    def wait_stalled(self, path: str, timeout: float = 10, *, n: int = 1) -> None:
+    def wait_stalled(self, path: str, timeout: float = TIMEOUT_SECONDS, *, n: int = 1) -> None:
         """Wait until `n` responses for `path` have sent everything before their stall."""
         self.wait_for(
             lambda: sum(request.is_for(path) for request in self._stalls) >= n,
@@ -185,13 +188,13 @@ class Origin:
             what=f"{n} stalled responses for {path}",
         )
 
-    async def happens(self, predicate: Callable[[], object], timeout: float = 10) -> None:  # noqa: ASYNC109 - as wait_for
+    async def happens(self, predicate: Callable[[], object], timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109 - as wait_for
         await anyio.to_thread.run_sync(self.wait_for, predicate, timeout, abandon_on_cancel=True)
 
-    async def requested(self, n: int, path: str | None = None, timeout: float = 10) -> None:  # noqa: ASYNC109
+    async def requested(self, n: int, path: str | None = None, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
         await anyio.to_thread.run_sync(self.wait_requests, n, path, timeout, abandon_on_cancel=True)
 
-    async def stalled(self, path: str, timeout: float = 10, *, n: int = 1) -> None:  # noqa: ASYNC109
+    async def stalled(self, path: str, timeout: float = TIMEOUT_SECONDS, *, n: int = 1) -> None:  # noqa: ASYNC109
         wait = functools.partial(self.wait_stalled, path, timeout, n=n)
         await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
 
@@ -205,7 +208,7 @@ class Origin:
                 connection.cut()
             self._changed.notify_all()
         for connection in connections:
-            connection.thread.join(10)
+            connection.thread.join(TIMEOUT_SECONDS)
             assert not connection.thread.is_alive(), "origin: a connection did not end"
 
     def stop(self) -> None:

@@ -46,7 +46,7 @@ async def takes(seconds, waiting):
 
 
 async def test_one_client_waits_for_a_slow_confirmation_and_the_others_do_not(origin, proxy_factory):
-    proxy = proxy_factory(mirrors={}, config_text=config(origin, stale_after="1s"))
+    proxy = proxy_factory(mirrors={}, config_text=config(origin, stale_after="2s"))
     image = await stored(origin, proxy)
     image.delay_headers_until_released()
     first = asyncio.create_task(proxy.get("/m/latest/a.img"))
@@ -54,7 +54,7 @@ async def test_one_client_waits_for_a_slow_confirmation_and_the_others_do_not(or
     assert ((await first).body, told(await first)) == (BODY, "fwd=stale; detail=slow")
     for method in ("GET", "HEAD", "GET"):
         again = asyncio.create_task(proxy.get("/m/latest/a.img", method=method))
-        assert await takes(0.5, again)
+        assert await takes(1.5, again)  # as good as at once: a busy machine takes a while, too
         assert told(await again) == "fwd=stale; detail=slow"
     assert origin.requests == 2  # one question, and it goes on
     image.generation(OTHER)

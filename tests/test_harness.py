@@ -18,7 +18,7 @@ WHOLE = f"bytes 0-{SIZE - 1}/{SIZE}"
 DATE = formatdate(LAST_MODIFIED, usegmt=True)
 EARLIER = formatdate(LAST_MODIFIED - 1, usegmt=True)
 LATER = formatdate(LAST_MODIFIED + 1, usegmt=True)
-CLIENT_SECONDS = 10
+CLIENT_SECONDS = 30
 
 
 @pytest.fixture

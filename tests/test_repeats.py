@@ -314,7 +314,7 @@ async def test_both_ways_give_the_same(origin, proxy):
                     break
         assert answers.count(answers[0]) == len(answers), (method, lines)
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=250)
     @given(generated)
     def run(asked):
         asyncio.run_coroutine_threadsafe(compare(*asked), loop).result()

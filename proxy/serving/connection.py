@@ -106,6 +106,9 @@ class ClientConnection(HttpToolsProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
+                if self.client is None:
+                    transport.abort()  # it has left: what it has sent must not pass as the request of a unix socket
+                    return
                 # asyncio sets it only on sockets made with proto=IPPROTO_TCP, and accepted ones may not be.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if hasattr(socket, "TCP_KEEPIDLE"):
@@ -334,7 +337,11 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
             return
         self._reading = Reading.LINGER
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # of asyncio's: the client has left, and what was written just now has shown it
+            self.transport.abort()
+            return
         self.flow.resume_reading()
         self._deadline.set(LINGER_SECONDS)
 

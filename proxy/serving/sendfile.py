@@ -242,6 +242,8 @@ class CopySender:
             data = await self._loop.run_in_executor(self._threads.disk, os.pread, file, count, offset)
         else:
             await asyncio.sleep(0)  # a client that is always ready must not starve the others
+        if self._transport.is_closing():
+            raise ClientGone("the client has closed the connection")
         self._transport.write(data)
         return len(data)
 

@@ -24,7 +24,7 @@ BIG = os.urandom(24_000_000)  # more than the buffers of a loopback connection t
 FRESH = "max-age=600"
 
 END_SECONDS = 30.0  # no command may take this long
-QUICK_SECONDS = 8.0  # more than the 3 s that stopped fills may take, far less than a read timeout
+QUICK_SECONDS = 20.0  # more than the 3 s that stopped fills may take, less than a read timeout
 
 COMMANDS = [
     *("serve", "prefetch", "ls", "show", "rm", "url", "pin", "unpin", "prune", "verify", "status"),
@@ -126,7 +126,7 @@ class Terminal:
     def tail(self) -> str:
         return f"shown last, and not what was waited for: {self.shown[-1000:]!r}"
 
-    def read_until(self, text: str | None, within: float = 10) -> str:
+    def read_until(self, text: str | None, within: float = END_SECONDS) -> str:
         """Everything shown so far, once it has `text`; None: once the command has closed the terminal."""
         if self.fd >= 0:
             os.close(self.fd)  # ours; the command has its copy

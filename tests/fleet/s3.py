@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.harness import REPOSITORY, free_port, until
 
 KEY, SECRET = "testkey", "testsecret"
-PATIENT = "20s"
+PATIENT = "60s"
 """For servers that help each other on a machine that does much else."""
 HEAD_BYTES = 64 * 1024
 

@@ -190,4 +190,4 @@ async def test_a_read_only_server_reads(origin, proxy_factory, bucket):
     await until(lambda: any("bucket.not_written" in line for line in reader.log))
     assert (await reader.get("/u/x")).body == SMALL
     assert origin.count("/x") == 1
-    assert (await reader.status())["s3"]["waiting"] == 1
+    assert (await reader.status())["s3"]["waiting"] >= 1  # y; and x, until the bucket is asked again

@@ -7,12 +7,10 @@ import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.rules.extents import Extents
-
-unhurried = settings(deadline=None)  # a busy machine is no failure
 
 TOP = 24  # bytes of the bodies here: small, so that extents meet often
 PAIRS = st.tuples(st.integers(0, TOP), st.integers(0, TOP)).map(sorted).map(tuple)
@@ -30,7 +28,6 @@ def runs(offsets: set[int]) -> list[tuple[int, int]]:
 
 
 @given(PAIR_LISTS)
-@unhurried
 def test_adding_is_the_union_of_sets(pairs: list[tuple[int, int]]) -> None:
     extents, model = Extents(), set[int]()
     for start, end in pairs:
@@ -41,7 +38,6 @@ def test_adding_is_the_union_of_sets(pairs: list[tuple[int, int]]) -> None:
 
 
 @given(PAIR_LISTS)
-@unhurried
 def test_questions_are_answered_as_by_a_set(pairs: list[tuple[int, int]]) -> None:
     extents, model = Extents.from_pairs(pairs), bytes_of(pairs)
     starts = [start for start, _ in runs(model)]
@@ -56,14 +52,12 @@ def test_questions_are_answered_as_by_a_set(pairs: list[tuple[int, int]]) -> Non
 
 
 @given(PAIR_LISTS, PAIR_LISTS)
-@unhurried
 def test_equal_when_the_bytes_are(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
     assert (Extents.from_pairs(left) == Extents.from_pairs(right)) is (bytes_of(left) == bytes_of(right))
     assert Extents.from_pairs(left) == Extents.from_pairs(reversed(left))
 
 
 @given(PAIR_LISTS)
-@unhurried
 def test_filling_the_gaps_makes_one_extent(pairs: list[tuple[int, int]]) -> None:
     extents = Extents.from_pairs(pairs)
     for start, end in extents.gaps(TOP):
@@ -73,7 +67,6 @@ def test_filling_the_gaps_makes_one_extent(pairs: list[tuple[int, int]]) -> None
 
 
 @given(PAIR_LISTS)
-@unhurried
 def test_repr_can_be_typed_in_again(pairs: list[tuple[int, int]]) -> None:
     extents = Extents.from_pairs(pairs)
     assert eval(repr(extents)) == extents

@@ -94,7 +94,7 @@ directives = st.lists(
 kinds = st.fixed_dictionaries({}, optional={"x-kind": st.sampled_from(["a", "b"])})
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     age=st.sampled_from([5, 25, 65, 605, 90005]),
     cache_control=directives,

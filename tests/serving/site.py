@@ -1,11 +1,13 @@
 """A real server in this process with small ASGI apps, and what the tests of the server share."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -151,8 +153,13 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[BaseException]:
     return [record.exc_info[1] for record in caplog.records if record.exc_info and record.exc_info[1]]
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def descriptors() -> Counter[str]:
+    """What this process has open. Subtract what it had before: that may have been closed meanwhile, by anybody."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it was closed just now
+            found[os.readlink(f"/proc/self/fd/{fd}")] += 1
+    return found
 
 
 async def no_connection_is_held() -> None:

@@ -22,7 +22,7 @@ async def test_nothing_follows_a_slow_answer_to_a_last_request_with_a_body():
 
     listener = bind("127.0.0.1:0")
     client = Client("127.0.0.1", listener.getsockname()[1])
-    server = Server(app, [listener], limits=Limits(idle_timeout=0.2))
+    server = Server(app, [listener], limits=Limits(idle_timeout=0.5))
     running = asyncio.create_task(server.run())
     try:
         async with await client.connect() as connection:

@@ -135,10 +135,10 @@ async def test_a_head_is_not_charged_for_what_comes_before_it(serve):
 
 
 async def test_a_slow_head_is_refused(serve):
-    site = await serve(echo, limits=Limits(header_timeout=0.2))
+    site = await serve(echo, limits=Limits(header_timeout=0.5))
     async with await site.client.connect() as connection:
         await connection.send(b"GET / HTTP/1.1\r\nHo")
-        assert message_of(await connection.rest()) == (408, "the request's headers did not arrive within 0.2 s")
+        assert message_of(await connection.rest()) == (408, "the request's headers did not arrive within 0.5 s")
     async with await site.client.connect() as connection:  # the second request of a connection
         await connection.send(request() + b"\r\nG")
         await (await connection.answer()).rest()
@@ -153,7 +153,7 @@ async def test_a_slow_head_waits_for_the_answer_before_it(serve):
         await is_time.wait()
         await send(body(b"slow"))
 
-    site = await serve(app, limits=Limits(header_timeout=0.1))
+    site = await serve(app, limits=Limits(header_timeout=0.5))
     async with await site.client.connect() as connection:
         await connection.send(request() + b"G")
         stream = await connection.answer()
@@ -169,7 +169,7 @@ async def test_a_silent_connection_is_closed(serve):
 
 
 async def test_an_idle_connection_is_closed(serve):
-    site = await serve(echo, limits=Limits(idle_timeout=0.2, header_timeout=30))
+    site = await serve(echo, limits=Limits(idle_timeout=0.5, header_timeout=30))
     async with await site.client.connect() as connection:
         for _ in range(2):
             await connection.send(request())
@@ -188,7 +188,7 @@ async def test_a_slow_answer_is_not_idle(serve):
             await is_time.wait()
         await send(body(b"ok"))
 
-    site = await serve(app, limits=Limits(idle_timeout=0.1, header_timeout=0.1))
+    site = await serve(app, limits=Limits(idle_timeout=0.3, header_timeout=0.3))
     async with await site.client.stream("/slow") as slow, await site.client.connect() as idle:
         await idle.send(request())
         await (await idle.answer()).rest()

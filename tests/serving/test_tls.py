@@ -212,7 +212,7 @@ async def test_https_on_the_plain_port_is_told_in_the_log(secure):
 
 
 async def test_a_client_that_says_nothing_is_cut_off_before_and_after_the_handshake(secure_factory):
-    secure = secure_factory(more='header_timeout = "300ms"\n')
+    secure = secure_factory(more='header_timeout = "1s"\n')
     assert await Client("127.0.0.1", secure.port).raw(b"") == b""
     assert await Client("127.0.0.1", secure.port).raw(bytes.fromhex("1603010200010001fc0303")) == b""
     reader, writer = await secure.connect()

@@ -124,7 +124,7 @@ async def test_a_server_that_is_stopped_takes_the_one_that_comes_up_with_it(line
     os.kill(server.pid, signal.SIGTERM)
     assert await server.proxy.exited() == 0
     assert server.said("upgrade.done") == []
-    assert running(server.proxy.cache_dir) == []
+    await until(lambda: running(server.proxy.cache_dir) == [])  # what is killed ends a moment later
 
 
 async def test_open_connections_get_one_more_answer(origin, lineage):

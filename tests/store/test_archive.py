@@ -164,7 +164,7 @@ ENTRIES = st.lists(
 )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(generated=ENTRIES, is_pipe=st.booleans())
 def test_what_is_exported_is_imported_as_it_was(tmp_path_factory, generated, is_pipe):
     async def main():

@@ -10,6 +10,7 @@ import pytest
 from proxy.store.files import publish, publishing
 from proxy.store.locks import Lock, Ring, is_locked, try_lock
 from proxy.store.placing import _copy
+from tests.store.test_store import open_files
 
 
 def test_a_published_file_takes_the_place_of_the_old_one_in_one_step(tmp_path):
@@ -191,7 +192,7 @@ def test_a_lock_whose_name_somebody_removed_stays_the_processs_own(tmp_path):
 
 
 def test_of_a_ring_in_a_directory_that_is_none_any_more_nothing_stays_open(tmp_path):
-    directory, before = tmp_path / "locks", set(os.listdir("/dev/fd"))
+    directory = tmp_path / "locks"
     directory.mkdir()
     ring = Ring(directory)
     ring.try_lock("key").close()
@@ -200,7 +201,7 @@ def test_of_a_ring_in_a_directory_that_is_none_any_more_nothing_stays_open(tmp_p
     with pytest.raises(NotADirectoryError):
         ring.try_lock("key")
     ring.close()
-    assert set(os.listdir("/dev/fd")) == before
+    assert open_files(tmp_path) == []
 
 
 def test_a_lock_whose_file_somebody_removed_is_not_released_for_its_next_holder(tmp_path):

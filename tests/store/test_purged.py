@@ -143,8 +143,11 @@ async def test_workers_are_found_again(origin, proxy_factory, tmp_path):
         await asyncio.gather(*(proxy.get(f"/u/x.img?{number}") for number in range(8)))
         return len(list((proxy.cache_dir / "servers").glob("[0-9]*"))) == 2
 
+    async def are_found():
+        return len((await proxy.status())["workers"]) == 2
+
     await until(all_are_back)
-    assert len((await proxy.status())["workers"]) == 2
+    await until(are_found)
 
 
 async def test_a_directory_that_cannot_be_written_is_passed_by(origin, proxy):

@@ -454,7 +454,7 @@ TEXTS = st.one_of(
 DIFFERENT = st.tuples(st.sampled_from([Kind.TEXT, Kind.VAGRANT, Kind.PACKER]), MIXED)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, st.sampled_from(FORMS))
 def test_any_text_comes_back(given_text, form):
     kind, text = given_text
@@ -469,7 +469,7 @@ def test_any_text_comes_back(given_text, form):
         assert new == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(DIFFERENT, st.sampled_from(FORMS))
 def test_a_text_that_names_us_already_loses_nothing(given_text, form):
     kind, text = given_text
@@ -478,7 +478,7 @@ def test_a_text_that_names_us_already_loses_nothing(given_text, form):
     assert rewritten(new, kind, URLS, form) == new
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LIMA)
 def test_a_lima_template_lists_ours_and_then_the_original(text):
     read = YAML(typ="safe").load

@@ -183,14 +183,15 @@ async def test_what_was_waited_for_on_the_loop_counts_in_the_thread(with_lane, s
         assert (kind, "did not answer in time" in said) == (UpstreamTimeout, True)
 
 
-async def test_the_loop_waits_no_longer_than_upstream_may_be_silent(origin, with_lane):
+async def test_the_loop_waits_no_longer_than_upstream_may_be_silent(origin, make_upstream):
     origin.body("/first", SMALL)
     origin.body("/x", SMALL).delay_headers_until_released()
     ended = []
 
     async def ask(seconds):
-        upstream = with_lane(fill={"read_timeout": seconds})
-        await asyncio.to_thread(opened, upstream, origin.url("/first"), "GET", ())
+        lane = Lane()
+        await asyncio.to_thread(opened, make_upstream(lane=lane), origin.url("/first"), "GET", ())
+        upstream = make_upstream(lane=lane, fill={"read_timeout": seconds})  # to which the first answer may be too slow
         asking.release()
         await both.wait()
         started = await upstream.begin(origin.url("/x"))
