@@ -4,10 +4,13 @@ There are two loggers: `proxy` for events, and `proxy.access` for one line per r
 name and fields: log(logger, INFO, "fill.complete", key=..., bytes=...). No other file formats log text.
 """
 
+import asyncio
 import codecs
+import contextlib
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from functools import lru_cache
@@ -15,13 +18,14 @@ from typing import Any
 
 events = logging.getLogger("proxy")
 access = logging.getLogger("proxy.access")
+_root = logging.getLogger()
 _SPECIAL = re.compile(r'[ "=\\]')
 codecs.lookup("unicode_escape")  # Python loads it from a file at its first use, which fails when descriptors run out
 
 
 def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
     if logger.isEnabledFor(level):
-        logger.log(level, "%s", line(event, **fields))
+        _say(logger, level, ((int(time.time() * 1000), line(event, **fields), 1),))
 
 
 def line(event: str, **fields: Any) -> str:
@@ -32,12 +36,21 @@ def line(event: str, **fields: Any) -> str:
 def log_past(logger: logging.Logger, level: int, moments: Iterable[tuple[int, str, int]]) -> None:
     """Log what happened a moment ago: lines, each with its Unix time in milliseconds and how often it is to be written.
 
-    A line costs a tenth of what it does alone, and one that is written again next to nothing.
+    One that is written again costs next to nothing.
     """
     if logger.isEnabledFor(level):
-        name = logging.getLevelName(level)
-        lines = (f"{_second(at // 1000)},{at % 1000:03d} {name} {text}\n" * times for at, text, times in moments)
-        logger.log(level, "".join(lines)[:-1], extra={"is_formatted": True})
+        _say(logger, level, moments)
+
+
+def _say(logger: logging.Logger, level: int, moments: Iterable[tuple[int, str, int]]) -> None:
+    match _root.handlers:
+        case [Lines() as lines]:  # without a LogRecord: all that is known is in the text
+            name = logging.getLevelName(level)
+            lines.add("".join(f"{_second(at // 1000)},{at % 1000:03d} {name} {text}\n" * n for at, text, n in moments))
+        case _:
+            for _, text, times in moments:
+                for _ in range(times):
+                    logger.log(level, "%s", text)
 
 
 def quoted(value: object) -> str:
@@ -49,30 +62,50 @@ def quoted(value: object) -> str:
     return f'"{escaped}"'
 
 
-class Formatter(logging.Formatter):
-    """The time, the level and the message; of `log_past` the message alone."""
+class Lines(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to standard error: what is said in one turn of the event loop with one call, at the end of the turn.
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return f"{_second(int(record.created))},{int(record.msecs):03d}"
+    Around each call the interpreter changes hands between threads: with one for each line a small miss cost 6 % more
+    processor time.
+    """
 
-    def format(self, record: logging.LogRecord) -> str:
-        if getattr(record, "is_formatted", False):
-            return record.getMessage()
-        if record.exc_info or record.exc_text or record.stack_info:
-            return super().format(record)
-        return f"{self.formatTime(record)} {record.levelname} {record.getMessage()}"  # in half of logging's time
+    lock: threading.RLock
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._text: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.add(self.format(record) + "\n")
+
+    def add(self, text: str) -> None:
+        """Whole lines. From any thread: where no event loop runs they are written at once."""
+        with self.lock:
+            self._text.append(text)
+            is_first = len(self._text) == 1
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+        else:
+            if is_first:
+                loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        # Where nobody reads it, or it is closed, there is no other place to say so.
+        with self.lock, contextlib.suppress(OSError, ValueError):
+            text, self._text = "".join(self._text), []
+            if text:
+                self.stream.write(text)
+                self.stream.flush()
 
 
 def set_up(level: str) -> None:
     """Send our log, and the libraries' warnings, to standard error. `level` is logging's: INFO, DEBUG ..."""
-    # Nobody is told the place in the source, the thread or the process: they are a quarter of a line's cost.
-    logging._srcfile = None
-    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
+    handler = Lines()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _root.handlers[:] = [handler]
+    _root.setLevel(logging.WARNING)
     events.setLevel(level.upper())
 
 

@@ -9,6 +9,7 @@ leave when another process has taken over. If either ends, however that happens,
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -183,6 +184,7 @@ class Supervisor:
                 sock.close()
             code = self._work(worker.sockets, Link(link))
         finally:
+            logging.shutdown()  # which writes what was said last
             os._exit(code)
 
     def _on_signal(self, number: signal.Signals) -> None:

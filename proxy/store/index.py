@@ -14,9 +14,9 @@ import sqlite3
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diskcache
 import msgspec
@@ -24,13 +24,6 @@ from msgspec.structs import replace
 
 from ..errors import StoreError
 from ..rules.entry import Entry
-
-
-class Described(NamedTuple):
-    """A value, and the bytes of the body that it describes."""
-
-    json: bytes
-    size: int
 
 
 class IndexDisk(diskcache.Disk):  # type: ignore[misc]
@@ -47,10 +40,9 @@ class IndexDisk(diskcache.Disk):  # type: ignore[misc]
         return key
 
     def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, None, sqlite3.Binary]:
-        json, size = value if isinstance(value, Described) else (value, 0)
-        if not isinstance(json, bytes) or read:
-            raise TypeError(f"an index value is bytes, not {type(json).__name__}")
-        return size, diskcache.core.MODE_RAW, None, sqlite3.Binary(json)
+        if not isinstance(value, bytes) or read:
+            raise TypeError(f"an index value is bytes, not {type(value).__name__}")
+        return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> bytes:
         if mode != diskcache.core.MODE_RAW or filename is not None:
@@ -74,6 +66,11 @@ CACHE_PAGES = 256
 
 BY_TAG = "CREATE INDEX IF NOT EXISTS Cache_tag_size ON Cache (tag, size) WHERE tag IS NOT NULL"
 """Not diskcache's own index of tags, which lacks the size: a count would read the whole of each row."""
+
+SET = f"""INSERT INTO Cache (key, raw, store_time, access_time, access_count, tag, size, mode, value)
+    VALUES (?, 1, ?, ?, 0, ?, ?, {diskcache.core.MODE_RAW}, ?)
+    ON CONFLICT (key, raw) DO UPDATE SET (store_time, access_time, tag, size, mode, value) =
+    (excluded.store_time, excluded.access_time, excluded.tag, excluded.size, excluded.mode, excluded.value)"""
 
 USED = """SELECT entry.value, use.value FROM Cache AS entry
     LEFT JOIN Cache AS use ON use.key = 'use:' || substr(entry.key, 7) AND use.raw = 1
@@ -214,16 +211,29 @@ class Index:
         return None if row is None else msgspec.json.decode(row, type=Entry)
 
     def set(self, entry: Entry) -> None:
-        row = Described(msgspec.json.encode(entry), entry.size)
-        self._rows.set(f"entry:{entry.key}", row, tag=f"{entry.sha256}.{entry.key}")
-        if entry.sha512:
-            self._rows.set(f"sha512:{entry.sha512}", entry.sha256.encode())
+        self.set_all([entry])
 
-    def set_all(self, entries: Iterable[Entry]) -> None:
-        """In one transaction: all of them, or none."""
+    def set_all(self, entries: Sequence[Entry]) -> None:
+        """In one transaction: all of them, or none.
+
+        Not by diskcache, which asks first whether there is a row: each statement hands the interpreter to and fro.
+        """
+        now = time.time()
+        rows = [
+            (f"entry:{each.key}", now, now, f"{each.sha256}.{each.key}", each.size, msgspec.json.encode(each))
+            for each in entries
+        ]
         with self.at_once():
+            self._rows._con.executemany(SET, rows)
             for entry in entries:
-                self.set(entry)
+                if entry.sha512:
+                    self._rows.set(f"sha512:{entry.sha512}", entry.sha256.encode())
+
+    def having(self, keys: Sequence[str]) -> frozenset[str]:
+        """Those of the keys, a few hundred at most, that have an entry."""
+        sql = f"SELECT key FROM Cache WHERE raw = 1 AND key IN ({', '.join('?' * len(keys))})"
+        rows = self._rows._sql(sql, [f"entry:{key}" for key in keys])
+        return frozenset(key.removeprefix("entry:") for (key,) in rows)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -200,11 +200,13 @@ class Small:
         blobs, entries, replaced, named = self._blobs, [], [], []
         with blobs.ground.exclusively():
             try:
+                known = blobs.ground.index.having([item.entry.key for item in items])
                 for item in items:
                     entry = item.entry
                     if size_of(item.blob) != len(item.body):
                         publish(Path(item.blob), item.body)
-                    if (old := blobs.current(entry.key)) and old.sha256 != entry.sha256:
+                    old = blobs.current(entry.key) if entry.key in known else None
+                    if old and old.sha256 != entry.sha256:
                         replaced.append(old)
                     if not old or old.sha256 != entry.sha256:
                         named.append(entry)

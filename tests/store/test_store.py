@@ -594,3 +594,19 @@ async def test_nothing_is_unpickled(opened, tmp_path, monkeypatch):
     async with opened() as store:
         assert await content(store, "x") == BODY
     assert not (tmp_path / "evil").exists()
+
+
+def test_rows_of_a_group_are_written_without_a_look_for_each(tmp_path):
+    index = Index(tmp_path / "index")
+    before, after = ([entry_of(f"x{number}", body) for number in range(20)] for body in (b"old", b"newer"))
+    statements = []
+    try:
+        index.set_all(before[:10])
+        assert index.having([each.key for each in before]) == {each.key for each in before[:10]}
+        index._rows._con.set_trace_callback(statements.append)
+        index.set_all(after)
+        assert [each for each in statements if each.startswith("SELECT")] == []
+        assert sorted((entry.key, entry.size) for entry, _ in index.records()) == sorted((e.key, 5) for e in after)
+        assert (index.count_entries(), index.total_bytes()) == (20, 5)
+    finally:
+        index.close()
