@@ -67,7 +67,7 @@ class Ground:
 
     def _index(self) -> Index:
         """The index, opened; on a full disk in the room that was kept for that. Needs the lock."""
-        spare = self.root / "spare"
+        spare = self.directory / "spare"
         try:
             index = Index(self.directory, self._busy_seconds)
         except StoreError as error:
