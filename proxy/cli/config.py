@@ -29,8 +29,14 @@ def config() -> None:
 @file_options
 def check(settings: Settings, as_json: bool) -> None:
     """Exit 0 if the configuration is right; else say which file, line and key is wrong, and what was expected."""
-    from ..serving.tls import certificate  # here, because it loads the whole server
+    from ..serving.sockets import UNIX, resolve  # here, because they load the whole server
+    from ..serving.tls import certificate
+    from .serve import refuse_network
 
+    for address in settings.file.listen:
+        refuse_network(address, settings)
+        if not address.startswith(UNIX):
+            resolve(address)
     if (found := certificate(settings)) and (problem := found.problem(time.time())):
         raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
     if as_json:

@@ -18,7 +18,7 @@ from .common import age_text, failure_texts, json_option, print_json, settings_o
 @json_option
 @settings_options
 def status(settings: Settings, watch: bool, as_json: bool) -> None:
-    """Show running fills: bytes, rate, time left, readers, source."""
+    """Show running fills (bytes, rate, time left, readers, source), what is stored, and what failed lately."""
     if as_json and watch:
         raise click.UsageError("--watch is for people; without it --json prints one object")
     if as_json:
@@ -79,7 +79,7 @@ def head(whole: dict[str, Any]) -> list[str]:
 def _space(space: dict[str, int]) -> str:
     """A line about what is stored, what running fills have still to bring, and what room there is."""
     most = f" of at most {size_text(space['max_size'])}" if space["max_size"] else ""
-    coming = f", {size_text(space['reserved'])} still to come" if space["reserved"] else ""
+    coming = f", {size_text(space['reserved'])} to come" if space["reserved"] else ""
     return f"{size_text(space['stored'])} stored{most}{coming}, {size_text(max(0, space['free']))} free on disk"
 
 
