@@ -126,7 +126,7 @@ function showTotals(status) {
   $("stored-bytes").textContent = size(stored);
   $("disk").max = most || stored + free || 1;
   $("disk").value = stored;
-  $("disk-more").textContent = `${most ? `of at most ${size(most)}` : `${size(free)} free`}${reserved ? `, ${size(reserved)} to come` : ""}`;
+  $("disk-more").textContent = `${most ? `of ${size(most)}` : `${size(free)} free`}${reserved ? `, ${size(reserved)} to come` : ""}`;
   const worker = status.workers[0];
   const how = [location.host, status.workers.length > 1 && `${status.workers.length} processes`, worker.offline && "offline: upstream is never asked", fleet(status), status.s3 && bucket(status.s3)];
   $("server").textContent = how.filter(Boolean).join(" · ");
