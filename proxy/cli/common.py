@@ -154,6 +154,9 @@ def unanswered(base: str, meanwhile: str) -> list[str]:
 
 
 size_text = decimal
+jobs_option = click.option(
+    "-j", "jobs", metavar="N", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
