@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 from urllib.parse import unquote
 
 import msgspec
@@ -289,19 +289,25 @@ def _explain(message: str) -> tuple[list[str | int], str]:
     text, _, at = message.partition(" - at `")
     keys: list[str | int] = [int(index) if index else key for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", at)]
     if unknown := re.match(r"Object contains unknown field `(.*)`", text):
-        known = _fields(keys)
+        known = _section(keys).__struct_fields__
         close = difflib.get_close_matches(unknown[1], known, 1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return [*keys, unknown[1]], f"unknown key; {hint}"
-    text = text.replace("Object missing required field", "missing key").replace("`array`", "a list")
+    if invalid := re.match(r"Invalid enum value '(.*)'", text):
+        allowed = get_args(get_type_hints(_section(keys[:-1]))[str(keys[-1])])
+        return keys, f"'{invalid[1]}': expected {' or '.join(map(repr, allowed))}"
+    if keys == ["mirror"]:
+        return keys, "expected tables, each begun by [[mirror]]"
+    text = text.replace("Object missing required field", "missing key")
+    text = text.replace("`array`, got `str`", 'a list such as ["..."], got `str`').replace("`array`", "a list")
     return keys, text[:1].lower() + text[1:]
 
 
-def _fields(keys: list[str | int]) -> tuple[str, ...]:
-    section: Any = MirrorSection if keys[:1] == ["mirror"] else File
-    if keys and section is File:
-        section = type(getattr(File(), str(keys[0])))
-    return tuple(section.__struct_fields__)
+def _section(keys: list[str | int]) -> type[Section]:
+    """What holds the key at the end of the path `keys`."""
+    if keys[:1] == ["mirror"]:
+        return MirrorSection
+    return type(getattr(File(), str(keys[0]))) if keys else File
 
 
 def _dotted(keys: list[str | int]) -> str:

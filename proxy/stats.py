@@ -94,6 +94,10 @@ class Stats:
 
     def failed(self, failure: Failure) -> None:
         self.failures[failure.mirror, failure.cause] += 1
+        self.noted(failure)
+
+    def noted(self, failure: Failure) -> None:
+        """Show it among the failures, uncounted: its clients got the body, which was not stored for want of room."""
         self.recent = _latest([*self.recent, failure])
 
     def evicted(self, size: int) -> None:

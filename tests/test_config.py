@@ -30,7 +30,10 @@ MISTAKES = {
     "out of bounds": ("[fill]\nconnections = 0\n", 2, "fill.connections: expected `int` >= 1"),
     "duration": ("[fill]\n\nread_timeout = 'soon'\n", 3, "fill.read_timeout: 'soon': expected a duration such as"),
     "size": ("[server]\nheader_size = 'big'\n", 2, "server.header_size: 'big': expected a size such as"),
-    "choice": ("[fill]\non_abandon = 'weep'\n", 2, "fill.on_abandon: invalid enum value 'weep'"),
+    "choice": ("[fill]\non_abandon = 'weep'\n", 2, "fill.on_abandon: 'weep': expected 'finish' or 'pause'"),
+    "choice of a mirror": ("[[mirror]]\nverify = 'maybe'\n", 2, "mirror[0].verify: 'maybe': expected 'strict' or '"),
+    "text in place of a list": ('listen = "127.0.0.1:1"\n', 1, 'listen: expected a list such as ["..."], got `str`'),
+    "one bracket": ("[mirror]\nname = 'x'\n", 1, "mirror: expected tables, each begun by [[mirror]]"),
     "mirror's ttl": (
         "[[mirror]]\nname = 'a'\nupstreams = ['https://a.b/']\n[[mirror]]\nname = 'b'\nttl = 'soon'\nupstreams = []\n",
         6,

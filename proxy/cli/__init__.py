@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. What a command was
 everything else to standard error.
 """
 
+import difflib
 import errno
 import importlib
 import io
@@ -38,7 +39,7 @@ COMMANDS = {
     "serve": ("serve", "Run the proxy (the default command)."),
     "service": ("service", "Print the file that runs it as a service or container."),
     "show": ("entries", "Show everything about one stored URL."),
-    "status": ("status", "Show running fills: bytes, rate, time left, readers, source."),
+    "status": ("status", "Show running fills, what is stored, and what failed."),
     "tls": ("tls", "A certificate for tools that insist on https."),
     "unpin": ("space", "Let pinned URLs be evicted again."),
     "url": ("entries", "Print the proxied form of an upstream URL."),
@@ -85,7 +86,8 @@ class Commands(click.Group):
             return super().parse_args(ctx, args)  # a shell completes the first word
         if not args or (args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version")):
             if args and not args[0].startswith("-"):
-                return super().parse_args(ctx, args)  # click says that there is no such command
+                close = difflib.get_close_matches(args[0], COMMANDS, 1)
+                ctx.fail(f"No such command '{args[0]}'." + (f" Did you mean {close[0]}?" if close else ""))
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 

@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -17,22 +18,44 @@ from click.shell_completion import CompletionItem
 from rich.filesize import decimal
 
 from ..config import HTTPS, Settings, load
-from ..errors import ProxyError
+from ..errors import ConfigError, ProxyError
 from ..rules.mirrors import Target
 from ..store.index import stored_urls
 from ..store.servers import running
 from ..store.store import Store
 
+FAILURES_SHOWN = 3
 CONNECT_SECONDS = 0.5  # another machine answers within a few milliseconds, or is not there
 PORTS = {"http": 80, "https": 443}
 
 
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def given_settings(config: str | None, cache_dir: str | None) -> Settings:
+    """The settings of the configuration file, and what --cache-dir says. Raises ConfigError."""
+    return load(config, {"cache": {"dir": cache_dir}} if cache_dir else {})
+
+
+def shared_settings(config: str | None, cache_dir: str | None) -> Settings:
+    """The same, with what a server on the cache directory was given: its --config, --mirror and --allow.
+
+    A file that the command names itself comes before the server's. Raises ConfigError.
+    """
+    settings = given_settings(config, cache_dir)
+    for server in running(settings.cache_dir)[:1]:
+        named = config or os.environ.get("FETCHONCE_CONFIG") or server.config
+        if server.added or named not in ("", config, settings.sources[0]):
+            with contextlib.suppress(ConfigError):  # the file is gone, or is being edited
+                return load(named or None, {**server.added, "cache": {"dir": str(settings.cache_dir)}})
+    return settings
+
+
+def settings_options(
+    command: Callable[..., Any], settings_of: Callable[[str | None, str | None], Settings] = shared_settings
+) -> Callable[..., Any]:
     """Give a command the options --config and --cache-dir, and call it with `settings` made from them."""
 
     @functools.wraps(command)
     def with_settings(config: str | None, cache_dir: str | None, **arguments: Any) -> Any:
-        return command(settings=given_settings(config, cache_dir), **arguments)
+        return command(settings=settings_of(config, cache_dir), **arguments)
 
     for name, metavar, text in (
         ("--cache-dir", "DIR", "The cache directory [config: cache.dir]."),
@@ -41,11 +64,6 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option = click.option(name, metavar=metavar, help=text, shell_complete=files)
         option(with_settings)
     return with_settings
-
-
-def given_settings(config: str | None, cache_dir: str | None) -> Settings:
-    """The settings of the configuration file, and what --cache-dir says. Raises ConfigError."""
-    return load(config, {"cache": {"dir": cache_dir}} if cache_dir else {})
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -136,6 +154,9 @@ def unanswered(base: str, meanwhile: str) -> list[str]:
 
 
 size_text = decimal
+jobs_option = click.option(
+    "-j", "jobs", metavar="N", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -164,6 +185,11 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def failure_texts(failures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last of the failures that a status tells of, a line each."""
+    return [f"failed {age_text(time.time() - each['at'])} ago: {each['message']}" for each in failures[:FAILURES_SHOWN]]
 
 
 def age_text(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """fetchonce config: is the configuration right, and what is in force?"""
 
+import functools
 import re
 import time
 from typing import Any
@@ -10,8 +11,10 @@ import tomli_w
 
 from ..config import Settings
 from ..errors import ConfigError
-from .common import json_option, print_json, settings_options
+from .common import given_settings, json_option, print_json, settings_options
 
+file_options = functools.partial(settings_options, settings_of=given_settings)
+"""For what is about the file itself, whatever a server that runs was given."""
 MASK = "***"
 """Printed in place of a secret."""
 
@@ -23,11 +26,17 @@ def config() -> None:
 
 @config.command(short_help="Say whether the configuration is right.")
 @json_option
-@settings_options
+@file_options
 def check(settings: Settings, as_json: bool) -> None:
     """Exit 0 if the configuration is right; else say which file, line and key is wrong, and what was expected."""
-    from ..serving.tls import certificate  # here, because it loads the whole server
+    from ..serving.sockets import UNIX, resolve  # here, because they load the whole server
+    from ..serving.tls import certificate
+    from .serve import refuse_network
 
+    for address in settings.file.listen:
+        refuse_network(address, settings)
+        if not address.startswith(UNIX):
+            resolve(address)
     if (found := certificate(settings)) and (problem := found.problem(time.time())):
         raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
     if as_json:
@@ -39,7 +48,7 @@ def check(settings: Settings, as_json: bool) -> None:
 
 @config.command(name="show", short_help="Print what is in force.")
 @json_option
-@settings_options
+@file_options
 def show_config(settings: Settings, as_json: bool) -> None:
     """Print what is in force: defaults, files, environment and options together."""
     whole = in_force(settings)

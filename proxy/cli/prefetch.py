@@ -10,7 +10,7 @@ from ..config import Settings
 from ..rules.digests import Digest
 from ..store.servers import running
 from ..tools.wanted import Choice, is_source
-from .common import json_option, leave, print_json, settings_options, url_text
+from .common import jobs_option, json_option, leave, print_json, settings_options, url_text
 from .fetching import Options, failed_step, fetch_all
 from .sources import asked, choice_options
 
@@ -29,7 +29,7 @@ RESULT = ("url", "state", "bytes", "length", "digest", "message")
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=url_text, metavar="URL|FILE|template:NAME|-...")
-@click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once.")
+@jobs_option
 @click.option("--digest", type=digest_type, metavar="ALG:HEX", help="Expected of the one URL: sha256:... or sha512:...")
 @click.option("--pin", is_flag=True, help="Keep them from being evicted; fetchonce unpin undoes it.")
 @click.option("--provider", metavar="NAME", help="Of Vagrant metadata: virtualbox, libvirt, ...")

@@ -17,7 +17,7 @@ from ..store.store import Store
 from ..tools.seeding import Cache, LimaCache, MinikubeCache, Seed
 from ..tools.wanted import Choice, Wanted
 from ..web.entries import list_objects
-from .common import json_option, leave, opened_store, print_json, settings_options, size_text, url_text
+from .common import jobs_option, json_option, leave, opened_store, print_json, settings_options, size_text, url_text
 from .entries import identify
 from .fetching import Options, fetch_all
 from .sources import Asked, asked, choice_options, upstream_names
@@ -48,7 +48,7 @@ def seeding_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         settings_options,
         json_option,
-        click.option("-j", "jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many at once."),
+        jobs_option,
     ):
         command = option(command)
     return command

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +34,7 @@ from ..serving.sockets import address_of, bind, share
 from ..serving.supervisor import Link, Supervisor
 from ..serving.tls import CurrentCertificate, certificate
 from ..serving.upgrade import Handover, Inherited
+from ..store.servers import ServerRecord
 from ..web.monitor import Monitor
 from ..web.slots import Slots
 from .common import base_url, leave
@@ -75,7 +77,8 @@ def serve(config: str | None, offline: bool, **options: Any) -> None:
     for option, (section, key) in SETS.items():
         if options[option]:
             overrides.setdefault(section, {})[key] = options[option]
-    leave(Serve(partial(load, config, overrides), offline).run())
+    added: dict[str, Any] = {key: overrides[key] for key in ("access", "mirror") if key in overrides}
+    leave(Serve(partial(load, config, overrides), offline, added).run())
 
 
 def mirror_table(text: str) -> dict[str, Any]:
@@ -88,7 +91,9 @@ def mirror_table(text: str) -> dict[str, Any]:
 class Serve:
     """One run of the command. Raises ConfigError."""
 
-    def __init__(self, read_settings: Callable[[], Settings], offline: bool) -> None:
+    def __init__(self, read_settings: Callable[[], Settings], offline: bool, added: dict[str, Any]) -> None:
+        """`added`: the hosts and mirrors of the command line, for other commands."""
+        self._added = added
         self._inherited = Inherited.receive(os.environ)
         self._read_settings, self._offline = partial(self._listening, read_settings), offline
         self._settings = self._read_settings()
@@ -190,7 +195,7 @@ class Serve:
                 loop.add_signal_handler(number, server.stop)
             own = address_of(sockets[-1] if is_worker else sockets[0])
             async with (
-                gateway.store.announced(self._listen, own),
+                gateway.store.announced(self._record(own)),
                 monitor.running(server),
                 in_touch(above, server, gateway, self._watchdog),
             ):
@@ -205,6 +210,10 @@ class Serve:
             for each in (*sockets, *secure):
                 each.close()
             await gateway.close()
+
+    def _record(self, own: str) -> ServerRecord:
+        config = str(Path(self._settings.sources[0]).absolute())
+        return ServerRecord(os.getpid(), tuple(self._listen), own, config, self._added)
 
     def _say_started(self) -> None:
         urls = ",".join(map(base_url, self._listen))

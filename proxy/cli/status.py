@@ -10,7 +10,7 @@ from ..config import Settings
 from ..errors import ProxyError
 from ..store.servers import running
 from ..upstream.local import LocalServer
-from .common import age_text, json_option, print_json, settings_options, size_text
+from .common import age_text, failure_texts, json_option, print_json, settings_options, size_text
 
 
 @click.command()
@@ -18,7 +18,7 @@ from .common import age_text, json_option, print_json, settings_options, size_te
 @json_option
 @settings_options
 def status(settings: Settings, watch: bool, as_json: bool) -> None:
-    """Show running fills: bytes, rate, time left, readers, source."""
+    """Show running fills (bytes, rate, time left, readers, source), what is stored, and what failed lately."""
     if as_json and watch:
         raise click.UsageError("--watch is for people; without it --json prints one object")
     if as_json:
@@ -60,7 +60,8 @@ def head(whole: dict[str, Any]) -> list[str]:
     for worker in whole["workers"]:
         servers.setdefault(" ".join(worker["listen"]), []).append(worker)
     leaving = servers.pop("", [])
-    requests = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items())) or "no requests yet"
+    ended = ", ".join(f"{count} {word}" for word, count in sorted(totals["requests"].items()))
+    fetched, served = size_text(totals["fetched_bytes"]), size_text(totals["sent_bytes"])
     return [
         *(
             f"server on {address}{f', {len(workers)} workers' if len(workers) > 1 else ''}"
@@ -68,10 +69,18 @@ def head(whole: dict[str, Any]) -> list[str]:
             for address, workers in servers.items()
         ),
         *(f"process {worker['pid']}, from before the upgrade, ends what it has begun" for worker in leaving),
-        f"{size_text(totals['fetched_bytes'])} fetched, {size_text(totals['sent_bytes'])} served ({requests})",
+        f"{fetched} fetched, {served} served ({ended or 'no request has ended yet'})",
+        *([_space(whole["space"])] if "reserved" in whole.get("space", {}) else []),  # an earlier version does not say
         *_fleet(whole),
         *([_bucket(whole["s3"])] if "s3" in whole else []),
     ]
+
+
+def _space(space: dict[str, int]) -> str:
+    """A line about what is stored, what running fills have still to bring, and what room there is."""
+    most = f" of at most {size_text(space['max_size'])}" if space["max_size"] else ""
+    coming = f", {size_text(space['reserved'])} to come" if space["reserved"] else ""
+    return f"{size_text(space['stored'])} stored{most}{coming}, {size_text(max(0, space['free']))} free on disk"
 
 
 def _fleet(whole: dict[str, Any]) -> list[str]:
@@ -104,5 +113,8 @@ def as_text(whole: dict[str, Any]) -> str:
             "",
             fill["url"] + (f" from {fill['source']}" if fill["source"] != fill["url"] else ""),
             f"  {fill['state']}: {size_text(done)}{of}, {size_text(fill['rate'])}/s{left}, {readers}",
+            *([f"  last trouble: {fill['trouble']}"] if fill["trouble"] else []),
         ]
-    return "\n".join([*lines, "nothing is being fetched"] if whole["workers"] and not whole["fills"] else lines)
+    if whole["workers"] and not whole["fills"]:
+        lines.append("nothing is being fetched")
+    return "\n".join([*lines, *failure_texts(whole["failures"])])

@@ -10,11 +10,10 @@ from rich.live import Live
 from rich.text import Text
 
 from ..errors import ProxyError
-from .common import age_text, size_text
+from .common import failure_texts, size_text
 from .drawing import Rates, resumes_text, rows
 
 LOOK_SECONDS = 0.5
-FAILURES_SHOWN = 3
 LINE_SECONDS = 10.0
 """Where it is no terminal, a fill that comes is told of this often."""
 
@@ -50,9 +49,8 @@ def drawn(whole: Status, head: list[str], rates: Rates) -> RenderableType:
     for fill in whole["fills"]:
         rate = rates.of((fill["key"], fill["started_at"]), fill["bytes"])
         parts += [Text(""), *rows(fill, rate, _about(fill))]
-    for failure in whole["failures"][:FAILURES_SHOWN]:
-        ago = age_text(time.time() - failure["at"])
-        parts += [Text(""), Text(f"failed {ago} ago: {failure['message']}", style="red")]
+    for text in failure_texts(whole["failures"]):
+        parts += [Text(""), Text(text, style="red")]
     if not whole["fills"] and whole["workers"]:
         parts.append(Text("nothing is being fetched"))
     return Group(*parts)

@@ -345,8 +345,10 @@ class Coordinator:
         passthrough = self._fill.pass_through(known)
         passthrough.begin(whole.exchange)
         self._fill.offer(passthrough, Passed(known, self._answered_at() - whole.ago, error))
-        level = WARNING if isinstance(error, StoreError) else INFO
-        log(events, level, "fill.not_kept", key=self._target.key[:12], reason=error)
+        is_trouble = isinstance(error, StoreError)
+        if is_trouble:
+            self._context.stats.noted(self._failure(error, "passed on without being stored: "))
+        log(events, WARNING if is_trouble else INFO, "fill.not_kept", key=self._target.key[:12], reason=error)
 
     def _fail(self, error: ProxyError) -> None:
         incoming = self._fill.incoming
@@ -355,10 +357,12 @@ class Coordinator:
             incoming.growing.fail(error)
         self._count("failed")
         if not self._fill.is_stopped:
-            url, mirror = self._target.url.partition("?")[0], mirror_label(self._target.mirror)
-            failure = Failure(self._context.clock(), url, mirror, error.cause, error.message)
-            self._context.stats.failed(failure)
+            self._context.stats.failed(self._failure(error))
         log(events, INFO if self._fill.is_stopped else WARNING, "fill.failed", key=self._target.key[:12], error=error)
+
+    def _failure(self, error: ProxyError, what: str = "") -> Failure:
+        url, mirror = self._target.url.partition("?")[0], mirror_label(self._target.mirror)
+        return Failure(self._context.clock(), url, mirror, error.cause, f"{what}{error.message}")
 
     def _count(self, outcome: str) -> None:
         self._context.stats.fills[mirror_label(self._target.mirror), outcome] += 1

@@ -28,7 +28,9 @@ class Space:
     """How full the cache and its file system are. What running fills have reserved counts as written."""
 
     stored: int
-    """Bytes in the cache, reserved ones included."""
+    """Bytes in the cache directory."""
+    reserved: int
+    """Bytes that running fills have still to bring: room is kept for them."""
     max_size: int
     """0: no limit."""
     free: int
@@ -37,7 +39,7 @@ class Space:
 
     def shortfall(self, wanted: int = 0) -> int:
         """Bytes that must go before `wanted` more fit into the cache and the file system."""
-        over = self.stored + wanted - self.max_size if self.max_size else 0
+        over = self.stored + self.reserved + wanted - self.max_size if self.max_size else 0
         return max(0, over, self.min_free + wanted - self.free)
 
 

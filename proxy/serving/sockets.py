@@ -21,7 +21,7 @@ def bind(listen: str) -> socket.socket:
     one. Raises ConfigError."""
     if listen.startswith(UNIX):
         return _bind_unix(listen, listen.removeprefix(UNIX))
-    family, address = _resolve(listen)
+    family, address = resolve(listen)
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,12 +47,13 @@ def fits(listener: socket.socket, listen: str) -> bool:
     """Whether `listener` is where `listen` says; port 0 is any. Raises ConfigError, as `bind`."""
     if listen.startswith(UNIX) or listener.family == socket.AF_UNIX:
         return listen == address_of(listener)
-    family, address = _resolve(listen)
+    family, address = resolve(listen)
     name = listener.getsockname()
     return listener.family == family and name[0] == address[0] and address[1] in (0, name[1])
 
 
-def _resolve(listen: str) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+def resolve(listen: str) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Where `HOST:PORT` leads. Raises ConfigError."""
     host, _, port = listen.removeprefix(HTTPS).rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -242,7 +242,7 @@ class Blobs(Bodies):
             if entry:
                 # The row first: the next start finds a body without a row; a row without a body misleads a request.
                 self.ground.index.remove(key)
-                self.drop_files(entry)
+                self.count_committed(-self.drop_files(entry))
             return entry
 
     def evict(self, victims: Iterable[Candidate]) -> list[Candidate]:
@@ -255,11 +255,12 @@ class Blobs(Bodies):
                     continue
                 try:
                     self.ground.index.remove(each.key)
-                    self.drop_files(entry)
+                    freed = self.drop_files(entry)
                 except INDEX_ERRORS:
                     # On a full disk no row can be removed either, until a body is gone.
-                    self.drop_files(entry)
+                    freed = self.drop_files(entry)
                     self._remove_row(each.key)
+                self.count_committed(-freed)
                 gone.append(each)
         return gone
 

@@ -137,7 +137,7 @@ class Bodies:
         return self.sidecars.blob(entry.sha256)
 
     def committed_bytes(self) -> int:
-        """Bytes of all new blobs so far, in all processes; only its growth means anything."""
+        """Bytes of all new blobs so far, less those removed or evicted, in all processes; only its changes count."""
         try:
             return int(self._committed.read_bytes() or b"0")
         except (OSError, ValueError):
@@ -151,12 +151,17 @@ class Bodies:
             with open(fd, "wb", buffering=0) as file:
                 file.write(b"%020d" % count)  # always the same width: a reader never sees a part of the number
 
-    def drop_files(self, entry: Entry) -> None:
+    def drop_files(self, entry: Entry) -> int:
+        """Remove the sidecar, and the blob if it is the last one's. Returns the bytes of that."""
+        freed = 0
         self.sidecars.path(entry).unlink(missing_ok=True)
         if not self.sidecars.of(entry.sha256):
-            self.path(entry).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.path(entry).unlink()
+                freed = entry.size
             if entry.sha512:
                 self.ground.index.forget_blob_of(entry.sha512)
+        return freed
 
     def _set_aside(self, entry: Entry, why: str) -> None:
         log(events, WARNING, "store.damaged", url=entry.url, reason=why, kept_in=self.damaged)

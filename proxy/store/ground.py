@@ -14,10 +14,17 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import StoreError
+from ..errors import OutOfSpace, StoreError
 from ..log import events, log
-from .index import INDEX_ERRORS, Busy, Index
+from .files import disk, size_of
+from .index import INDEX_ERRORS, Busy, Index, is_full
 from .locks import wait_lock
+
+SPARE_BYTES = 512 * 1024
+"""Kept for a disk that others fill to the last byte: what is stored must still be seen, and removed.
+
+To open the index and remove a row takes 100 KB, and SQLite gives them back only after some MB.
+"""
 
 
 class Ground:
@@ -52,17 +59,38 @@ class Ground:
         """Open the index, as it is. The directories exist."""
         with wait_lock(self._locks / "store"):  # several processes may find it broken; one rebuilds it
             try:
-                self.index = Index(self.directory, self._busy_seconds)
+                self.index = self._index()
+            except OutOfSpace:
+                raise  # it is whole
             except StoreError as error:
                 self._renew(error)
+
+    def _index(self) -> Index:
+        """The index, opened; on a full disk in the room that was kept for that. Needs the lock."""
+        spare = self.directory / "spare"
+        try:
+            index = Index(self.directory, self._busy_seconds)
+        except StoreError as error:
+            if not isinstance(error, OutOfSpace) and disk(self.root)[1] >= SPARE_BYTES:
+                raise
+            spare.unlink(missing_ok=True)
+            return Index(self.directory, self._busy_seconds)
+        try:
+            if size_of(spare) != SPARE_BYTES and disk(self.root)[1] >= 2 * SPARE_BYTES:
+                spare.write_bytes(os.urandom(SPARE_BYTES))  # zeros take no room on a file system that compresses
+        except OSError:
+            spare.unlink(missing_ok=True)
+        return index
 
     def _open_or_rebuild(self) -> None:
         """Open the index and put it right."""
         try:
             self._open_index()
-        except Busy:
-            raise  # it is whole; another process is writing
+        except (Busy, OutOfSpace):
+            raise  # it is whole; another process is writing, or there is no room to
         except (StoreError, *INDEX_ERRORS) as error:
+            if is_full(error):
+                raise
             self._rebuild(error)
 
     def _rebuild(self, error: Exception) -> None:
@@ -83,7 +111,7 @@ class Ground:
         self.index = Index(self.directory, self._busy_seconds)
 
     def _open_index(self) -> None:
-        self.index = Index(self.directory, self._busy_seconds)
+        self.index = self._index()
         try:
             self._reconcile(self.index)
         except BaseException:

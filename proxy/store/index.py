@@ -22,8 +22,9 @@ import diskcache
 import msgspec
 from msgspec.structs import replace
 
-from ..errors import StoreError
+from ..errors import OutOfSpace, StoreError
 from ..rules.entry import Entry
+from .files import FULL, MAKE_ROOM
 
 
 class IndexDisk(diskcache.Disk):  # type: ignore[misc]
@@ -54,6 +55,13 @@ Busy: type[Exception] = diskcache.Timeout
 """Another process has kept the database locked for too long."""
 INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
 """What an Index raises: trouble with the database, a damaged row, Busy."""
+
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there was no space for the database: it is none the worse for that."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in FULL
+
 
 BUSY_SECONDS = 10.0
 """How long a write waits for another process that keeps the index; then it raises Busy."""
@@ -130,7 +138,7 @@ def stored_urls(root: Path, prefix: str) -> list[str]:
 
 
 class Index:
-    """Raises StoreError where the database cannot be opened, and INDEX_ERRORS later."""
+    """Raises StoreError where the database cannot be opened, OutOfSpace for want of room, and INDEX_ERRORS later."""
 
     def __init__(self, directory: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         try:
@@ -149,6 +157,8 @@ class Index:
             )
             self._rows._sql_retry(BY_TAG)
         except (sqlite3.Error, OSError) as error:
+            if is_full(error):
+                raise OutOfSpace(f"the index {directory} cannot be opened: {error}. {MAKE_ROOM}") from error
             raise StoreError(f"the index {directory} cannot be opened: {error}") from error
         self._files = [f"{directory}/{diskcache.core.DBNAME}{suffix}" for suffix in ("", "-wal", "-shm")]
         # It is opened and closed with the other one: connections of a process share what SQLite has open of a database,

@@ -27,7 +27,6 @@ from ..rules.eviction import Eviction, Space, choose, total
 from .files import MAKE_ROOM
 from .locks import Lock
 from .partial import Partial
-from .partials import is_unfinished
 from .small import Room
 from .store import Store
 
@@ -227,11 +226,6 @@ class Janitor:
             if eviction.shortfall:
                 raise self._out_of_space(what, wanted, kept, space, eviction)
 
-    @property
-    def reserved(self) -> int:
-        """Bytes that the fills of this process have reserved."""
-        return sum(each.total for each in self._reservations.values()) + self._small
-
     # -- room ---------------------------------------------------------------------------------------------------------
 
     async def _reserve(self, partial: Partial, url: str, length: int | None) -> None:
@@ -301,9 +295,7 @@ class Janitor:
         for each in gone:
             log(events, INFO, "evicted", url=each.url, bytes=each.size)
             self._on_evicted(each.size)
-        if self._counted:
-            blobs = total(each for each in gone if not is_unfinished(each))
-            self._counted = self._counted[0] - blobs, self._counted[1]
+        self._committed = self._store.blobs.committed_bytes()  # lower, which is no reason to count everything again
         return total(gone)
 
     async def _choose(self, wanted: int, keep: Collection[str] = ()) -> tuple[int, Eviction]:
@@ -330,10 +322,10 @@ class Janitor:
         return space
 
     async def space(self) -> Space:
-        """How full it is, at most: what other processes have removed since the last count still counts."""
+        """How full it is, at most: what a new generation has replaced since the last count still counts."""
         committed, before = self._store.blobs.committed_bytes(), self._committed
         self._committed = committed
-        if self._counted is None or committed < before:  # somebody has removed the count, and it begins anew
+        if self._counted is None or committed < before:  # others have removed bodies, or the count, which begins anew
             await self._count()
         assert self._counted
         blobs = self._counted[0] + self._store.blobs.committed_bytes() - self._counted[1]
@@ -341,17 +333,17 @@ class Janitor:
         own = list(self._reservations.values())
         total_own, unwritten_own = sum(each.total for each in own), sum(each.unwritten for each in own)
         written, unwritten = await self._store.growing(each.path for each in own)
-        growing = written + unwritten + total_own + self._small
-        unwritten += unwritten_own + self._small
+        stored = blobs + written + total_own - unwritten_own
+        reserved = unwritten + unwritten_own + self._small
         size, free = await self._store.disk()
         min_free = min(self.limits.min_free, size // SHARE)
-        return Space(blobs + growing, self.limits.max_size, free - unwritten, min_free)
+        return Space(stored, reserved, self.limits.max_size, free - reserved, min_free)
 
     def _out_of_space(self, url: str, wanted: int, kept: int, space: Space, eviction: Eviction) -> OutOfSpace:
         """`kept`: bytes that may not go."""
         if space.max_size and wanted > space.max_size:
             why = f"cache.max_size is {size_text(space.max_size)}: raise it to have it stored"
-        elif space.max_size and space.stored + wanted - space.max_size > eviction.freed:
+        elif space.max_size and space.stored + space.reserved + wanted - space.max_size > eviction.freed:
             why = (
                 f"cache.max_size is {size_text(space.max_size)}, and {size_text(kept)} are pinned or in use. "
                 f"{MAKE_ROOM}, or raise cache.max_size"

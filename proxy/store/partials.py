@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ..errors import StoreError
 from ..rules.eviction import Candidate
@@ -98,11 +99,13 @@ class Partials:
             return True
 
     def records(self) -> list[PartialRecord]:
-        """Every body that was begun and saved, and is not finished."""
+        """Every body that was begun and saved, and is not finished, with what has come of it by now."""
         found = []
         for path in self.directory.glob("*.json"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found.append(msgspec.json.decode(path.read_bytes(), type=PartialRecord))
+            with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):
+                record = msgspec.json.decode(path.read_bytes(), type=PartialRecord)
+                extents = Extents.from_pairs([*record.extents, *live_page(path.with_suffix(".state"))[1]])
+                found.append(replace(record, extents=list(extents)))
         return found
 
     def candidates(self) -> list[Candidate]:

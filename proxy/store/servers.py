@@ -7,8 +7,9 @@ which of them answers.
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from .files import publishing
 from .locks import Lock, is_locked
@@ -21,6 +22,10 @@ class ServerRecord:
     """HOST:PORT or unix:PATH, for everybody. Empty: another server has taken over, and this one ends its answers."""
     own: str
     """An address in the same form, at which only this server answers."""
+    config: str = ""
+    """The file it reads. Empty: one of an earlier version does not say."""
+    added: dict[str, Any] = field(default_factory=dict)
+    """The hosts and mirrors that its command line adds to that, in the shape of the file."""
 
 
 class Announcement:
@@ -39,7 +44,7 @@ class Announcement:
 
     def leave(self, own: str) -> None:
         """Announce that clients are another server's now, and that this one still answers at `own`."""
-        self._record = ServerRecord(self._record.pid, (), own)
+        self._record = replace(self._record, listen=(), own=own)
         self._publish()
 
     def _publish(self) -> None:
@@ -65,7 +70,7 @@ def running(cache_dir: Path) -> list[ServerRecord]:
         with contextlib.suppress(OSError, ValueError, TypeError):
             if is_locked(path):
                 record = json.loads(path.read_bytes())
-                found.append(ServerRecord(record["pid"], tuple(record["listen"]), record["own"]))
+                found.append(ServerRecord(**{**record, "listen": tuple(record["listen"])}))
             else:
                 path.unlink(missing_ok=True)
     return sorted(found, key=lambda server: not server.listen)

@@ -8,7 +8,7 @@ on beside it (small.py). Hot entries are at hand without it (hot.py).
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
@@ -96,9 +96,8 @@ class Store:
         self._ring.sweep()
 
     @contextlib.asynccontextmanager
-    async def announced(self, listen: Sequence[str], own: str) -> AsyncIterator[None]:
+    async def announced(self, record: ServerRecord) -> AsyncIterator[None]:
         """Announce that this process serves the directory, for as long as the block runs (servers.py)."""
-        record = ServerRecord(os.getpid(), tuple(listen), own)
         self._announcement = announcement = await self._do_now(Announcement, self.root, record)
         try:
             yield
@@ -319,7 +318,7 @@ class Store:
         return await self._do(self.partials.forget, key)
 
     async def unfinished(self) -> list[PartialRecord]:
-        """Every body that was begun and saved, and is not finished."""
+        """Every body that was begun and saved, and is not finished, with what has come of it by now."""
         return await self._do(self.partials.records)
 
     # -- locks --------------------------------------------------------------------------------------------------------

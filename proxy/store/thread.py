@@ -1,7 +1,6 @@
 """The store's one thread: what it is given it does in order, and it puts right what somebody removed."""
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
@@ -9,7 +8,7 @@ from typing import TypeVar, TypeVarTuple
 from ..errors import OutOfSpace, StoreError
 from .files import MAKE_ROOM, store_error
 from .ground import Ground
-from .index import INDEX_ERRORS, Busy
+from .index import INDEX_ERRORS, Busy, is_full
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -44,7 +43,7 @@ class StoreThread:
         except Busy as error:
             raise StoreError(f"another process has kept the index of {self._ground.root} locked. try again") from error
         except INDEX_ERRORS as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            if is_full(error):
                 raise OutOfSpace(
                     f"the index of {self._ground.root} cannot grow: the disk is full. {MAKE_ROOM}"
                 ) from error

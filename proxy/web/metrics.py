@@ -54,13 +54,13 @@ GAUGES = {
     "connections": ("connections", "Open connections of clients."),
     "fills_running": ("fills", "Transfers from upstream that run."),
     "fill_readers": ("readers", "Clients that read bodies which are still coming."),
-    "reserved_bytes": ("reserved_bytes", "Room held for running fills."),
     "bucket_waiting": ("bucket_waiting", "Bodies on their way into the bucket."),
     "bucket_absent": ("bucket_absent", "Processes that leave the bucket alone for a while, because it failed."),
     "loop_lag_seconds": ("loop_lag", "The most that the event loop was late in the last minute."),
 }
 STORE = {
-    "store_bytes": "Bytes in the cache directory, those reserved included.",
+    "store_bytes": "Bytes in the cache directory, what has come of unfinished bodies included.",
+    "reserved_bytes": "Bytes that running fills have still to bring, for which room is kept.",
     "store_max_bytes": "cache.max_size; 0: no limit.",
     "store_entries": "URLs stored whole.",
     "disk_free_bytes": "Free on the file system, less what is reserved.",
@@ -113,7 +113,7 @@ def _cumulated(histogram: Histogram) -> Iterator[tuple[str, float]]:
 
 
 def _stored(space: Space, entries: int) -> Iterator[Metric]:
-    for name, value in zip(STORE, (space.stored, space.max_size, entries, space.free), strict=True):
+    for name, value in zip(STORE, (space.stored, space.reserved, space.max_size, entries, space.free), strict=True):
         yield GaugeMetricFamily(f"fetchonce_{name}", STORE[name], value)
 
 

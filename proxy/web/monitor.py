@@ -30,8 +30,6 @@ class Gauges:
     """Running ones that fetch, and do not follow another process."""
     readers: int = 0
     """Clients attached to running fills."""
-    reserved_bytes: int = 0
-    """Room held for running fills."""
     bucket_waiting: int = 0
     """Bodies on their way into the bucket."""
     bucket_absent: int = 0
@@ -44,7 +42,6 @@ class Gauges:
         self.connections += other.connections
         self.fills += other.fills
         self.readers += other.readers
-        self.reserved_bytes += other.reserved_bytes
         self.bucket_waiting += other.bucket_waiting
         self.bucket_absent += other.bucket_absent
         self.loop_lag = max(self.loop_lag, other.loop_lag)
@@ -110,7 +107,6 @@ class Monitor:
             connections=self._server.connections if self._server else 0,
             fills=sum(not fill.is_following for fill in fills),
             readers=sum(fill.readers for fill in fills),
-            reserved_bytes=self._gateway.janitor.reserved,
             bucket_waiting=self._gateway.flights.tier.behind.waiting,
             bucket_absent=int(self._gateway.flights.tier.is_absent),
             loop_lag=max(self._lags),

@@ -27,8 +27,8 @@ async def whole_status(gateway: Gateway) -> dict[str, Any]:
     parts = await asyncio.gather(*(_ask(server, token) for server in servers if server.pid != os.getpid()))
     whole = merged([status(gateway), *filter(None, parts)])
     listen = {server.pid: list(server.listen) for server in servers}
-    space = await gateway.janitor.space()
-    whole["space"] = {"stored": space.stored, "max_size": space.max_size, "free": space.free}
+    space = dataclasses.asdict(await gateway.janitor.space())
+    whole["space"] = {name: space[name] for name in ("stored", "reserved", "max_size", "free")}
     whole["workers"] = [{**worker, "listen": listen.get(worker["pid"], [])} for worker in whole["workers"]]
     return whole
 

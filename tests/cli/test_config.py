@@ -199,3 +199,15 @@ def test_a_token_file_holds_the_token_and_is_read_again(cli, tmp_path):
         token.write_text(text)
         assert load(str(cli.config)).access.token == text.strip()
     assert "other" not in cli("config", "show").out
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [
+        ("127.0.0.1", "expected HOST:PORT such as 127.0.0.1:8642"),
+        ("0.0.0.0:8642", "is reachable from the network, and nobody there may ask"),
+    ],
+)
+def test_config_check_refuses_an_address_that_serve_would_refuse(cli, listen, said):
+    cli.config.write_text(f'listen = ["unix:/run/x.sock", "{listen}"]\n')
+    assert said in cli("config", "check", code=2).err

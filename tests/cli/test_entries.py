@@ -5,6 +5,7 @@ import re
 import time
 
 from tests.cli.commands import BIG, BODY, FRESH
+from tests.harness import until
 
 # -- url ---------------------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,16 @@ async def test_ls_lists_what_is_whole_and_what_was_begun(origin, cli, server):
         ["complete", origin.url("/noble.img")],
     ]
     assert rows[1].split()[:2] == ["1.0", "MB"]
+
+
+async def test_ls_tells_what_has_come_of_a_body_that_comes_and_after_a_kill(origin, cli, server):
+    origin.body("/big.img", BIG).stall_at(20_000_000)
+    reader = await server.stream("/u/big.img")
+    await server.wait_begun()
+    await until(lambda: cli.ls()[origin.url("/big.img")]["size"] == 20_000_000)
+    server.kill()
+    assert cli.ls()[origin.url("/big.img")]["size"] == 20_000_000
+    reader.close()
 
 
 def test_ls_takes_a_part_of_the_url_or_a_glob_over_it(origin, cli):
@@ -215,3 +226,20 @@ async def test_what_ls_prints_can_be_shown_and_removed_though_only_the_server_kn
     assert cli("show", "--json", url).json()["url"] == url
     cli("rm", url)
     assert not cli.ls()
+
+
+async def test_commands_know_what_the_server_on_the_directory_was_given(origin, cli, proxy_factory):
+    cli.config.write_text("shipped_mirrors = false\n")
+    origin.body("/a.img", BODY)
+    own = f'shipped_mirrors = false\n[[mirror]]\nname = "own"\nupstreams = ["{origin.url("/own/")}"]\n'
+    proxy = proxy_factory("--allow", "allowed.example", cache_dir=cli.cache_dir, config_text=own)  # and with --mirror u
+    assert cli("url", "https://allowed.example/x").out == f"{proxy.url('/allowed.example/x')}\n"
+    cli("prefetch", "--pin", "/u/a.img")
+    assert "unpinned" in cli("unpin", proxy.url("/u/a.img")).out
+    assert "removed" in cli("rm", "/u/a.img").out
+    assert 'no mirror is called "own"' in cli("url", "/own/x", code=1).err  # a file that it names itself comes first
+    assert cli("url", "/own/x", env={"FETCHONCE_CONFIG": ""}).out.endswith("/own/x\n")
+    proxy.config.unlink()
+    assert cli("ls", env={"FETCHONCE_CONFIG": ""}).out == ""
+    proxy.terminate()
+    assert "--allow allowed.example" in cli("url", "https://allowed.example/x", code=1).err

@@ -20,6 +20,9 @@ async def test_status_tells_of_fills_and_totals(origin, cli, server):
     shown = cli("status").out
     assert re.search(rf"server on 127\.0\.0\.1:{server.client.port}, up \d+s\n", shown)
     assert origin.url("/noble.img") in shown
+    assert "no request has ended yet" in shown
+    stored = r"^40\d\.\d kB stored of at most 50\.0 GB, 59\d\.\d kB to come, .* free on disk$"
+    assert re.search(stored, shown, re.MULTILINE)
     assert re.search(r"streaming: 400\.0 kB of 1\.0 MB \(40%\), .*/s, .* left, 1 reader$", shown, re.MULTILINE)
 
     told = cli("status", "--json").json()
@@ -42,6 +45,18 @@ async def test_status_tells_of_fills_and_totals(origin, cli, server):
     assert told["totals"]["fetched_bytes"] == 400_000
     origin.release()
     await client.rest()
+
+
+async def test_status_tells_what_went_wrong_and_what_is_removed_no_longer_counts(origin, cli, server):
+    origin.body("/noble.img", BODY).headers(cache_control=FRESH)
+    await server.get("/u/noble.img")
+    await server.wait_log("fill.complete")
+    assert "1.0 MB stored of at most 50.0 GB, " in cli("status").out
+    cli("rm", "/u/noble.img")  # by another process
+    await server.get("/u/none.img")
+    said = cli("status").out
+    assert "\n0 bytes stored of at most 50.0 GB, " in said
+    assert re.search(rf"^failed \d+s ago: {origin.url('/none.img')} answered 404", said, re.MULTILINE)
 
 
 async def test_status_is_of_all_servers_on_the_directory_and_of_no_dead_one(origin, cli, server, proxy_factory):

@@ -66,7 +66,8 @@ finally:
 
 def test_wrong_usage_is_exit_2(cli):
     wrong = {
-        "No such command 'sreve'": ["sreve"],
+        "No such command 'sreve'. Did you mean serve?": ["sreve"],
+        "No such command 'fly'.": ["fly"],
         "No such option '--bogus'": ["--bogus"],
         "Missing argument 'URL...'": ["rm"],
         "0 is not in the range": ["prefetch", "-j", "0", "/u/a"],

@@ -54,13 +54,14 @@ def test_choose(candidates, wanted, expected, freed, still):
 @pytest.mark.parametrize(
     ("space", "wanted", "shortfall"),
     [
-        pytest.param(Space(stored=90, max_size=100, free=1000, min_free=0), 10, 0, id="just fits"),
-        pytest.param(Space(stored=90, max_size=100, free=1000, min_free=0), 11, 1, id="one too many"),
-        pytest.param(Space(stored=90, max_size=0, free=1000, min_free=0), 1000, 0, id="no limit"),
-        pytest.param(Space(stored=0, max_size=0, free=100, min_free=60), 41, 1, id="min_free"),
-        pytest.param(Space(stored=0, max_size=100, free=-5, min_free=0), 0, 5, id="promised more than is free"),
-        pytest.param(Space(stored=110, max_size=100, free=100, min_free=130), 0, 30, id="the larger lack counts"),
-        pytest.param(Space(stored=200, max_size=100, free=100, min_free=0), 0, 100, id="a limit that was lowered"),
+        pytest.param(Space(stored=90, reserved=0, max_size=100, free=1000, min_free=0), 10, 0, id="just fits"),
+        pytest.param(Space(stored=90, reserved=0, max_size=100, free=1000, min_free=0), 11, 1, id="one too many"),
+        pytest.param(Space(stored=40, reserved=50, max_size=100, free=1000, min_free=0), 11, 1, id="what is coming"),
+        pytest.param(Space(stored=90, reserved=0, max_size=0, free=1000, min_free=0), 1000, 0, id="no limit"),
+        pytest.param(Space(stored=0, reserved=0, max_size=0, free=100, min_free=60), 41, 1, id="min_free"),
+        pytest.param(Space(stored=0, reserved=0, max_size=100, free=-5, min_free=0), 0, 5, id="too much promised"),
+        pytest.param(Space(stored=110, reserved=0, max_size=100, free=100, min_free=130), 0, 30, id="the larger lack"),
+        pytest.param(Space(stored=200, reserved=0, max_size=100, free=100, min_free=0), 0, 100, id="a lowered limit"),
     ],
 )
 def test_shortfall(space, wanted, shortfall):

@@ -358,6 +358,8 @@ async def test_a_body_larger_than_the_cache_is_passed_on_and_the_log_says_what_t
     assert passed.body == b"x" * 300_000
     assert passed.headers["cache-status"] == "fetchonce; fwd=uri-miss; stored=?0; detail=no-space"
     message = await proxy.wait_log("fill.not_kept")
+    (shown,) = {each["message"] for each in (await proxy.status())["failures"]}
+    assert shown.startswith(f"passed on without being stored: no space for {origin.url('/')}")
     assert origin.url("/large") in message
     assert "it needs 300.0 KB" in message
     assert "cache.max_size is 250.0 KB" in message

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from proxy.store.servers import running
+from proxy.store.servers import ServerRecord, running
 from proxy.store.store import Store
 from tests.harness import until
 from tests.origin import pattern_bytes, pattern_sha256
@@ -179,7 +179,7 @@ async def test_the_limit_holds_when_the_count_is_gone(origin, proxy_factory):
 async def test_a_server_is_announced_again(tmp_path):
     store = Store(tmp_path / "cache")
     await store.start()
-    async with store.announced(["127.0.0.1:1"], "127.0.0.1:2"):
+    async with store.announced(ServerRecord(os.getpid(), ("127.0.0.1:1",), "127.0.0.1:2")):
         (found,) = running(store.root)
         empty(store.root)
         assert not running(store.root)

@@ -188,6 +188,25 @@ async def test_it_starts_and_stops_on_a_full_disk(origin, proxy, small_disk):
     assert (await proxy.get("/u/image")).headers["cache-status"] == "fetchonce; hit"
 
 
+@pytest.mark.parametrize("is_served", [True, False])
+async def test_commands_see_and_remove_what_is_stored_on_a_full_disk(origin, proxy, small_disk, is_served):
+    """They take an index that cannot grow for no broken one: a server would lose it with them."""
+    for name in ("image", "kept"):
+        origin.body(f"/{name}", os.urandom(2 * MB)).headers(cache_control=FRESH)
+        await proxy.get(f"/u/{name}")
+    await until(stored(proxy, 2))
+    if not is_served:
+        proxy.terminate()
+    leave_free(small_disk, 0)
+    assert origin.url("/image") in proxy.run("ls").stdout
+    if is_served:
+        assert (await proxy.get("/u/image")).headers["cache-status"] == "fetchonce; hit"
+    assert "removed" in proxy.run("rm", origin.url("/image")).stdout
+    assert is_served or free_bytes(small_disk) >= 2 * MB
+    assert [each["url"] for each in proxy.entries()] == [origin.url("/kept")]
+    assert not proxy.files("index.broken*")
+
+
 async def test_a_write_is_tried_once_more_and_only_once(small_disk):
     partial = Partial(small_disk, "key", "g1")
     leave_free(small_disk, 4096)

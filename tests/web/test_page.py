@@ -48,6 +48,9 @@ async def test_a_fill_grows_on_the_page_and_moves_to_what_is_stored(origin, prox
         await expect(page.locator("#fills progress")).to_have_js_property("value", SIZE // 2)
         await expect(page.locator("#fills")).to_contain_text("2.0 MB of 4.0 MB (50 %)")
         await expect(page.locator("#fills")).to_contain_text("1 reader")
+        await expect(page.locator("#stored-bytes")).to_have_text("2.0 MB")
+        await expect(page.locator("#disk-more")).to_have_text("of 50.0 GB, 2.0 MB to come")
+        await expect(page.locator("#none")).to_have_text("Nothing is stored whole yet.")
         assert "M" in await page.locator("#fills svg path").get_attribute("d")
         origin.release()
         assert await stream.rest() == pattern_bytes(SIZE, 1)
@@ -55,6 +58,8 @@ async def test_a_fill_grows_on_the_page_and_moves_to_what_is_stored(origin, prox
         await expect(row(page, "noble.img")).to_contain_text("4.0 MB")
         await expect(page.locator("#news")).to_have_text("noble.img is in")
         await expect(page.locator("#first")).to_be_hidden()
+        await expect(page.locator("#stored-bytes")).to_have_text("4.0 MB")
+        await expect(page.locator("#disk-more")).to_have_text("of 50.0 GB")
         await expect(page.locator("#saved-more")).to_have_text("4.0 MB given out, 4.0 MB fetched")
 
 

@@ -62,6 +62,7 @@ function showFills(list, failures) {
     updateFill(fills.get(fill.key), fill);
   }
   $("no-fills").hidden = list.length > 0;
+  $("none").textContent = list.length ? "Nothing is stored whole yet." : "Nothing is stored yet.";
   $("running-title").textContent = list.length ? `Coming in (${list.length})` : "Coming in";
   if (isOneOver) loadSoon();
 }
@@ -121,11 +122,11 @@ function showTotals(status) {
   $("saved-more").textContent = `${size(sent)} given out, ${size(fetched)} fetched`;
   $("hits").textContent = all ? `${Math.round((100 * hits) / all)} %` : "–";
   $("hits-more").textContent = `${plural(all, "request")}, ${plural(count("ERROR"), "error")}`;
-  const { stored, max_size: most, free } = status.space;
+  const { stored, reserved, max_size: most, free } = status.space;
   $("stored-bytes").textContent = size(stored);
   $("disk").max = most || stored + free || 1;
   $("disk").value = stored;
-  $("disk-more").textContent = most ? `of at most ${size(most)}` : `${size(free)} free`;
+  $("disk-more").textContent = `${most ? `of ${size(most)}` : `${size(free)} free`}${reserved ? `, ${size(reserved)} to come` : ""}`;
   const worker = status.workers[0];
   const how = [location.host, status.workers.length > 1 && `${status.workers.length} processes`, worker.offline && "offline: upstream is never asked", fleet(status), status.s3 && bucket(status.s3)];
   $("server").textContent = how.filter(Boolean).join(" · ");
@@ -316,7 +317,7 @@ async function loadTools() {
 }
 
 for (const element of document.querySelectorAll(".here")) element.textContent = here;
-const example = `curl -O ${here}cloud-images.ubuntu.com/releases/noble/release/ubuntu-24.04-server-cloudimg-amd64.img`;
+const example = `curl -fLO ${here}cloud-images.ubuntu.com/releases/noble/release/ubuntu-24.04-server-cloudimg-amd64.img`;
 $("first-line").textContent = example;
 $("first-line").nextElementSibling.addEventListener("click", (event) => copy(example, event.currentTarget));
 listen();
