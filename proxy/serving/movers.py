@@ -62,6 +62,7 @@ class Job:
     an OSError, if none was sent."""
     sent: int = 0
     is_dropped: bool = False
+    is_mapping: bool = False
 
     @property
     def at(self) -> int:
@@ -135,8 +136,6 @@ class Mover:
         """Their sockets are full."""
         self._starved: dict[Job, float] = {}
         """Their files must grow, and until when they wait for it; in the order of that."""
-        self._may_map = False
-        """Something may be mapped of which we have to let go."""
 
     # -- in the loop's thread -----------------------------------------------------------------------------------------
 
@@ -176,8 +175,8 @@ class Mover:
     def _run(self) -> None:
         while not self._is_closing:
             events = self._selector.select(self._seconds())
-            if not events and self._may_map:
-                self._may_map = self._windows.forget_unused()
+            if not (events or self._ready):
+                self._windows.forget_unused()
             for key, _ in events:
                 if key.data is None:
                     os.read(self._wakes, 1)
@@ -196,7 +195,6 @@ class Mover:
             self._end(job)
         self._selector.close()
         os.close(self._wakes)
-        self._windows.clear()
 
     def _take(self) -> None:
         while self._new:
@@ -215,9 +213,8 @@ class Mover:
         """How long to wait for an event: not at all if a job is ready, else while the first of the starved may."""
         if self._ready:
             return 0
-        now = time.monotonic()
-        idle = UNUSED_SECONDS if self._may_map else None
-        return next((max(0.0, until - now) for until in self._starved.values()), idle)
+        idle = UNUSED_SECONDS if self._windows.are_mapped else None
+        return next((max(0.0, until - time.monotonic()) for until in self._starved.values()), idle)
 
     def _lose_patience(self) -> None:
         while self._starved:
@@ -253,7 +250,9 @@ class Mover:
 
     def _send(self, job: Job, count: int) -> int:
         if job.is_near:
-            self._may_map = True
+            if not job.is_mapping:
+                job.is_mapping = True
+                self._windows.begin()
             try:
                 return self._windows.write(job.out, job.piece.fd, job.at, count)
             except BlockingIOError:
@@ -278,6 +277,7 @@ class Mover:
     def _end(self, job: Job, error: OSError | None = None) -> None:
         os.close(job.out)
         os.close(job.piece.fd)
-        self._may_map = self._may_map and self._windows.forget_unused()
+        if job.is_mapping:
+            self._windows.end()
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(job.finish, error)

@@ -43,6 +43,21 @@ class Windows:
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, int, int], Window] = {}
         """By device, inode and number in the file; the last one used is the last."""
+        self._jobs = 0
+
+    @property
+    def are_mapped(self) -> bool:
+        return bool(self._kept)
+
+    def begin(self) -> None:
+        """Somebody will write, until end() is called."""
+        with self._lock:
+            self._jobs += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._jobs -= 1
+            self._forget_unused(UNUSED_SECONDS if self._jobs else 0.0)
 
     def write(self, out: int, file: int, offset: int, count: int) -> int:
         """Write `count` bytes of the file to a socket, all of one window; returns how many the socket took.
@@ -82,22 +97,15 @@ class Windows:
             self._forget_first()
         return window
 
-    def forget_unused(self) -> bool:
-        """Let go of what nobody has used lately: a removed file takes room on the disk as long as it is mapped.
-
-        Returns whether anything is still mapped.
-        """
+    def forget_unused(self) -> None:
+        """Let go of what nobody has used lately: a removed file takes room on the disk as long as it is mapped."""
         with self._lock:
-            before = time.monotonic() - UNUSED_SECONDS
-            while self._kept and next(iter(self._kept.values())).used_at <= before:
-                self._forget_first()
-            return bool(self._kept)
+            self._forget_unused(UNUSED_SECONDS)
 
-    def clear(self) -> None:
-        """Let go of all files."""
-        with self._lock:
-            while self._kept:
-                self._forget_first()
+    def _forget_unused(self, seconds: float) -> None:
+        before = time.monotonic() - seconds
+        while self._kept and next(iter(self._kept.values())).used_at <= before:
+            self._forget_first()
 
     def _forget_first(self) -> None:
         _let_go(self._kept.pop(next(iter(self._kept))))

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ from proxy.errors import FileEnded
 from proxy.rules.pieces import Slice
 from proxy.serving.movers import STEP_BYTES, Movers
 from tests.harness import until
-from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, start, zerocopy
+from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, mapped, start, zerocopy
 
 
 @pytest.fixture(params=[True, False], ids=["near", "far"], autouse=True)
@@ -67,6 +68,18 @@ async def test_clients_that_do_not_read_hold_up_nobody_and_take_no_thread(movers
     assert not any(each.done.done() for each in jobs)
     assert await read(stalled[0][1], len(BODY)) == BODY  # one that reads on gets the rest
     assert await jobs[0].done == len(BODY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has near clients")
+async def test_clients_that_stand_still_keep_nothing_mapped(movers, pairs, file, tmp_path):
+    clients = [pairs() for _ in range(3)]
+    jobs = [put(movers, ours, file, 0, len(BODY)) for ours, _ in clients]
+    for _, theirs in clients:
+        await read(theirs, 1000)
+    await until(lambda: not mapped(tmp_path / "body"))
+    assert await read(clients[0][1], len(BODY) - 1000) == BODY[1000:]  # one goes on
+    assert await jobs[0].done == len(BODY)
+    await until(lambda: not mapped(tmp_path / "body"))
 
 
 async def test_a_dropped_job_ends_and_closes_its_descriptors(movers, pairs, file):

@@ -5,21 +5,17 @@ import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from proxy.serving.sendfile import is_near
 from proxy.serving.windows import KEPT, WINDOW_BYTES, Windows
 from tests.harness import until
+from tests.serving.site import mapped
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="used on Linux only")
 
 SIZE = 2 * WINDOW_BYTES + 5000
-
-
-def mapped(path):
-    return Path("/proc/self/maps").read_text().count(str(path))
 
 
 @pytest.fixture
@@ -38,6 +34,13 @@ def file(path):
 
 
 @pytest.fixture
+def windows():
+    windows = Windows()
+    windows.begin()
+    return windows
+
+
+@pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -46,15 +49,15 @@ def pair():
 
 
 @pytest.mark.parametrize("offset", [0, 4097, WINDOW_BYTES - 10, WINDOW_BYTES, SIZE - 10])
-def test_the_bytes_asked_for_are_written(file, path, pair, offset):
-    windows, (ours, theirs) = Windows(), pair
+def test_the_bytes_asked_for_are_written(windows, file, path, pair, offset):
+    ours, theirs = pair
     assert windows.write(ours.fileno(), file, offset, 10) == 10
     assert theirs.recv(100) == path.read_bytes()[offset : offset + 10]
-    windows.clear()
+    windows.end()
 
 
-def test_a_full_socket_takes_a_part_and_then_says_so(file, path, pair):
-    windows, (ours, theirs) = Windows(), pair
+def test_a_full_socket_takes_a_part_and_then_says_so(windows, file, path, pair):
+    ours, theirs = pair
     sent = windows.write(ours.fileno(), file, 0, WINDOW_BYTES)
     assert 0 < sent < WINDOW_BYTES
     with pytest.raises(BlockingIOError):
@@ -62,31 +65,38 @@ def test_a_full_socket_takes_a_part_and_then_says_so(file, path, pair):
     ours.close()
     with theirs.makefile("rb") as body:
         assert body.read() == path.read_bytes()[:sent]
-    windows.clear()
+    windows.end()
 
 
-def test_a_few_windows_are_kept_and_none_after_that(file, path, pair):
-    windows, (ours, _) = Windows(), pair
+def test_a_few_windows_are_kept_and_none_after_that(windows, file, path, pair):
+    ours, _ = pair
     os.truncate(file, (KEPT + 1) * WINDOW_BYTES)
     for _ in range(3):
         for number in range(KEPT + 1):
             windows.write(ours.fileno(), file, number * WINDOW_BYTES, 10)
     assert mapped(path) == KEPT
-    assert windows.forget_unused()  # all of them have just been used
+    windows.begin()  # another job
+    windows.end()
     assert mapped(path) == KEPT
-    windows.clear()
+    windows.end()
     assert mapped(path) == 0
 
 
-async def test_what_nobody_uses_is_let_go(file, path, pair):
-    windows, (ours, _) = Windows(), pair
+async def test_what_nobody_uses_is_let_go(windows, file, path, pair):
+    ours, _ = pair
     windows.write(ours.fileno(), file, 0, 10)
-    await until(lambda: not windows.forget_unused())
-    assert mapped(path) == 0
+    assert windows.are_mapped
+
+    def is_let_go():
+        windows.forget_unused()
+        return mapped(path) == 0
+
+    await until(is_let_go)
+    assert not windows.are_mapped
 
 
-def test_a_window_in_use_stays_mapped_until_its_last_writer_is_done(file, path, pair):
-    windows, (ours, theirs) = Windows(), pair
+def test_a_window_in_use_stays_mapped_until_its_last_writer_is_done(windows, file, path, pair):
+    ours, theirs = pair
     os.truncate(file, (KEPT + 1) * WINDOW_BYTES)
     ours.setblocking(True)
     with ThreadPoolExecutor(1) as thread, open(os.devnull, "wb") as elsewhere:
@@ -94,7 +104,7 @@ def test_a_window_in_use_stays_mapped_until_its_last_writer_is_done(file, path, 
         data = bytearray(theirs.recv(1))
         for number in range(1, KEPT + 1):
             windows.write(elsewhere.fileno(), file, number * WINDOW_BYTES, 10)
-        windows.clear()
+        windows.end()
         assert mapped(path) == 1
         while len(data) < WINDOW_BYTES:
             data += theirs.recv(WINDOW_BYTES)
@@ -103,25 +113,25 @@ def test_a_window_in_use_stays_mapped_until_its_last_writer_is_done(file, path, 
     assert data == path.read_bytes()[:WINDOW_BYTES]
 
 
-def test_a_file_that_has_grown_is_mapped_anew(file, path, pair):
-    windows, (ours, theirs) = Windows(), pair
+def test_a_file_that_has_grown_is_mapped_anew(windows, file, path, pair):
+    ours, theirs = pair
     windows.write(ours.fileno(), file, SIZE - 10, 10)
     with pytest.raises(OSError, match="ends before"):
         windows.write(ours.fileno(), file, 3 * WINDOW_BYTES, 10)
     os.pwrite(file, b"more bytes", SIZE)
     windows.write(ours.fileno(), file, SIZE - 10, 20)
     assert theirs.recv(100) == path.read_bytes()[SIZE - 10 : SIZE] + path.read_bytes()[SIZE - 10 :]
-    windows.clear()
+    windows.end()
 
 
-def test_a_file_that_was_cut_is_an_error_and_kills_nobody(file, pair):
-    windows, (ours, _) = Windows(), pair
+def test_a_file_that_was_cut_is_an_error_and_kills_nobody(windows, file, pair):
+    ours, _ = pair
     windows.write(ours.fileno(), file, WINDOW_BYTES, 10)
     os.truncate(file, 0)
     with pytest.raises(OSError, match="Bad address") as caught:
         windows.write(ours.fileno(), file, WINDOW_BYTES + 8192, 10)
     assert caught.value.errno == errno.EFAULT
-    windows.clear()
+    windows.end()
 
 
 def test_a_client_on_this_machine_is_near(pair):
