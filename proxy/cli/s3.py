@@ -41,7 +41,7 @@ def check(settings: Settings, as_json: bool) -> None:
     """
     if not settings.file.s3.url:
         raise ConfigError(f"{settings.sources[0]}: there is no bucket: s3.url is empty")
-    steps = asyncio.run(_check(Bucket(settings.file.s3, settings.file.upstream.ca_bundle)))
+    steps = asyncio.run(_check(Bucket(settings.file.s3, settings.file.upstream)))
     is_fine = all(step.error is None for step in steps if step.is_needed)
     url, rule = settings.file.s3.url, lifecycle(settings.file.s3.url)
     if as_json:
@@ -62,7 +62,7 @@ async def _check(bucket: Bucket) -> list[Step]:
             raise BucketError("an object that was there was overwritten: the store takes If-None-Match for nothing")
 
     async def read() -> None:
-        if await bucket.read(path, len(data)) != data:
+        if not (found := await bucket.read(path, len(data))) or found[1] != data:
             raise BucketError("it gave something else than was written")
 
     async def read_part() -> None:

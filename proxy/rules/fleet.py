@@ -26,6 +26,7 @@ _BASE = re.compile(r"(https?)://([^/?#\s@]+)/?")
 _BUCKET = re.compile(r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?")
 _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")
 _CONFIRMED = re.compile(r"; confirmed=(\d{1,9})\b")
+_OPEN = re.compile(r"; open\b")
 _LEFT = re.compile(r"; ttl=(\d{1,9})\b")
 
 
@@ -137,6 +138,11 @@ def confirmed_ago(headers: Headers) -> int:
     """Seconds since upstream told the server of ours that gave the answer what it is."""
     found = _CONFIRMED.search(_said(headers))
     return int(found[1]) if found else 0
+
+
+def is_open(headers: Headers) -> bool:
+    """Whether no login was needed for what a server of ours gave, of a client or its own. One that is old says nothing."""
+    return _OPEN.search(_said(headers)) is not None
 
 
 def without_status(headers: Headers) -> Headers:

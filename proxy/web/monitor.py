@@ -34,6 +34,8 @@ class Gauges:
     """Room held for running fills."""
     bucket_waiting: int = 0
     """Bodies on their way into the bucket."""
+    bucket_aside: int = 0
+    """Bodies that it does not take, or that are damaged here."""
     bucket_absent: int = 0
     """Processes that leave the bucket alone for a while."""
     loop_lag: float = 0.0
@@ -46,6 +48,7 @@ class Gauges:
         self.readers += other.readers
         self.reserved_bytes += other.reserved_bytes
         self.bucket_waiting += other.bucket_waiting
+        self.bucket_aside += other.bucket_aside
         self.bucket_absent += other.bucket_absent
         self.loop_lag = max(self.loop_lag, other.loop_lag)
 
@@ -112,6 +115,7 @@ class Monitor:
             readers=sum(fill.readers for fill in fills),
             reserved_bytes=self._gateway.janitor.reserved,
             bucket_waiting=self._gateway.flights.tier.behind.waiting,
+            bucket_aside=self._gateway.flights.tier.behind.aside,
             bucket_absent=int(self._gateway.flights.tier.is_absent),
             loop_lag=max(self._lags),
         )
