@@ -2,8 +2,8 @@
 
 A queue holds the keys of what was stored last. It is short, and lost with the process: what is to be in the bucket and
 is not, the index tells (store/abroad.py). It is read through at the start, now and then, and when the queue was full.
-So a stop or a kill loses nothing, and a body that is there is never sent again. What the bucket will not take, though it
-takes other things, and what is damaged here, is put aside for a day: no upload is tried for ever.
+So a stop or a kill loses nothing, and a body that is there is never sent again. What is damaged here, or what the
+bucket will not take though it takes other things, is put aside for a day: no upload is tried for ever.
 """
 
 import asyncio
@@ -51,6 +51,10 @@ COPY_BYTES = 5 * 1024**3
 STOP_SECONDS = 3.0
 LOCK = "bucket"
 """Of several processes on a cache directory one reads the index."""
+
+
+class _Damaged(StoreError):
+    """A stored body is not the one that its name says."""
 
 
 class Behind:
@@ -178,33 +182,41 @@ class Behind:
             del self._waiting[key]
             self._under_way.add(key)
             try:
-                await self._share(key)
-                self._tries.pop(key, None)
-            except ProxyError as error:
-                await self._failed(key, error)
+                await self._try(key)
             except Exception as error:  # a bug: the next one may do better
                 _log_bug(error)
             finally:
                 self._under_way.discard(key)
                 self._wake()
 
-    async def _failed(self, key: str, error: ProxyError) -> None:
-        """Again, behind the others: one that always fails must not hold them up. What our disk has lost, later."""
+    async def _try(self, key: str) -> None:
+        try:
+            await self._share(key)
+            self._tries.pop(key, None)
+        except BucketError as error:
+            await self._failed(key, error)
+        except _Damaged as error:
+            self._put_aside(key, error)
+        except ProxyError as error:  # of our own disk; the index tells of it again
+            log(events, WARNING, "bucket.not_written", key=key[:12], error=error)
+
+    async def _failed(self, key: str, error: BucketError) -> None:
+        """Again, behind the others: one that always fails must not hold them up, and is put aside."""
         self._stats.bucket_uploads["failed",] += 1
         self._tries[key] += 1
-        is_ours = not isinstance(error, BucketError)
-        if self._tries[key] >= TRIES and (is_ours or await self._takes_others()):
-            del self._tries[key]
-            self._aside[key] = True
-            hint = "tried again in a day, and once the configuration is read again (SIGHUP)"
-            log(events, WARNING, "bucket.put_aside", key=key[:12], error=error, hint=hint)
-        elif is_ours:
-            log(events, WARNING, "bucket.not_written", key=key[:12], error=error)
-        else:
-            if len(self._waiting) < self._room:
-                self._waiting[key] = None
-            if self._circuit.failed(_now()):
-                log(events, WARNING, "bucket.not_written", error=error, hint="it waits, and goes on by itself")
+        if self._tries[key] >= TRIES and await self._takes_others():
+            self._put_aside(key, error)
+            return
+        if len(self._waiting) < self._room:
+            self._waiting[key] = None
+        if self._circuit.failed(_now()):
+            log(events, WARNING, "bucket.not_written", error=error, hint="it waits, and goes on by itself")
+
+    def _put_aside(self, key: str, error: ProxyError) -> None:
+        self._tries.pop(key, None)
+        self._aside[key] = True
+        hint = "tried again in a day, and once the configuration is read again (SIGHUP)"
+        log(events, WARNING, "bucket.put_aside", key=key[:12], error=error, hint=hint)
 
     async def _takes_others(self) -> bool:
         """Whether the bucket takes a small object now, so that the body it has refused is what is the matter."""
@@ -263,7 +275,7 @@ class Behind:
             """Called in order: with the last of it the body is the right one, or the upload is broken off."""
             data = await asyncio.to_thread(_read, found.fd, offset, count, digest)
             if len(data) != count or (offset + count == entry.size and digest.hexdigest() != entry.sha256):
-                raise StoreError(f"the stored body of {entry.url} is damaged: fetchonce verify --repair")
+                raise _Damaged(f"the stored body of {entry.url} is damaged: fetchonce verify --repair")
             self._stats.bucket_bytes["written",] += count
             return data
 

@@ -143,8 +143,8 @@ class Coordinator:
                 entry = refreshed(self._question.stale, head, self._context.clock() - ago)
                 # What a 304 says to credentials alone, of an answer that is for everybody, is not said to the others.
                 if not vary.login(self._question.fields) or is_storable(entry.head, self._question.fields):
-                    nominated = vary.without_login(entry.head.nominated)
-                    entry = await self._context.store.refresh(replace(entry, head=replace(entry.head, nominated=nominated)))
+                    kept = replace(entry.head, nominated=vary.without_login(entry.head.nominated))
+                    entry = await self._context.store.refresh(replace(entry, head=kept))
                 self._fill.to(Confirmed(entry))
                 log(events, INFO, "fill.unchanged", key=self._target.key[:12], url=url)
 

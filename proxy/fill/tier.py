@@ -23,6 +23,7 @@ from ..rules.entry import Entry, Head
 from ..rules.foreign import Unbelievable
 from ..rules.headers import http_date
 from ..rules.mirrors import Target
+from ..rules.pace import PATIENT_SECONDS, Pace
 from ..stats import Stats
 from ..store.store import Store
 from ..upstream.objects import Bucket, Download
@@ -45,7 +46,9 @@ class Tier:
         self._bucket: Bucket | None = None
         self._section, self._upstream = S3Section(), UpstreamSection()
         self._circuit, self._bodies = Circuit(FAILURES), Circuit(FAILURES)
-        """Of all questions; and of those for bodies: a bucket that says what it has, and does not give it, is no help."""
+        """Of questions for bodies the second: a bucket that says what it has, and does not give it, is no help."""
+        self._patient_until = 0.0
+        """By the loop's clock: when a slow bucket may be left for a mirror again."""
         self._absent: TTLCache[str, bool] = TTLCache(MAX_ABSENT, ABSENT_SECONDS, clock)
         """Keys, and digests of blobs, that were not there a moment ago."""
         self._wrong: TTLCache[str, bool] = TTLCache(MAX_ABSENT, 86400.0, clock)
@@ -130,13 +133,20 @@ class Tier:
         head = Head(headers, seen.size, digest.hex[:16])
         return Entry(target.key, target.url, target.mirror.name, head, digest.hex, stored_at=now, validated_at=now)
 
-    async def open(self, entry: Entry, start: int, stop: int) -> Download | None:
-        """The bytes from `start` to `stop` of its body, which are some; None if they cannot be had. Close it."""
-        bucket = self._bucket
+    def no_faster(self) -> None:
+        """A mirror has turned out to be no faster than the bucket, slow as it is: it is waited for."""
+        self._patient_until = _now() + PATIENT_SECONDS
+
+    async def open(self, entry: Entry, start: int, stop: int, pace: Pace | None) -> Download | None:
+        """The bytes from `start` to `stop` of its body, which are some; None if they cannot be had. Close it.
+
+        `pace`: it breaks off once that is slow, if mirrors may be faster.
+        """
+        bucket, pace = self._bucket, None if _now() < self._patient_until else pace
         if bucket is None:
             return None
         try:
-            opened = await self._ask(self._bodies, bucket.open(blob_path(entry.sha256), start, stop), OPENING)
+            opened = await self._ask(self._bodies, bucket.open(blob_path(entry.sha256), start, stop, pace), OPENING)
         except BucketError:
             return None
         if opened is None:

@@ -97,6 +97,8 @@ def check_stores(fleet: Fleet, redis: str, bucket: str, endpoint: str) -> None:
         raise ConfigError(f's3.url: "{bucket}": expected s3://BUCKET/PREFIX, or gs:// or az://')
     if endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", endpoint):
         raise ConfigError(f's3.endpoint: "{endpoint}": expected a URL')
+    if endpoint and bucket and not bucket.startswith("s3"):
+        raise ConfigError("s3.endpoint: is for s3:// alone")
 
 
 def path_of(target: Target) -> str:
@@ -141,7 +143,7 @@ def confirmed_ago(headers: Headers) -> int:
 
 
 def is_open(headers: Headers) -> bool:
-    """Whether no login was needed for what a server of ours gave, of a client or its own. One that is old says nothing."""
+    """Whether a server of ours needed no login for what it gave, of a client or its own. An old one does not say."""
     return _OPEN.search(_said(headers)) is not None
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..config import S3Section, UpstreamSection
 from ..errors import BucketError, ConfigError, UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers
+from ..rules.pace import FLOOR_RATE, Meter, Pace
 from ..version import VERSION
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Bucket:
         self.name = hashlib.sha256(f"{section.endpoint} {self._url}".encode()).hexdigest()[:12]
         """Another bucket has another name."""
         self._takes_conditions = True
+        self._came = 0
+        """Bytes, of all downloads."""
         try:
             self._store = _store(section, upstream or UpstreamSection())
         except Exception as error:  # obstore has a class for each, and ValueError
@@ -102,8 +105,11 @@ class Bucket:
             seen = _seen(result.meta)
             return seen, b"" if seen.size > limit else bytes(await result.bytes_async())
 
-    async def open(self, path: str, start: int, stop: int) -> "tuple[Seen, Download] | None":
-        """The bytes from `start` to `stop`, which are some; None if there is no such object. Close it."""
+    async def open(self, path: str, start: int, stop: int, pace: Pace | None = None) -> "tuple[Seen, Download] | None":
+        """The bytes from `start` to `stop`, which are some; None if there is no such object. Close it.
+
+        `pace`: it breaks off once that is slow.
+        """
         import obstore
 
         async with self._answering("GET", path):
@@ -118,13 +124,26 @@ class Bucket:
                 raise BucketError(f"{self.url(path)} was asked for bytes {start} to {stop}, and gave {result.range}")
             pieces = aiter(result.stream(PIECE_BYTES))
 
+        now = asyncio.get_running_loop().time
+        meter = Meter(now(), self._came)
+
         async def piece() -> bytes:
+            if pace and pace.is_slow:
+                raise UpstreamTimeout(f"{self.url(path)} came with less than {FLOOR_RATE / 1e6:g} MB/s")
+            began = now()
             try:
                 async with asyncio.timeout(STALL_SECONDS):
                     with self._translated("GET", path):
-                        return await anext(pieces, b"")
+                        data = await anext(pieces, b"")
             except TimeoutError:
+                if pace:
+                    pace.rate = pace.rate or 0.0
                 raise UpstreamTimeout(f"{self.url(path)} gave nothing for {STALL_SECONDS:g} s") from None
+            self._came += len(data)
+            rate = meter.came(len(data), now() - began, now(), self._came)
+            if pace and rate is not None:
+                pace.rate = rate
+            return data
 
         return seen, Download(self.url(path), stop - start, piece)
 

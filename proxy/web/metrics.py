@@ -56,7 +56,7 @@ GAUGES = {
     "fill_readers": ("readers", "Clients that read bodies which are still coming."),
     "reserved_bytes": ("reserved_bytes", "Room held for running fills."),
     "bucket_waiting": ("bucket_waiting", "Bodies on their way into the bucket."),
-    "bucket_aside": ("bucket_aside", "Bodies that the bucket does not take, or that are damaged here: tried once a day."),
+    "bucket_aside": ("bucket_aside", "Bodies that the bucket does not take, or damaged ones here: tried once a day."),
     "bucket_absent": ("bucket_absent", "Processes that leave the bucket alone for a while, because it failed."),
     "loop_lag_seconds": ("loop_lag", "The most that the event loop was late in the last minute."),
 }
