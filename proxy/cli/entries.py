@@ -102,6 +102,8 @@ def rm(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"removed {unfinished}{each['url']} ({size_text(each['size'])})")
         if len(removed) > 1:
             click.echo(f"removed {len(removed)} URLs ({size_text(total_size(removed))})")
+    if removed and settings.file.s3.url:
+        click.echo("what the bucket has comes back with the next request: fetchonce s3 rm URL, first", err=True)
     for why in refused:
         click.echo(why, err=True)
     sys.exit(bool(refused))

@@ -1,4 +1,4 @@
-"""fetchonce s3: does the bucket that servers share do what is needed?"""
+"""fetchonce s3: does the bucket that servers share do what is needed? And have it forget."""
 
 import asyncio
 import json
@@ -10,8 +10,9 @@ import click
 
 from ..config import Settings
 from ..errors import BucketError, ConfigError
+from ..rules.bucket import entry_path
 from ..upstream.objects import Bucket
-from .common import json_option, leave, print_json, settings_options
+from .common import json_option, leave, print_json, resolve, settings_options, url_text
 
 STEP_SECONDS = 15.0
 UNUSED_DAYS = 30
@@ -39,9 +40,7 @@ def check(settings: Settings, as_json: bool) -> None:
 
     Exit 0 if servers can share it.
     """
-    if not settings.file.s3.url:
-        raise ConfigError(f"{settings.sources[0]}: there is no bucket: s3.url is empty")
-    steps = asyncio.run(_check(Bucket(settings.file.s3, settings.file.upstream.ca_bundle)))
+    steps = asyncio.run(_check(_bucket(settings)))
     is_fine = all(step.error is None for step in steps if step.is_needed)
     url, rule = settings.file.s3.url, lifecycle(settings.file.s3.url)
     if as_json:
@@ -49,6 +48,38 @@ def check(settings: Settings, as_json: bool) -> None:
     else:
         click.echo(_text(url, steps, rule))
     leave(0 if is_fine else 1)  # obstore's threads do not outlive Python well: one exit of ten was an abort
+
+
+@s3.command("rm", short_help="Have it forget URLs: who has not got them asks upstream.")
+@click.argument("urls", nargs=-1, required=True, type=url_text, metavar="URL...")
+@json_option
+@settings_options
+def forget(settings: Settings, urls: tuple[str, ...], as_json: bool) -> None:
+    """Remove what the bucket of [s3] says of URLs, in any spelling. Their bodies go by the bucket's own rule.
+
+    A server that has one stored keeps it, and puts it back once it has used it for a day: rm it there too, after this.
+    """
+    paths = {target.url: entry_path(target.key) for target in (resolve(settings, url) for url in urls)}
+    forgotten = asyncio.run(_forget(_bucket(settings), paths))
+    if as_json:
+        print_json([{"url": url, "was_there": was_there} for url, was_there in forgotten.items()])
+    else:
+        click.echo("\n".join(f"{'removed' if there else 'was not there:'} {url}" for url, there in forgotten.items()))
+    leave(0)
+
+
+def _bucket(settings: Settings) -> Bucket:
+    if not settings.file.s3.url:
+        raise ConfigError(f"{settings.sources[0]}: there is no bucket: s3.url is empty")
+    return Bucket(settings.file.s3, settings.file.upstream)
+
+
+async def _forget(bucket: Bucket, paths: dict[str, str]) -> dict[str, bool]:
+    """Whether there was something, by URL. Raises BucketError."""
+    found = {url: await bucket.look(path) is not None for url, path in paths.items()}
+    for path in paths.values():
+        await bucket.delete(path)
+    return found
 
 
 async def _check(bucket: Bucket) -> list[Step]:
@@ -62,7 +93,7 @@ async def _check(bucket: Bucket) -> list[Step]:
             raise BucketError("an object that was there was overwritten: the store takes If-None-Match for nothing")
 
     async def read() -> None:
-        if await bucket.read(path, len(data)) != data:
+        if not (found := await bucket.read(path, len(data))) or found[1] != data:
             raise BucketError("it gave something else than was written")
 
     async def read_part() -> None:

@@ -98,8 +98,9 @@ def _bucket(told: dict[str, Any]) -> str:
     read, written = (size_text(told["bytes"].get(word, 0)) for word in ("read", "written"))
     hits = told["lookups"].get("hit", 0) + told["lookups"].get("stale", 0)
     waiting = f", {told['waiting']} on their way there" if told["waiting"] else ""
+    aside = f", {told['aside']} put aside (bucket.put_aside in the log says why)" if told.get("aside") else ""
     absent = ", does not answer just now" if told["absent"] else ""
-    return f"bucket: {hits} hits, {read} read, {written} written{waiting}{absent}"
+    return f"bucket: {hits} hits, {read} read, {written} written{waiting}{aside}{absent}"
 
 
 def as_text(whole: dict[str, Any]) -> str:

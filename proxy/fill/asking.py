@@ -9,7 +9,7 @@ from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
 from ..rules.chain import combined
 from ..rules.entry import Entry, Head, Headers, field
-from ..rules.fleet import confirmed_ago, without_status
+from ..rules.fleet import confirmed_ago, is_open, without_status
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
@@ -278,7 +278,8 @@ def _head_of(inquiry: Inquiry, exchange: Exchange, now: float, generation: str) 
         headers += (("date", http_date(now)),)
     age = max(0.0, initial_age(exchange.headers, now, exchange.delay) - _ago(inquiry, exchange))
     nominated = vary.that_select(inquiry.condition)
-    return Head(headers, exchange.length, generation, age, nominated, exchange.node)
+    by_login = inquiry.peer and not is_open(exchange.headers)
+    return Head(headers, exchange.length, generation, age, nominated, exchange.node, by_login)
 
 
 def _changed(exchange: Exchange, *, is_final: bool) -> UpstreamError:

@@ -2,18 +2,24 @@
 
 A queue holds the keys of what was stored last. It is short, and lost with the process: what is to be in the bucket and
 is not, the index tells (store/abroad.py). It is read through at the start, now and then, and when the queue was full.
-So a stop or a kill loses nothing, and a body that is there is never sent again.
+So a stop or a kill loses nothing, and a body that is there is never sent again. What is damaged here, or what the
+bucket will not take though it takes other things, is put aside for a day: no upload is tried for ever.
 """
 
 import asyncio
 import contextlib
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Container, MutableMapping
 from logging import ERROR, INFO, WARNING
+from typing import TYPE_CHECKING
+
+from cachetools import TTLCache
 
 from ..errors import BucketError, ProxyError, StoreError
 from ..log import events, log
-from ..rules.bucket import ENTRY_BYTES, blob_path, entry_path, read_entry, text_of
+from ..rules.bucket import ENTRY_BYTES, TRIAL_PATH, blob_path, entry_path, read_entry, text_of
 from ..rules.circuit import Circuit
 from ..rules.entry import Entry
 from ..rules.foreign import Unbelievable, base, is_newer
@@ -23,10 +29,17 @@ from ..store.hot import OpenEntry
 from ..store.store import Store
 from ..upstream.objects import SINGLE_BYTES, Bucket
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
 MAX_WAITING = 1024
 """Keys in the queue."""
 FAILURES = 3
 """In a row, after which a bucket is left alone: one slow answer of a thousand is nothing, three are trouble."""
+TRIES = 3
+"""Of one body, until it is put aside: its upload may take hours, and fail at its end."""
+ASIDE_SECONDS = 86400.0
+MAX_ASIDE = 4096
 UPLOADS = 2
 """At once: a big body must not keep all small ones waiting, and each holds 10 MiB or twice that."""
 LOOK_SECONDS = 600.0
@@ -38,6 +51,10 @@ COPY_BYTES = 5 * 1024**3
 STOP_SECONDS = 3.0
 LOCK = "bucket"
 """Of several processes on a cache directory one reads the index."""
+
+
+class _Damaged(StoreError):
+    """A stored body is not the one that its name says."""
 
 
 class Behind:
@@ -63,6 +80,10 @@ class Behind:
         self._waiting: dict[str, None] = {}
         """Keys, the oldest first."""
         self._under_way: set[str] = set()
+        self._tries: Counter[str] = Counter()
+        """By key: how often it has failed, since it last went well."""
+        self._aside: TTLCache[str, bool] = TTLCache(MAX_ASIDE, ASIDE_SECONDS, clock)
+        """Keys."""
         self._changed = asyncio.Event()
         self._is_to_look = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -73,6 +94,9 @@ class Behind:
         is_other, self._private = bucket is not self._bucket, private
         if is_other:
             self._bucket, self._circuit = bucket, Circuit(FAILURES)
+        if is_other or self._aside:  # somebody may have put right what was wrong
+            self._tries.clear()
+            self._aside.clear()
             self._is_to_look.set()
         if self._is_started:
             self.start()
@@ -97,6 +121,11 @@ class Behind:
         return len(self._waiting) + len(self._under_way)
 
     @property
+    def aside(self) -> int:
+        """Bodies that are not tried again for a while."""
+        return len(self._aside)
+
+    @property
     def is_absent(self) -> bool:
         return self._circuit.is_absent(_now())
 
@@ -104,6 +133,8 @@ class Behind:
         """It was stored just now."""
         if self._bucket is None:
             return
+        self._tries.pop(entry.key, None)  # of another body
+        self._aside.pop(entry.key, None)
         if len(self._waiting) >= self._room:
             self._stats.bucket_uploads["late",] += 1
             self._is_to_look.set()
@@ -122,6 +153,8 @@ class Behind:
                         await self._look()
             except StoreError as error:
                 log(events, WARNING, "bucket.index_unread", error=error)
+            except Exception as error:  # a bug: the next time may do better
+                _log_bug(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._is_to_look.wait()
@@ -134,7 +167,7 @@ class Behind:
             for key in due:
                 while len(self._waiting) >= self._room // 2:  # the rest is for what is stored meanwhile
                     await self._changed.wait()
-                if key not in self._under_way:
+                if key not in self._under_way and key not in self._aside:
                     self._waiting[key] = None
                     self._wake()
 
@@ -149,25 +182,54 @@ class Behind:
             del self._waiting[key]
             self._under_way.add(key)
             try:
-                await self._share(key)
-            except BucketError as error:
-                self._failed(key, error)
-            except ProxyError as error:  # of our own disk: what is damaged there is not for others
-                log(events, WARNING, "bucket.not_written", key=key[:12], error=error)
+                await self._try(key)
             except Exception as error:  # a bug: the next one may do better
-                log(events, ERROR, "bucket.bug", key=key[:12], error=repr(error))
-                events.error("", exc_info=error)
+                _log_bug(error)
             finally:
                 self._under_way.discard(key)
                 self._wake()
 
-    def _failed(self, key: str, error: BucketError) -> None:
-        """Again, behind the others: one that always fails must not hold them up."""
+    async def _try(self, key: str) -> None:
+        try:
+            await self._share(key)
+            self._tries.pop(key, None)
+        except BucketError as error:
+            await self._failed(key, error)
+        except _Damaged as error:
+            self._put_aside(key, error)
+        except ProxyError as error:  # of our own disk; the index tells of it again
+            log(events, WARNING, "bucket.not_written", key=key[:12], error=error)
+
+    async def _failed(self, key: str, error: BucketError) -> None:
+        """Again, behind the others: one that always fails must not hold them up, and is put aside."""
         self._stats.bucket_uploads["failed",] += 1
+        self._tries[key] += 1
+        if self._tries[key] >= TRIES and await self._takes_others():
+            self._put_aside(key, error)
+            return
         if len(self._waiting) < self._room:
             self._waiting[key] = None
         if self._circuit.failed(_now()):
             log(events, WARNING, "bucket.not_written", error=error, hint="it waits, and goes on by itself")
+
+    def _put_aside(self, key: str, error: ProxyError) -> None:
+        self._tries.pop(key, None)
+        self._aside[key] = True
+        hint = "tried again in a day, and once the configuration is read again (SIGHUP)"
+        log(events, WARNING, "bucket.put_aside", key=key[:12], error=error, hint=hint)
+
+    async def _takes_others(self) -> bool:
+        """Whether the bucket takes a small object now, so that the body it has refused is what is the matter."""
+        if (bucket := self._bucket) is None:
+            return False
+        try:
+            await bucket.write(TRIAL_PATH, b"fetchonce\n")
+        except BucketError:
+            return False
+        with contextlib.suppress(BucketError):
+            await bucket.delete(TRIAL_PATH)
+        self._circuit.answered()
+        return True
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -192,7 +254,7 @@ class Behind:
 
     def _is_for_others(self, entry: Entry) -> bool:
         # What a client has asked for by a digest alone has a key that no other machine can check (gateway.py).
-        is_public = not entry.by_login and entry.mirror not in self._private and is_storable(entry.head)
+        is_public = not entry.head.by_login and entry.mirror not in self._private and is_storable(entry.head)
         return is_public and base(entry) is not None
 
     async def _share_body(self, bucket: Bucket, found: OpenEntry) -> bool:
@@ -207,10 +269,13 @@ class Behind:
             if entry.size <= COPY_BYTES:
                 return await self._renew(bucket, path)
 
+        digest = hashlib.sha256()
+
         async def read(offset: int, count: int) -> bytes:
-            data = await asyncio.to_thread(os.pread, found.fd, count, offset)
-            if len(data) != count:
-                raise StoreError(f"the stored body of {entry.url} lost its end")
+            """Called in order: with the last of it the body is the right one, or the upload is broken off."""
+            data = await asyncio.to_thread(_read, found.fd, offset, count, digest)
+            if len(data) != count or (offset + count == entry.size and digest.hexdigest() != entry.sha256):
+                raise _Damaged(f"the stored body of {entry.url} is damaged: fetchonce verify --repair")
             self._stats.bucket_bytes["written",] += count
             return data
 
@@ -237,16 +302,27 @@ class Behind:
 
     async def _share_entry(self, bucket: Bucket, entry: Entry, *, is_renewed: bool) -> None:
         path, now = entry_path(entry.key), self._clock()
-        text = await bucket.read(path, ENTRY_BYTES)
-        try:
-            there = read_entry(text, entry.key, now) if text else None
-        except Unbelievable:
-            there = None
-        if there:
-            is_same = there.head.generation == entry.head.generation
-            if (is_same and not is_renewed) or (not is_same and is_newer(there, entry, now)):
-                return
+        if found := await bucket.read(path, ENTRY_BYTES):
+            seen, text = found
+            # Two URLs may have one body, so that it counts as new without its entry.
+            is_young = not is_renewed and now - seen.changed_at < RENEW_SECONDS
+            with contextlib.suppress(Unbelievable):
+                there = read_entry(text, entry.key, now)
+                is_same = there.head.generation == entry.head.generation
+                if (is_same and is_young) or (not is_same and is_newer(there, entry, now)):
+                    return
         await bucket.write(path, text_of(entry))
+
+
+def _read(fd: int, offset: int, count: int, digest: "Hash") -> bytes:
+    data = os.pread(fd, count, offset)
+    digest.update(data)
+    return data
+
+
+def _log_bug(error: Exception) -> None:
+    log(events, ERROR, "bucket.bug", error=repr(error))
+    events.error("", exc_info=error)
 
 
 def _now() -> float:

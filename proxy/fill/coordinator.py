@@ -143,7 +143,8 @@ class Coordinator:
                 entry = refreshed(self._question.stale, head, self._context.clock() - ago)
                 # What a 304 says to credentials alone, of an answer that is for everybody, is not said to the others.
                 if not vary.login(self._question.fields) or is_storable(entry.head, self._question.fields):
-                    entry = await self._context.store.refresh(replace(entry, head=_kept(entry.head)))
+                    kept = replace(entry.head, nominated=vary.without_login(entry.head.nominated))
+                    entry = await self._context.store.refresh(replace(entry, head=kept))
                 self._fill.to(Confirmed(entry))
                 log(events, INFO, "fill.unchanged", key=self._target.key[:12], url=url)
 
@@ -218,7 +219,7 @@ class Coordinator:
 
     async def _begin(self, whole: Whole) -> None:
         """Fetch a new body; or pass it through, if it may not be kept or there is no room for it."""
-        head = _kept(whole.head)
+        head = self._kept(whole.head)
         try:
             if not is_storable(whole.head, self._question.fields):
                 why = f"{whole.url} is not to be kept: its Cache-Control or Vary forbids it"
@@ -323,10 +324,13 @@ class Coordinator:
             pinned=bool(stale and stale.pinned),
             sha512=digests.get("sha512"),
             verified=verified,
-            by_login=not self._origin.recalled and bool(
-                self._target.mirror.credentials or vary.login(self._question.fields) is not None
-            ),
         )
+
+    def _kept(self, head: Head) -> Head:
+        """The head as it is stored."""
+        by_login = bool(self._target.mirror.credentials) or vary.login(self._question.fields) is not None
+        by_login = head.by_login or (by_login and not self._origin.recalled)
+        return replace(head, nominated=vary.without_login(head.nominated), by_login=by_login)
 
     def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:
         source = f"another process, from {url}" if is_followed else url
@@ -385,12 +389,6 @@ class Coordinator:
             await store.discard(growing.partial, at_once=is_short)
         except StoreError as trouble:
             log(events, WARNING, "fill.not_saved", key=self._target.key[:12], error=trouble)
-
-
-def _kept(head: Head) -> Head:
-    """The head as it is stored."""
-    nominated = vary.without_login(head.nominated)
-    return head if nominated == head.nominated else replace(head, nominated=nominated)
 
 
 def _of_length(head: Head, length: int | None) -> Head:

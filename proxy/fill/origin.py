@@ -143,9 +143,9 @@ class Origin:
                     self._context.health.answered(url)
                     return answer
             self._trouble = first_error(errors)
-            if recall and (whole := await recall.instead(self._trouble)):
+            if recall and (recalled := await recall.instead(self._trouble) or await recall.after_all(gap)):
                 self._is_recalled = True
-                return whole
+                return recalled
 
     async def open_beside(self, gap: Gap, known: Known) -> Rest:
         """A part of the known body over one more connection: asked once, of the mirror that has just answered.
@@ -195,6 +195,8 @@ class Origin:
         else:
             stats.fetched_bytes[mirror_label(self._target.mirror),] += count
             self.neighbours.count(exchange.url, count)
+            if self._recall:
+                self._recall.came_elsewhere(count, self._now())
 
     def progressed(self) -> None:
         """Bytes have come that were missing."""

@@ -16,6 +16,7 @@ from ..rules.entry import Entry, Head, Headers, refreshed
 from ..rules.foreign import is_newer
 from ..rules.freshness import current_age
 from ..rules.mirrors import Target
+from ..rules.pace import Pace
 from ..rules.policy import Ask, Serve
 from ..rules.splice import Held, Known
 from ..upstream.objects import Download
@@ -44,6 +45,8 @@ class Recall:
         self._target, self._fields, self._stale, self._context = target, fields, stale, context
         self._tier, self._changed_at = context.tier, changed_at
         self._has_looked = self._has_broken = self._is_left = False
+        self._pace: Pace | None = Pace()
+        """None: it is waited for, however slow it is."""
 
     async def answer(self, gap: Gap | None, known: Known | None) -> Answer | None:
         """As Origin.open."""
@@ -52,9 +55,21 @@ class Recall:
         return await self._rest(self.entry, gap) if known and gap and self.entry and not self._is_left else None
 
     def broke(self, error: UpstreamError) -> None:
-        """What it gave broke off. It is asked for the rest once more; where it stalls, or breaks again, mirrors are."""
+        """What it gave broke off. It is asked for the rest once more; if it is slow, or breaks again, mirrors are."""
         self._is_left = self._is_left or self._has_broken or isinstance(error, UpstreamTimeout)
         self._has_broken = True
+
+    async def after_all(self, gap: Gap | None) -> Rest | None:
+        """The rest from a bucket that was left because it is slow, as mirrors do not give it. It is waited for now."""
+        if self._pace is None or not self._pace.is_slow or gap is None or self.entry is None:
+            return None
+        self._pace = None
+        return await self._rest(self.entry, gap)
+
+    def came_elsewhere(self, count: int, now: float) -> None:
+        """A mirror has brought so many bytes."""
+        if self._pace and self._pace.compared(count, now):
+            self._tier.no_faster()
 
     def begun_elsewhere(self) -> None:
         """Somebody else gives the body: the bucket is no more asked for it, as nobody holds back what it would give."""
@@ -156,7 +171,7 @@ class Recall:
             body = await self._tier.read(entry)
             download = None if body is None else Download.of(url, body)
         else:
-            download = await self._tier.open(entry, 0, entry.size)
+            download = await self._tier.open(entry, 0, entry.size, self._pace)
         if download is None:
             return None
         self.entry = entry
@@ -165,7 +180,7 @@ class Recall:
 
     async def _rest(self, entry: Entry, gap: Gap) -> Rest | None:
         start, stop = gap[0], entry.size if gap[1] is None else gap[1]
-        download = await self._tier.open(entry, start, stop)
+        download = await self._tier.open(entry, start, stop, self._pace)
         if download is None:
             return None
         if self.entry is None:

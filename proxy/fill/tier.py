@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
-from ..config import S3Section, Settings
+from ..config import S3Section, Settings, UpstreamSection
 from ..errors import BucketError
 from ..log import events, log
 from ..rules.bucket import ENTRY_BYTES, blob_path, entry_path, read_entry
@@ -23,6 +23,7 @@ from ..rules.entry import Entry, Head
 from ..rules.foreign import Unbelievable
 from ..rules.headers import http_date
 from ..rules.mirrors import Target
+from ..rules.pace import PATIENT_SECONDS, Pace
 from ..stats import Stats
 from ..store.store import Store
 from ..upstream.objects import Bucket, Download
@@ -43,8 +44,11 @@ class Tier:
     def __init__(self, store: Store, stats: Stats, clock: Callable[[], float]) -> None:
         self._stats, self._clock = stats, clock
         self._bucket: Bucket | None = None
-        self._section, self._ca_bundle = S3Section(), ""
-        self._circuit = Circuit(FAILURES)
+        self._section, self._upstream = S3Section(), UpstreamSection()
+        self._circuit, self._bodies = Circuit(FAILURES), Circuit(FAILURES)
+        """Of questions for bodies the second: a bucket that says what it has, and does not give it, is no help."""
+        self._patient_until = 0.0
+        """By the loop's clock: when a slow bucket may be left for a mirror again."""
         self._absent: TTLCache[str, bool] = TTLCache(MAX_ABSENT, ABSENT_SECONDS, clock)
         """Keys, and digests of blobs, that were not there a moment ago."""
         self._wrong: TTLCache[str, bool] = TTLCache(MAX_ABSENT, 86400.0, clock)
@@ -53,10 +57,11 @@ class Tier:
 
     def use(self, settings: Settings) -> None:
         """Settings for what is asked from now on. Raises ConfigError."""
-        section, ca_bundle = settings.file.s3, settings.file.upstream.ca_bundle
-        if (section, ca_bundle) != (self._section, self._ca_bundle):
-            self._bucket = Bucket(section, ca_bundle) if section.url else None
-            self._section, self._ca_bundle, self._circuit = section, ca_bundle, Circuit(FAILURES)
+        section, upstream = settings.file.s3, settings.file.upstream
+        if (section, upstream) != (self._section, self._upstream):
+            self._bucket = Bucket(section, upstream) if section.url else None
+            self._section, self._upstream = section, upstream
+            self._circuit, self._bodies = Circuit(FAILURES), Circuit(FAILURES)
             self._absent.clear()
         self.behind.use(self._bucket, {mirror.name for mirror in settings.mirrors if mirror.credentials})
 
@@ -74,7 +79,7 @@ class Tier:
     @property
     def is_absent(self) -> bool:
         """Whether there is one that is left alone for a while, by those who read or those who write."""
-        return self._circuit.is_absent(_now()) or self.behind.is_absent
+        return any(each.is_absent(_now()) for each in (self._circuit, self._bodies)) or self.behind.is_absent
 
     def url_of(self, sha256: str) -> str:
         """Where a body is, for people."""
@@ -88,8 +93,8 @@ class Tier:
         if bucket is None or target.mirror.credentials or key in self._absent:
             return None
         try:
-            text = await self._ask(bucket.read(entry_path(key), ENTRY_BYTES))
-            entry = None if text is None else read_entry(text, key, self._clock())
+            found = await self._ask(self._circuit, bucket.read(entry_path(key), ENTRY_BYTES))
+            entry = read_entry(found[1], key, self._clock()) if found else None
         except BucketError:
             return None
         except Unbelievable as error:
@@ -117,7 +122,7 @@ class Tier:
         if bucket is None or digest is None or digest.algorithm != "sha256" or digest.hex in self._absent:
             return None
         try:
-            seen = await self._ask(bucket.look(blob_path(digest.hex)))
+            seen = await self._ask(self._circuit, bucket.look(blob_path(digest.hex)))
         except BucketError:
             return None
         if seen is None:
@@ -128,13 +133,20 @@ class Tier:
         head = Head(headers, seen.size, digest.hex[:16])
         return Entry(target.key, target.url, target.mirror.name, head, digest.hex, stored_at=now, validated_at=now)
 
-    async def open(self, entry: Entry, start: int, stop: int) -> Download | None:
-        """The bytes from `start` to `stop` of its body, which are some; None if they cannot be had. Close it."""
-        bucket = self._bucket
+    def no_faster(self) -> None:
+        """A mirror has turned out to be no faster than the bucket, slow as it is: it is waited for."""
+        self._patient_until = _now() + PATIENT_SECONDS
+
+    async def open(self, entry: Entry, start: int, stop: int, pace: Pace | None) -> Download | None:
+        """The bytes from `start` to `stop` of its body, which are some; None if they cannot be had. Close it.
+
+        `pace`: it breaks off once that is slow, if mirrors may be faster.
+        """
+        bucket, pace = self._bucket, None if _now() < self._patient_until else pace
         if bucket is None:
             return None
         try:
-            opened = await self._ask(bucket.open(blob_path(entry.sha256), start, stop), OPENING)
+            opened = await self._ask(self._bodies, bucket.open(blob_path(entry.sha256), start, stop, pace), OPENING)
         except BucketError:
             return None
         if opened is None:
@@ -153,15 +165,16 @@ class Tier:
         if bucket is None:
             return None
         try:
-            body = await self._ask(bucket.read(blob_path(entry.sha256), entry.size), OPENING)
+            found = await self._ask(self._bodies, bucket.read(blob_path(entry.sha256), entry.size), OPENING)
         except BucketError:
             return None
-        if body is None:
+        if found is None:
             self._is_missing(entry)
-        elif hashlib.sha256(body).hexdigest() != entry.sha256:
+            return None
+        if hashlib.sha256(found[1]).hexdigest() != entry.sha256:
             await self.discard(entry, "it has another digest")
             return None
-        return body
+        return found[1]
 
     async def discard(self, entry: Entry, why: str) -> None:
         """The body there is not the one that its name says: remove it. Whoever brings the right one puts it back."""
@@ -170,7 +183,7 @@ class Tier:
         self._wrong[entry.sha256] = self._absent[entry.sha256] = True
         if self._bucket:
             try:
-                await self._ask(self._bucket.delete(blob_path(entry.sha256)), OPENING)
+                await self._ask(self._circuit, self._bucket.delete(blob_path(entry.sha256)), OPENING)
             except BucketError as error:
                 log(events, WARNING, "bucket.not_removed", url=self.url_of(entry.sha256), error=error)
 
@@ -188,9 +201,9 @@ class Tier:
         self._absent[entry.sha256] = True
         self._count("miss")
 
-    async def _ask(self, question: Coroutine[Any, Any, T], times: float = 1.0) -> T:
+    async def _ask(self, circuit: Circuit, question: Coroutine[Any, Any, T], times: float = 1.0) -> T:
         """The answer to `question`, within so many times s3.timeout. Raises BucketError, also without asking."""
-        if not self._circuit.may_ask(_now()):
+        if self._bodies.is_absent(_now()) or not circuit.may_ask(_now()):
             question.close()
             self._count("absent")
             raise BucketError("the bucket is left alone for a while")
@@ -202,10 +215,10 @@ class Tier:
             self._count("failed")
             said = error if isinstance(error, BucketError) else f"no answer within {seconds} s"
             log(events, DEBUG, "bucket.failed", error=said)
-            if self._circuit.failed(_now()):
+            if circuit.failed(_now()):
                 log(events, WARNING, "bucket.absent", error=said, hint="fills go to the mirrors; asked again in 30 s")
             raise BucketError(str(error)) from error
-        if self._circuit.answered():
+        if circuit.answered():
             log(events, INFO, "bucket.back", url=self._section.url)
         return answer
 

@@ -3,6 +3,7 @@
 urls/KEY.json      an entry, as a sidecar has it
 blobs/ab/HEX       a body, named by its SHA-256; written once, before the JSON that names it
 renewed/HEX        for a moment, a body that is made to count as new (upstream/objects.py)
+check/...          for a moment, whether the bucket takes anything (cli/s3.py, fill/behind.py)
 """
 
 import re
@@ -16,6 +17,7 @@ from .foreign import Unbelievable, attested, believed
 
 _BLOB = re.compile(r"(?!https?:)[a-z0-9]+://.+/blobs/[0-9a-f]{2}/([0-9a-f]{64})")
 
+TRIAL_PATH = "check/small"
 ENTRY_BYTES = 512 * 1024
 """Of an entry's JSON; upstream's head has at most 100 KiB."""
 
@@ -47,4 +49,4 @@ def read_entry(text: bytes, key: str, now: float) -> Entry:
         raise Unbelievable("it is damaged") from None
     if entry.key != key:
         raise Unbelievable("it is another one's")
-    return attested(replace(entry, pinned=False, by_login=False), entry.sha512)
+    return attested(replace(entry, head=replace(entry.head, by_login=False), pinned=False), entry.sha512)

@@ -49,6 +49,8 @@ class Head:
     """The client's fields that we sent upstream, and that may have selected this answer (see vary.py)."""
     node: str = ""
     """The server that gave it, behind all redirects: scheme://host:port. Its entity tag is that server's."""
+    by_login: bool = False
+    """A client's credentials went upstream for it, or the mirror's; or another server of ours has not denied that."""
 
     @property
     def validator(self) -> Validator:
@@ -82,8 +84,6 @@ class Entry:
     """SHA-512 of the body, hex, if somebody needed it."""
     verified: str | None = None
     """The digest that the body was checked against, and its source: "sha256:HEX (SHA256SUMS)"; None: not checked."""
-    by_login: bool = False
-    """A client's credentials went upstream for it, or the mirror's."""
 
     @property
     def size(self) -> int:

@@ -26,6 +26,7 @@ _BASE = re.compile(r"(https?)://([^/?#\s@]+)/?")
 _BUCKET = re.compile(r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?")
 _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")
 _CONFIRMED = re.compile(r"; confirmed=(\d{1,9})\b")
+_OPEN = re.compile(r"; open\b")
 _LEFT = re.compile(r"; ttl=(\d{1,9})\b")
 
 
@@ -96,6 +97,8 @@ def check_stores(fleet: Fleet, redis: str, bucket: str, endpoint: str) -> None:
         raise ConfigError(f's3.url: "{bucket}": expected s3://BUCKET/PREFIX, or gs:// or az://')
     if endpoint and not re.fullmatch(r"https?://[^/\s@]+/?", endpoint):
         raise ConfigError(f's3.endpoint: "{endpoint}": expected a URL')
+    if endpoint and bucket and not bucket.startswith("s3"):
+        raise ConfigError("s3.endpoint: is for s3:// alone")
 
 
 def path_of(target: Target) -> str:
@@ -137,6 +140,11 @@ def confirmed_ago(headers: Headers) -> int:
     """Seconds since upstream told the server of ours that gave the answer what it is."""
     found = _CONFIRMED.search(_said(headers))
     return int(found[1]) if found else 0
+
+
+def is_open(headers: Headers) -> bool:
+    """Whether a server of ours needed no login for what it gave, of a client or its own. An old one does not say."""
+    return _OPEN.search(_said(headers)) is not None
 
 
 def without_status(headers: Headers) -> Headers:

@@ -12,21 +12,22 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..config import S3Section
+from ..config import S3Section, UpstreamSection
 from ..errors import BucketError, ConfigError, UpstreamError, UpstreamTimeout
 from ..rules.entry import Headers
+from ..rules.pace import FLOOR_RATE, Meter, Pace
 from ..version import VERSION
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
-    from obstore.store import ObjectStore
+    from obstore import GetOptions, ObjectMeta
+    from obstore.store import ObjectStore, S3Credential
 
 PART_BYTES = 5 * 1024**2
 """Of a multipart upload, at least; two are in memory at once. S3 takes 10,000 of them, and none that is smaller."""
@@ -37,11 +38,18 @@ SINGLE_BYTES = 2 * PART_BYTES
 """What is longer goes in parts: obstore has the whole of a single upload in memory, and we promise to stay small."""
 PIECE_BYTES = 256 * 1024
 """A Download gives so much at once, or more: 1 GiB takes 0.8 s of processor time so, and 0.6 s by 1 MiB."""
+ANSWER_SECONDS = 60.0
+"""For any answer but that to a body of ours, or a copy: a store that hangs is noticed by then."""
+WRITE_SECONDS = 900.0
+"""For a part of an upload, 5 MiB, or for 10 MiB at once: so slow a line takes it, at 12 KB/s."""
 STALL_SECONDS = 5.0
 """Without a byte, in the middle of a download. A mirror goes on then; some clients give up after 10 s of silence."""
 SHOWN_CHARACTERS = 300  # of an error; stores send whole pages
+_EVERYWHERE = "*,0.0.0.0/0,::/0"
+"""What obstore takes for every name and address, in a list of those that are reached without a proxy."""
 _NO_CONDITIONS = re.compile(r"status code: 501\b|<Code>NotImplemented<")
 """What some stores answer to If-None-Match: others take it for nothing, and overwrite."""
+_STATUS = re.compile(r"status code: (\d{3}[^:]*)")
 _ERROR_PAGE = re.compile(r"<Code>([^<]+)</Code>.*?<Message>([^<]+)</Message>", re.DOTALL)
 
 
@@ -57,14 +65,16 @@ class Seen:
 class Bucket:
     """Its methods raise BucketError. No request of it lists anything."""
 
-    def __init__(self, section: S3Section, ca_bundle: str = "") -> None:
-        """Raises ConfigError."""
+    def __init__(self, section: S3Section, upstream: UpstreamSection | None = None) -> None:
+        """`upstream`: who is trusted, and by which proxy to go. Raises ConfigError."""
         self._url = section.url.rstrip("/")
         self.name = hashlib.sha256(f"{section.endpoint} {self._url}".encode()).hexdigest()[:12]
         """Another bucket has another name."""
         self._takes_conditions = True
+        self._came = 0
+        """Bytes, of all downloads."""
         try:
-            self._store = _store(section, ca_bundle)
+            self._store = _store(section, upstream or UpstreamSection())
         except Exception as error:  # obstore has a class for each, and ValueError
             raise ConfigError(f"s3.url: {section.url} cannot be used: {_said(error)}") from None
 
@@ -76,49 +86,64 @@ class Bucket:
         """None if there is no such object."""
         import obstore
 
-        with self._translated("HEAD", path):
+        async with self._answering("HEAD", path):
             try:
                 meta = await obstore.head_async(self._store, path)
             except FileNotFoundError:
                 return None
-            return Seen(meta["size"], meta["last_modified"].timestamp())
+            return _seen(meta)
 
-    async def read(self, path: str, limit: int) -> bytes | None:
-        """The whole of a small object; None if there is none. Nothing is read of one longer than `limit`: it is b""."""
+    async def read(self, path: str, limit: int) -> tuple[Seen, bytes] | None:
+        """A small object, whole; None if there is none. Nothing is read of one longer than `limit`: it is b""."""
         import obstore
 
-        with self._translated("GET", path):
+        async with self._answering("GET", path):
             try:
                 result = await obstore.get_async(self._store, path)
             except FileNotFoundError:
                 return None
-            if result.meta["size"] > limit:
-                return b""
-            return bytes(await result.bytes_async())
+            seen = _seen(result.meta)
+            return seen, b"" if seen.size > limit else bytes(await result.bytes_async())
 
-    async def open(self, path: str, start: int, stop: int) -> "tuple[Seen, Download] | None":
-        """The bytes from `start` to `stop`, which are some; None if there is no such object. Close it."""
+    async def open(self, path: str, start: int, stop: int, pace: Pace | None = None) -> "tuple[Seen, Download] | None":
+        """The bytes from `start` to `stop`, which are some; None if there is no such object. Close it.
+
+        `pace`: it breaks off once that is slow.
+        """
         import obstore
 
-        with self._translated("GET", path):
+        async with self._answering("GET", path):
             try:
                 # Not every store gives parts, and from the first byte on none is needed.
                 options: GetOptions | None = {"range": (start, stop)} if start else None
                 result = await obstore.get_async(self._store, path, options=options)
             except FileNotFoundError:
                 return None
-            seen = Seen(result.meta["size"], result.meta["last_modified"].timestamp())
+            seen = _seen(result.meta)
             if result.range[0] != start or result.range[1] < min(stop, seen.size):
                 raise BucketError(f"{self.url(path)} was asked for bytes {start} to {stop}, and gave {result.range}")
             pieces = aiter(result.stream(PIECE_BYTES))
 
+        now = asyncio.get_running_loop().time
+        meter = Meter(now(), self._came)
+
         async def piece() -> bytes:
+            if pace and pace.is_slow:
+                raise UpstreamTimeout(f"{self.url(path)} came with less than {FLOOR_RATE / 1e6:g} MB/s")
+            began = now()
             try:
                 async with asyncio.timeout(STALL_SECONDS):
                     with self._translated("GET", path):
-                        return await anext(pieces, b"")
+                        data = await anext(pieces, b"")
             except TimeoutError:
+                if pace:
+                    pace.rate = pace.rate or 0.0
                 raise UpstreamTimeout(f"{self.url(path)} gave nothing for {STALL_SECONDS:g} s") from None
+            self._came += len(data)
+            rate = meter.came(len(data), now() - began, now(), self._came)
+            if pace and rate is not None:
+                pace.rate = rate
+            return data
 
         return seen, Download(self.url(path), stop - start, piece)
 
@@ -160,8 +185,9 @@ class Bucket:
     async def delete(self, path: str) -> None:
         import obstore
 
-        with self._translated("DELETE", path), contextlib.suppress(FileNotFoundError):
-            await obstore.delete_async(self._store, path)
+        async with self._answering("DELETE", path):
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, path)
 
     async def renew(self, path: str) -> None:
         """Have it count as written now, without moving its bytes through here.
@@ -175,6 +201,12 @@ class Bucket:
             await obstore.copy_async(self._store, path, beside)
             await obstore.copy_async(self._store, beside, path)
             await obstore.delete_async(self._store, beside)
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, method: str, path: str) -> AsyncIterator[None]:
+        with self._translated(method, path):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                yield
 
     @contextlib.contextmanager
     def _translated(self, method: str, path: str) -> Iterator[None]:
@@ -266,46 +298,69 @@ class Download:
         self.close()
 
 
-def _store(section: S3Section, ca_bundle: str) -> "ObjectStore":
+def _seen(meta: "ObjectMeta") -> Seen:
+    return Seen(meta["size"], meta["last_modified"].timestamp())
+
+
+def _store(section: S3Section, upstream: UpstreamSection) -> "ObjectStore":
     from obstore.store import from_url
 
     config: dict[str, Any] = {}
+    provider: Callable[[], S3Credential] | None = None
     if section.url.startswith("s3"):
         names = ("endpoint", "region", "access_key_id", "secret_access_key")
         config = {name: value for name in names if (value := getattr(section, name))}
         if not section.access_key_id and not {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
-            config |= _profile()  # all of it or nothing: a session token goes with its key
+            provider = _renewed if _profile() else None
     options: dict[str, Any] = {
         "allow_http": True,  # where the endpoint says so
         "connect_timeout": "2s",
-        "read_timeout": "60s",
+        "read_timeout": f"{WRITE_SECONDS:g}s",  # which counts while we send, too
         "timeout": "1d",  # from the question to the last byte, and 30 s by default
         "user_agent": f"fetchonce/{VERSION}",
     }
-    if ca_bundle:
-        options["root_certificate"] = Path(ca_bundle).read_bytes()
+    if upstream.ca_bundle:
+        options["root_certificate"] = Path(upstream.ca_bundle).read_bytes()
+    # Without a word from us it is as the environment says: for a store of yours, as for everything by "env".
+    if not upstream.proxy:
+        options |= {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": _EVERYWHERE}
+    elif upstream.proxy != "env" and not section.endpoint:
+        options["proxy_url"] = upstream.proxy
     milliseconds = datetime.timedelta(milliseconds=1)
     backoff = {"init_backoff": 50 * milliseconds, "max_backoff": 500 * milliseconds, "base": 2}
     retry: Any = {"max_retries": 2, "backoff": backoff, "retry_timeout": 60_000 * milliseconds}
-    return from_url(section.url, config=config, client_options=options, retry_config=retry)  # type: ignore[call-overload,no-any-return]
+    return from_url(  # type: ignore[call-overload,no-any-return]
+        section.url, config=config, client_options=options, retry_config=retry, credential_provider=provider
+    )
 
 
-def _profile() -> dict[str, str]:
+def _renewed() -> "S3Credential":
+    """The keys of the profile, which others may renew at any time: it is read again whenever it is asked for them."""
+    if keys := _profile():
+        return {**keys, "expires_at": datetime.datetime.now(datetime.UTC)}
+    raise ValueError("the profile in ~/.aws/credentials has no keys any more")
+
+
+def _profile() -> "S3Credential | None":
     """The keys of AWS_PROFILE, or else of the default one, in AWS' own file, which obstore does not read."""
     file = configparser.RawConfigParser()
     with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
         file.read(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path("~/.aws/credentials").expanduser())
     name = os.environ.get("AWS_PROFILE", "default")
     found = dict(file.items(name)) if file.has_section(name) else {}
-    keys = {"access_key_id": "aws_access_key_id", "secret_access_key": "aws_secret_access_key"}
-    keys["session_token"] = "aws_session_token"
-    return {ours: found[theirs] for ours, theirs in keys.items() if theirs in found}
+    key, secret = found.get("aws_access_key_id"), found.get("aws_secret_access_key")
+    if not key or not secret:
+        return None
+    token = found.get("aws_session_token")
+    return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
 
 
 def _said(error: BaseException) -> str:
-    """What an exception says, on one line: the store's own words, if it has sent some."""
+    """What an exception says, on one line: the store's own words, if it has sent some, or its status."""
     text = str(error)
     if found := _ERROR_PAGE.search(text):
         return f"{found[1]}: {' '.join(found[2].split())}"[:SHOWN_CHARACTERS]
     text = text.partition("\n\nDebug source")[0]  # how Rust would show it
+    if found := _STATUS.search(text):
+        return f"it answered {found[1]}"
     return " ".join(text.split())[:SHOWN_CHARACTERS] or type(error).__name__

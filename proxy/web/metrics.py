@@ -55,6 +55,7 @@ GAUGES = {
     "fills_running": ("fills", "Transfers from upstream that run."),
     "fill_readers": ("readers", "Clients that read bodies which are still coming."),
     "bucket_waiting": ("bucket_waiting", "Bodies on their way into the bucket."),
+    "bucket_aside": ("bucket_aside", "Bodies that the bucket does not take, or damaged ones here: tried once a day."),
     "bucket_absent": ("bucket_absent", "Processes that leave the bucket alone for a while, because it failed."),
     "loop_lag_seconds": ("loop_lag", "The most that the event loop was late in the last minute."),
 }

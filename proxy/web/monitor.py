@@ -32,6 +32,8 @@ class Gauges:
     """Clients attached to running fills."""
     bucket_waiting: int = 0
     """Bodies on their way into the bucket."""
+    bucket_aside: int = 0
+    """Bodies that it does not take, or that are damaged here."""
     bucket_absent: int = 0
     """Processes that leave the bucket alone for a while."""
     loop_lag: float = 0.0
@@ -43,6 +45,7 @@ class Gauges:
         self.fills += other.fills
         self.readers += other.readers
         self.bucket_waiting += other.bucket_waiting
+        self.bucket_aside += other.bucket_aside
         self.bucket_absent += other.bucket_absent
         self.loop_lag = max(self.loop_lag, other.loop_lag)
 
@@ -108,6 +111,7 @@ class Monitor:
             fills=sum(not fill.is_following for fill in fills),
             readers=sum(fill.readers for fill in fills),
             bucket_waiting=self._gateway.flights.tier.behind.waiting,
+            bucket_aside=self._gateway.flights.tier.behind.aside,
             bucket_absent=int(self._gateway.flights.tier.is_absent),
             loop_lag=max(self._lags),
         )

@@ -115,6 +115,7 @@ def bucket_status(gateway: Gateway) -> dict[str, Any]:
     return {
         "absent": int(tier.is_absent),
         "waiting": tier.behind.waiting,
+        "aside": tier.behind.aside,
         "lookups": total(stats.bucket_lookups, 0),
         "uploads": total(stats.bucket_uploads, 0),
         "bytes": total(stats.bucket_bytes, 0),

@@ -31,7 +31,7 @@ COMMANDS = [
     *("export", "import", "service"),
     *("hint", "completion", "man", "config", "config check", "config show"),
     *("lima", "lima install", "lima remove", "lima status"),
-    *("s3", "s3 check"),
+    *("s3", "s3 check", "s3 rm"),
     *("vagrant", "vagrant install", "vagrant remove", "vagrant status"),
     *("seed lima", "seed minikube", "rewrite"),
 ]

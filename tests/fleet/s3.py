@@ -100,6 +100,8 @@ class Rule:
     """Body bytes of the answer after which the connection ends."""
     is_stalled: bool = False
     """It does not end then, but waits."""
+    rate: float = 0.0
+    """Body bytes of the answer in a second; 0: as fast as they come."""
     is_held: bool = False
     """Not answered until `release`."""
     held: threading.Event = field(default_factory=threading.Event)
@@ -135,6 +137,10 @@ class Wire:
     def stall_body(self, pattern, after, times=float("inf")):
         """As `cut_body`, but the connection stays open, and nothing more comes until `heal`."""
         self._rules.append(Rule(re.compile(pattern), times, cut_after=after, is_stalled=True))
+
+    def slow_body(self, pattern, rate, times=float("inf")):
+        """`rate`: bytes in a second, until `heal`."""
+        self._rules.append(Rule(re.compile(pattern), times, rate=rate))
 
     def hold(self, pattern, times=float("inf")):
         self._rules.append(Rule(re.compile(pattern), times, is_held=True))
@@ -234,6 +240,11 @@ class Wire:
             if rule.is_stalled:
                 rule.held.wait()
             return False
+        while rule and rule.rate and length and not rule.held.is_set():
+            count = min(length, 16 * 1024)
+            answers.copy(client, count)
+            length -= count
+            rule.held.wait(count / rule.rate)
         answers.copy(client, length)
         return True
 

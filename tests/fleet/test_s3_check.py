@@ -115,6 +115,7 @@ def test_no_bucket_is_no_bucket(config):
         ('url = "https://bucket.example/"', "expected s3://"),
         ('url = "s3://me:secret@bucket/"', "expected s3://"),
         ('endpoint = "127.0.0.1:9000"', "expected a URL"),
+        ('endpoint = "http://127.0.0.1:9000"\nurl = "gs://images"', "for s3:// alone"),
     ],
 )
 def test_wrong_values_name_the_line(config, line, word):
