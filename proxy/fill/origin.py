@@ -8,9 +8,11 @@ with a body that is here already, and when its bytes must be compared. Servers o
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from logging import WARNING
+from typing import TypeVar
 
 from ..errors import (
     PeerFailed,
@@ -23,7 +25,7 @@ from ..errors import (
 )
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
-from ..rules.fleet import SAID_OF_THE_OBJECT
+from ..rules.fleet import SAID_OF_THE_OBJECT, name_of
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -36,6 +38,8 @@ from .inquiring import inquire, inquire_head
 from .lease import Turn
 from .neighbours import Neighbours
 from .recall import Recall
+
+T = TypeVar("T")
 
 FIRST_TRIES = 3
 """Rounds over all mirrors for the first answer."""
@@ -142,7 +146,7 @@ class Origin:
                     self._url, self._is_recalled = url, isinstance(answer, Whole) and answer.recalled is not None
                     self._context.health.answered(url)
                     return answer
-            self._trouble = first_error(errors)
+            self._trouble = self._first(errors)
             if recall and (whole := await recall.instead(self._trouble)):
                 self._is_recalled = True
                 return whole
@@ -206,8 +210,8 @@ class Origin:
         Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
         """
         if self._url in self.neighbours:
-            self.neighbours.leave(self._url, error, self._now())
-            self._trouble, self._failures = PeerFailed(error.message, Unhelpful.GONE), 0
+            trouble = self.neighbours.broke(self._url, error, self._now(), has_flowed=not self._failures)
+            self._trouble, self._failures = trouble, 0
             return
         if self._recall and self._is_recalled:
             self._recall.broke(error)
@@ -245,8 +249,9 @@ class Origin:
         since = self._now()
         while peer := self.neighbours.ready(since, self._now()):
             try:
+                inquiry = Inquiry(peer, self._condition, None, peer=True)
                 async with self.neighbours.asking(peer, self._now):
-                    return await inquire_head(Inquiry(peer, self._condition, None, peer=True), self._context)
+                    return await self._told(inquire_head(inquiry, self._context), is_first=True)
             except PeerFailed as error:
                 self.neighbours.leave(peer, error, self._now())
         if self._recall and (head := await self._recall.head()):
@@ -256,7 +261,7 @@ class Origin:
                 return await inquire_head(Inquiry(url, self._condition, None), self._context)
             except UpstreamError as error:
                 errors.append(error)
-        raise first_error(errors)
+        raise self._first(errors)
 
     # -- who is asked, and when ---------------------------------------------------------------------------------------
 
@@ -307,7 +312,7 @@ class Origin:
             inquiry = Inquiry(url, self._condition, self._stale, gap, known, peer=True, takes_stale=takes_stale)
             try:
                 async with self.neighbours.asking(url, self._now):
-                    answer = await self._answer_of_neighbour(inquiry)
+                    answer = await self._told(self._answer(inquiry), is_first=known is None)
             except PeerFailed as error:
                 self.neighbours.leave(url, error, self._now())
             else:
@@ -317,14 +322,18 @@ class Origin:
             self._url = self._context.health.order(self._mirrors, self._now())[0]
         return None
 
-    async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
+    async def _told(self, telling: Awaitable[T], *, is_first: bool) -> T:
+        """What a server of ours says. Raises PeerFailed, or UpstreamStatus for what it says of the object.
+
+        Such an error is of the mirrors as that server has them. Where we ask others, or with a login, it says nothing.
+        """
         try:
-            return await self._answer(inquiry)
+            return await telling
         except PeerFailed:
             raise
         except UpstreamError as error:
             is_told = isinstance(error, UpstreamStatus) and error.upstream_status in SAID_OF_THE_OBJECT
-            if is_told and inquiry.known is None:
+            if is_told and is_first and name_of(self._target.mirror) in (None, error.cache_status.asked):
                 raise
             raise PeerFailed(error.message, Unhelpful.UNABLE) from error
 
@@ -369,6 +378,13 @@ class Origin:
         if exchange := exchange_of(answer):
             self.found(exchange)
         return answer
+
+    def _first(self, errors: list[UpstreamError]) -> UpstreamError:
+        """As first_error; what is said of the object with the name of those that were asked."""
+        error = first_error(errors)
+        if isinstance(error, UpstreamStatus):
+            error.cache_status = replace(error.cache_status, asked=name_of(self._target.mirror))
+        return error
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

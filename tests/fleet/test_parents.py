@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -342,13 +343,97 @@ async def test_a_parent_whose_answer_never_ends_to_begin_is_left_for_upstream(or
             dripping.join()
 
 
-async def test_a_parent_that_stalls_in_the_middle_is_left_for_upstream(origin, other, server):
+async def test_a_parent_that_stalls_in_the_middle_is_left_for_upstream_once_a_mirror_would_be(origin, other, server):
     origin.body("/x.img", BODY).headers(etag='"e"')
     where = f"/http/127.0.0.1:{origin.port}/x.img"
     other.body(where, BODY).headers(OURS, etag='"e"').stall_at(1_500_000)
-    child = server(other.url(), timeout="1s")
+    child = server(other.url(), timeout="1s", config='[fill]\nread_timeout = "1s"\n')
     assert (await child.get("/u/x.img")).body == BODY
     assert 0 < origin.bytes_sent("/x.img") <= 600_000
+    assert other.count(where) >= 2
+
+
+async def test_a_parent_whose_upstream_stalls_is_waited_for(origin, server):
+    """It answers when it is asked for the rest, and upstream is asked by nobody else."""
+    parent = server()
+    child = server(base(parent), timeout="1s")
+    image = origin.body("/x.img", BODY).headers(cache_control=FRESH, etag='"e"').stall_at(1_500_000)
+    async with await child.stream("/u/x.img") as stream:
+        assert await stream.read(1_500_000) == BODY[:1_500_000]
+
+        async def has_asked_again():
+            return (await child.fills())[0]["resumes"] >= 3
+
+        await until(has_asked_again)
+        image.release()
+        assert await stream.rest() == BODY[1_500_000:]
+    assert origin.count("/x.img") == 1
+    origin.body("/y.img", SMALL)
+    await child.fetch("/u/y.img")
+    await parent.wait_stored(2)
+    assert not any("peer.down" in line for line in child.log)
+
+
+async def test_a_parent_that_is_paused_in_the_middle_is_left_for_upstream(origin, server):
+    parent = server()
+    child = server(base(parent), timeout="1s")
+    origin.body("/x.img", BODY).headers(cache_control=FRESH, etag='"e"').stall_at(1_500_000, times=1)
+    async with await child.stream("/u/x.img") as stream:
+        head = await stream.read(1_400_000)
+        parent.send_signal(signal.SIGSTOP)
+        try:
+            assert head + await stream.rest() == BODY
+        finally:
+            parent.send_signal(signal.SIGCONT)
+            origin.release()
+    assert origin.count("/x.img") == 2
+
+
+async def test_a_wrong_digest_is_no_reason_to_leave_the_parent_alone(origin, server):
+    parent = server()
+    child = server(base(parent))
+    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    async with await child.stream(f"/sha256:{'0' * 64}/u/x.img") as stream:
+        await stream.broken()
+    await child.wait_idle()
+    origin.body("/y.img", SMALL).headers(cache_control=FRESH)
+    await child.fetch("/u/y.img")
+    await until(lambda: len(parent.accesses("GET", "/y.img")) == 1)
+
+
+async def test_a_404_of_a_parent_that_has_another_mirror_or_no_login_is_not_ours(origin, other, server):
+    """It asks one of our two mirrors; and where we log in it is told that there is nothing, as GitHub does it."""
+    parent = server()
+    two = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}", "{other.url()}"]\n'
+    login = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    other.body("/x.img", SMALL)
+    for config in (two, login):
+        child = server(base(parent), config=config, mirrors={})
+        for method in ("HEAD", "GET"):
+            answer = await child.get("/m/x.img", method=method)
+            assert (answer.status, answer.headers["content-length"]) == (200, str(len(SMALL)))
+        origin.body("/x.img", SMALL)
+    assert origin.log[-1].headers["x-key"] == "secret"
+
+
+@pytest.mark.parametrize("login", ["", 'headers = {x-key = "secret"}'], ids=["", "a login"])
+async def test_a_404_of_a_parent_that_asks_as_we_do_is(origin, other, server, login):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}", "{other.url()}"]\n{login}\n'
+    parent = server(config=config, mirrors={})
+    children = [server(base(parent), config=config, mirrors={}) for _ in range(2)]
+    grandchild = server(base(children[0]), config=config, mirrors={})
+    for each in (*children, grandchild, grandchild):
+        assert (await each.get("/m/none.img")).status == 404
+    assert [origin.requests, other.requests] == [1, 1]
+
+
+async def test_a_parent_without_the_mirror_is_no_help_and_no_harm(origin, server):
+    parent = server(mirrors={})
+    child = server(base(parent))
+    origin.body("/x.img", SMALL)
+    assert (await child.get("/u/x.img")).body == SMALL
+    assert (await child.get("/u/none.img")).status == 404
+    assert [(request.path, request.status) for request in origin.log] == [("/x.img", 200), ("/none.img", 404)]
 
 
 async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_there(origin, server):
