@@ -157,6 +157,8 @@ class Delivery:
     watch: Watch | None = None
     """None where the body never waits for upstream."""
     takes_ranges: bool = True
+    by_login: bool = False
+    """As in Entry: a server of ours that has no login for it keeps it to itself too."""
     repeat: Repeat | None = None
     """How the server may give this answer again; None: only by asking for it again."""
     status: int = dataclasses.field(default=0, init=False)
@@ -267,6 +269,7 @@ class Delivery:
         said = self.cache_status.header()
         if asks_for_others(self.request.headers):
             said += f"; confirmed={max(0, int(self.age - max(0.0, head.age)))}"
+            said += "; login" if self.by_login or self.target.mirror.credentials else ""
         return [*fields, self._age(), ("cache-status", said), *more]
 
     def _part_fields(self, length: int, *more: tuple[str, str]) -> list[tuple[str, str]]:

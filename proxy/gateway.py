@@ -351,7 +351,7 @@ class Gateway:
         now = self.clock()
         self.store.touch(entry.key, now)
         body = stack.enter_context(self.store.open(entry))
-        return Delivery(request, target, body, cache_status, current_age(entry, now))
+        return Delivery(request, target, body, cache_status, current_age(entry, now), by_login=entry.by_login)
 
     async def _ask_head(self, target: Target, fields: Headers) -> Head | None:
         try:

@@ -323,9 +323,7 @@ class Coordinator:
             pinned=bool(stale and stale.pinned),
             sha512=digests.get("sha512"),
             verified=verified,
-            by_login=not self._origin.recalled and bool(
-                self._target.mirror.credentials or vary.login(self._question.fields) is not None
-            ),
+            by_login=self._origin.by_login and not self._origin.recalled,
         )
 
     def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:

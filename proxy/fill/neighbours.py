@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from ..errors import LoopDetected, PeerFailed, Unhelpful, UpstreamError, UpstreamStatus, UpstreamTimeout
 from ..rules import vary
 from ..rules.entry import Headers, field
-from ..rules.fleet import callers, path_of
+from ..rules.fleet import SAID_OF_THE_OBJECT, callers, name_of, path_of
 from ..rules.mirrors import Target
 from .context import FillContext
 from .lease import Turn
+
+T = TypeVar("T")
 
 
 class Neighbours:
@@ -105,6 +108,21 @@ class Neighbours:
             raise
         finally:
             self._asking = None
+
+    async def told(self, telling: Awaitable[T], *, is_first: bool) -> T:
+        """What a server of ours says. Raises PeerFailed, or UpstreamStatus for what it says of the object.
+
+        Such an error is of the mirrors as that server has them. Where we ask others, or with a login, it says nothing.
+        """
+        try:
+            return await telling
+        except PeerFailed:
+            raise
+        except UpstreamError as error:
+            is_told = isinstance(error, UpstreamStatus) and error.upstream_status in SAID_OF_THE_OBJECT
+            if is_told and is_first and name_of(self._target.mirror) in (None, error.cache_status.asked):
+                raise
+            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
 
     def broke(self, url: str, error: UpstreamError, now: float, *, has_flowed: bool) -> PeerFailed:
         """What it gives has broken off or stalls; `has_flowed`: after bytes had come. What is to be told of it.

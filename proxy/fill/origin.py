@@ -8,11 +8,9 @@ with a body that is here already, and when its bytes must be compared. Servers o
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from logging import WARNING
-from typing import TypeVar
 
 from ..errors import (
     PeerFailed,
@@ -24,8 +22,9 @@ from ..errors import (
     UpstreamTimeout,
 )
 from ..log import events, log
+from ..rules import vary
 from ..rules.entry import Entry, Head, Headers
-from ..rules.fleet import SAID_OF_THE_OBJECT, name_of
+from ..rules.fleet import came_by_login, name_of
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -38,8 +37,6 @@ from .inquiring import inquire, inquire_head
 from .lease import Turn
 from .neighbours import Neighbours
 from .recall import Recall
-
-T = TypeVar("T")
 
 FIRST_TRIES = 3
 """Rounds over all mirrors for the first answer."""
@@ -94,6 +91,8 @@ class Origin:
         self.neighbours = Neighbours(target, condition, context, whom.avoid, whom.turn)
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
         self.mishaps = Mishaps()
+        self.by_login = bool(target.mirror.credentials) or vary.login(condition) is not None
+        """Whether a login opens what is fetched: a client's, that of the mirror, or one that a server of ours has."""
         self._url = self._mirrors[0]
         """The mirror, or server of ours, that a rest is asked of."""
         self._resolved: dict[str, str] = {}
@@ -247,11 +246,12 @@ class Origin:
         """What the first that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
         since = self._now()
-        while peer := self.neighbours.ready(since, self._now()):
+        has_login = bool(self._target.mirror.credentials)  # what they say may be what anybody gets
+        while not has_login and (peer := self.neighbours.ready(since, self._now())):
             try:
                 inquiry = Inquiry(peer, self._condition, None, peer=True)
                 async with self.neighbours.asking(peer, self._now):
-                    return await self._told(inquire_head(inquiry, self._context), is_first=True)
+                    return await self.neighbours.told(inquire_head(inquiry, self._context), is_first=True)
             except PeerFailed as error:
                 self.neighbours.leave(peer, error, self._now())
         if self._recall and (head := await self._recall.head()):
@@ -312,7 +312,7 @@ class Origin:
             inquiry = Inquiry(url, self._condition, self._stale, gap, known, peer=True, takes_stale=takes_stale)
             try:
                 async with self.neighbours.asking(url, self._now):
-                    answer = await self._told(self._answer(inquiry), is_first=known is None)
+                    answer = await self._answer_of_neighbour(inquiry)
             except PeerFailed as error:
                 self.neighbours.leave(url, error, self._now())
             else:
@@ -322,20 +322,15 @@ class Origin:
             self._url = self._context.health.order(self._mirrors, self._now())[0]
         return None
 
-    async def _told(self, telling: Awaitable[T], *, is_first: bool) -> T:
-        """What a server of ours says. Raises PeerFailed, or UpstreamStatus for what it says of the object.
-
-        Such an error is of the mirrors as that server has them. Where we ask others, or with a login, it says nothing.
-        """
-        try:
-            return await telling
-        except PeerFailed:
-            raise
-        except UpstreamError as error:
-            is_told = isinstance(error, UpstreamStatus) and error.upstream_status in SAID_OF_THE_OBJECT
-            if is_told and is_first and name_of(self._target.mirror) in (None, error.cache_status.asked):
-                raise
-            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
+    async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
+        answer = await self.neighbours.told(self._answer(inquiry), is_first=inquiry.known is None)
+        if exchange := exchange_of(answer):
+            is_by_login = came_by_login(exchange.headers)
+            self.by_login = self.by_login or is_by_login
+            if self._target.mirror.credentials and not is_by_login and not isinstance(answer, Rest):
+                exchange.drop()
+                raise PeerFailed(f"{inquiry.url} is what anybody gets, and we have a login", Unhelpful.UNABLE)
+        return answer
 
     async def _ask_for_stale(self) -> Answer | None:
         """What a server of ours has, be it stale: upstream is down for us too, and nothing of it is here."""

@@ -26,6 +26,7 @@ _BASE = re.compile(r"(https?)://([^/?#\s@]+)/?")
 _BUCKET = re.compile(r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?")
 _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")
 _CONFIRMED = re.compile(r"; confirmed=(\d{1,9})\b")
+_LOGIN = re.compile(r"; login\b")
 _LEFT = re.compile(r"; ttl=(\d{1,9})\b")
 _ASKED = re.compile(r"; asked=([0-9a-f]{12})\b")
 
@@ -155,6 +156,11 @@ def confirmed_ago(headers: Headers) -> int:
     """Seconds since upstream told the server of ours that gave the answer what it is."""
     found = _CONFIRMED.search(_said(headers))
     return int(found[1]) if found else 0
+
+
+def came_by_login(headers: Headers) -> bool:
+    """Whether the server of ours that gave the answer has it by a login."""
+    return bool(_LOGIN.search(_said(headers)))
 
 
 def without_status(headers: Headers) -> Headers:

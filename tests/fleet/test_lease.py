@@ -123,7 +123,7 @@ async def test_the_holder_is_killed(origin, image, leasing, at):
 
 async def test_the_holder_is_paused_before_upstream_has_answered(origin, leasing, server, redis):
     """Of those that wait for it one takes its place, and the others wait for that one."""
-    holder, *others = [server(own=f"127.0.0.1:{free_port()}", config=redis.config(), timeout="4s") for _ in range(4)]
+    holder, *others = [server(own=f"127.0.0.1:{free_port()}", config=redis.config(), timeout="6s") for _ in range(4)]
     origin.body("/x.img", SMALL).delay_headers_until_released(times=1)
     lost = asyncio.create_task(holder.get("/u/x.img"))
     await origin.requested(1)
@@ -139,7 +139,7 @@ async def test_the_holder_is_paused_before_upstream_has_answered(origin, leasing
 
 
 async def test_the_holder_is_paused_in_the_middle(origin, image, server, redis):
-    holder, *others = [server(own=f"127.0.0.1:{free_port()}", config=redis.config(), timeout="3s") for _ in range(3)]
+    holder, *others = [server(own=f"127.0.0.1:{free_port()}", config=redis.config(), timeout="4s") for _ in range(3)]
     image.stall_at(HALF, times=1)
     lost = await holder.stream("/u/x.img")
     await lost.read(1024**2)
@@ -237,6 +237,26 @@ async def test_what_is_no_redis_holds_nobody_up(origin, server, answer):
         proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
         assert (await proxy.get("/u/x.img")).body == SMALL
         proxy.terminate()
+
+
+async def test_a_redis_that_says_the_same_whatever_it_is_told_holds_nobody_up(origin, server):
+    gone = f"http://127.0.0.1:{free_port()}"
+
+    async def talk(reader, writer):
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                commands = re.findall(rb"^\*\d+\r\n\$\d+\r\n(\w+)", data, re.MULTILINE)
+                for command in commands:
+                    writer.write(b"+x %s\r\n" % gone.encode() if command == b"EVAL" else b"+OK\r\n")
+
+    origin.body("/x.img", SMALL)
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        lease = f'[lease]\nredis = "redis://127.0.0.1:{port}/0"\ntimeout = "{PATIENT}"\n'
+        proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
+        assert (await proxy.get("/u/x.img")).body == SMALL
+        proxy.terminate()
+    assert any("peer.down" in line for line in proxy.log)
 
 
 def lease_of(origin, path):

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from tests.fleet.conftest import FRESH
+from tests.fleet.test_s3 import wait_quiet
 from tests.harness import free_port, until
 from tests.origin import pattern_bytes
 
@@ -356,13 +357,13 @@ async def test_a_parent_that_stalls_in_the_middle_is_left_for_upstream_once_a_mi
 async def test_a_parent_whose_upstream_stalls_is_waited_for(origin, server):
     """It answers when it is asked for the rest, and upstream is asked by nobody else."""
     parent = server()
-    child = server(base(parent), timeout="1s")
+    child = server(base(parent), timeout="3s")
     image = origin.body("/x.img", BODY).headers(cache_control=FRESH, etag='"e"').stall_at(1_500_000)
     async with await child.stream("/u/x.img") as stream:
         assert await stream.read(1_500_000) == BODY[:1_500_000]
 
         async def has_asked_again():
-            return (await child.fills())[0]["resumes"] >= 3
+            return (await child.fills())[0]["resumes"] >= 2
 
         await until(has_asked_again)
         image.release()
@@ -376,7 +377,7 @@ async def test_a_parent_whose_upstream_stalls_is_waited_for(origin, server):
 
 async def test_a_parent_that_is_paused_in_the_middle_is_left_for_upstream(origin, server):
     parent = server()
-    child = server(base(parent), timeout="1s")
+    child = server(base(parent), timeout="3s")
     origin.body("/x.img", BODY).headers(cache_control=FRESH, etag='"e"').stall_at(1_500_000, times=1)
     async with await child.stream("/u/x.img") as stream:
         head = await stream.read(1_400_000)
@@ -448,6 +449,15 @@ async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_
     await until(lambda: len(parent.accesses("GET", "/none.img")) == 1)
 
 
+@pytest.mark.parametrize("fields", [{"cache-control": "no-store"}, {"vary": "accept"}])
+async def test_a_404_that_is_not_to_be_remembered_is_not_remembered_behind_a_parent_either(origin, server, fields):
+    parent = server()
+    child = server(base(parent))
+    origin.body("/x.img", SMALL).status(404, fields, times=1)
+    assert (await child.get("/u/x.img")).status == 404
+    assert (await child.get("/u/x.img")).body == SMALL
+
+
 # -- what is not for everybody -----------------------------------------------------------------------------------------
 
 
@@ -478,6 +488,39 @@ async def test_what_is_private_comes_through_and_is_kept_nowhere(origin, server)
     for _ in range(2):
         assert (await child.get("/u/x.img")).body == BODY
     assert parent.entries() == child.entries() == []
+
+
+async def test_what_a_login_of_the_parents_opens_stays_out_of_the_bucket(origin, other, server, bucket):
+    """Also where it comes to a server that has no login for it, from one that has it from another."""
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    parent = server(config=config, mirrors={})
+    child = server(base(parent))
+    grandchild = server(base(child), mirrors={"u": origin.url(), "o": other.url()})
+    for each in (child, grandchild):
+        await each.fetch("/u/x.img")
+    assert origin.count("/x.img") == 1
+    other.body("/y.img", SMALL).headers(cache_control=FRESH)
+    await grandchild.fetch("/o/y.img")
+    await grandchild.wait_stored(2)
+    grandchild.config.write_text(bucket.config())
+    grandchild.restart()  # it looks through what is stored
+    await bucket.wait(1)
+    await wait_quiet(grandchild)
+    assert len(bucket.files("blobs/*/*")) == 1
+
+
+async def test_a_parent_without_our_login_gives_what_is_not_ours(origin, server):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    parent = server()
+    first, second = (server(*parents, config=config, mirrors={}) for parents in ([base(parent)], []))
+    third = server(base(second), config=config, mirrors={})
+    origin.body("/x.img", SMALL).headers(cache_control=FRESH)
+    for each in (first, second, third):
+        assert (await each.get("/m/x.img", method="HEAD")).status == 200
+        assert (await each.fetch("/m/x.img")).body == SMALL
+    asked = [request.headers.get("x-key") for request in origin.log if request.method == "GET"]
+    assert asked == [None, "secret", "secret"]
 
 
 async def test_the_token_opens_the_parent_and_goes_no_further(origin, server):
