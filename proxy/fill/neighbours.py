@@ -64,9 +64,11 @@ class Neighbours:
             self._is_due = self._holder is not None and (
                 self._holder in self._left or self._known.is_absent(self._holder, now)
             )
-            if self._holder and (url := self._holder + path_of(self._target)) not in self._avoid:
+            if self._holder is None or self._is_due:
+                continue
+            if (url := self._holder + path_of(self._target)) not in self._avoid:
                 self._bases = {url: self._holder} | self._bases
-            if former and self._holder and self._waits_since is None:
+            if former and self._waits_since is None:
                 self._waits_since = now  # once: it has asked upstream only now
         return self.ready(max(since, self._waits_since or since), now)
 
