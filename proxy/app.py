@@ -8,11 +8,12 @@ import json
 from collections.abc import Awaitable, Callable
 
 from .delivery import Request
-from .errors import ClientGone, LoopDetected, MethodNotAllowed, ProxyError
+from .errors import ClientGone, LoopDetected, MethodNotAllowed, ProxyError, UpstreamStatus
 from .gateway import Gateway
 from .record import Message, Record, Scope, Send, shown
 from .rules.access import is_via
 from .rules.entry import Headers
+from .rules.fleet import SAID_OF_THE_OBJECT
 from .rules.headers import http_date
 from .store.pseudonym import pseudonym
 from .upstream.wording import WAY_OUT
@@ -81,11 +82,19 @@ class Application:
             ("content-length", str(len(body))),
             ("date", http_date(self.gateway.clock())),
             ("cache-status", error.cache_status.header()),
+            *_remembering(error),
             *error.headers,
         )
         encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in fields]
         await record.send({"type": "http.response.start", "status": error.status, "headers": encoded})
         await record.send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+
+def _remembering(error: ProxyError) -> Headers:
+    """How long upstream lets its own answer about the object be remembered."""
+    if not isinstance(error, UpstreamStatus) or error.upstream_status not in SAID_OF_THE_OBJECT:
+        return ()
+    return tuple(line for line in error.fields if line[0] in ("cache-control", "vary"))
 
 
 def _base(scope: Scope) -> str:

@@ -7,7 +7,6 @@ of a mistake (file and line, variable or option), the key and what was expected.
 import difflib
 import functools
 import importlib.util
-import itertools
 import os
 import re
 import tomllib
@@ -26,6 +25,7 @@ from .rules.access import Access
 from .rules.fleet import Fleet, check_stores
 from .rules.mirrors import Mirror, MirrorTable, allowed_host, is_valid_name
 from .rules.units import Duration, Size, parse_duration, parse_size
+from .toml_text import line_of, text_of
 
 _here = Path(__file__).parent
 SHIPPED = next((path for path in (_here / "shipped", _here.parent / "config") if path.is_dir()), Path("config"))
@@ -248,19 +248,9 @@ def find(path: str | None) -> Path:
     return Path(named) if named else own if own.is_file() else SHIPPED / "fetchonce.toml"
 
 
-def _text(path: Path) -> str:
-    return path.read_text("utf-8") if path.is_file() else _text_once(path, path.stat().st_ino)
-
-
-@functools.cache
-def _text_once(path: Path, inode: int) -> str:
-    """Of a pipe or device: it gives its text once, and SIGHUP and messages about a mistake need it again."""
-    return path.read_text("utf-8")
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(_text(path))
+        return tomllib.loads(text_of(path))
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise ConfigError(f"{path}:{line[1] if line else 1}: not TOML: {error}") from error
@@ -313,21 +303,6 @@ def _section(keys: list[str | int]) -> type[Section]:
 def _dotted(keys: list[str | int]) -> str:
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
     return text.removeprefix(".") or "configuration"
-
-
-def line_of(path: Path, keys: list[Any]) -> int:
-    """Line (from 1) of the key, else of its table, else 1. tomllib keeps no positions, so we search the text."""
-    lines: dict[tuple[Any, ...], int] = {}
-    here: tuple[Any, ...] = ()
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if header := re.match(r"\s*(\[\[?)\s*([\w.\-]+)\s*\]", line):
-            here = tuple(header[2].split("."))
-            if header[1] == "[[":
-                here = next((*here, index) for index in itertools.count() if (*here, index) not in lines)
-            lines.setdefault(here, number)
-        elif key := re.match(r"\s*([\w\-]+)\s*=", line):
-            lines.setdefault((*here, key[1]), number)
-    return next((lines[tuple(keys[:end])] for end in range(len(keys), 0, -1) if tuple(keys[:end]) in lines), 1)
 
 
 def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

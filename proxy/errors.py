@@ -159,6 +159,8 @@ class Unhelpful(enum.Enum):
     """It is there, and says nothing."""
     FOREIGN = "foreign"
     """It does not let us in, or is no fetchonce."""
+    BROKEN = "broken"
+    """It broke off in the middle. Whether it is there the next question shows."""
     CIRCLE = "circle"
     """It waits for us."""
     UNABLE = "unable"

@@ -28,6 +28,8 @@ class NegativeAnswer:
     age: float
     """Seconds since the origin made the answer, when we received it."""
     lifetime: float
+    asked: str | None
+    """As in CacheStatus."""
 
 
 class NegativeCache:
@@ -47,7 +49,7 @@ class NegativeCache:
         self._answers.pop((method, target.key), None)
         if lifetime > 0:
             self._answers[method, target.key] = NegativeAnswer(
-                error.upstream_status, error.message, now, head.age, lifetime
+                error.upstream_status, error.message, now, head.age, lifetime, error.cache_status.asked
             )
 
     def forget(self, target: Target, headers: Headers) -> None:
@@ -71,6 +73,6 @@ class NegativeCache:
             return
         age, left = answer.age + resident, answer.lifetime - resident
         if policy.satisfies(policy.request_directives(headers), age, left):
-            cache_status = CacheStatus(hit=True, ttl=int(left), detail="negative")
+            cache_status = CacheStatus(hit=True, ttl=int(left), detail="negative", asked=answer.asked)
             error = UpstreamStatus(answer.message, answer.status)
             raise error.with_cache_status(cache_status, ("age", str(int(age))))

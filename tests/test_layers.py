@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "proxy"
 FLAT = {
     "__main__", "app", "record", "repeats", "gateway", "delivery", "rewritten", "negative", "prefetch", "config",
-    "errors", "stats", "log", "logins", "version",
+    "errors", "stats", "log", "logins", "toml_text", "version",
 }  # fmt: skip
-PLAIN = {"errors", "log", "version", "config", "rules"}
+PLAIN = {"errors", "log", "version", "config", "toml_text", "rules"}
 """What any folder but rules/ may import."""
 MAY_IMPORT = {
     "serving": PLAIN,

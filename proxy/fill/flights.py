@@ -13,7 +13,7 @@ from logging import ERROR
 from cachetools import TTLCache
 
 from ..config import Settings
-from ..errors import DigestMismatch, UpstreamError
+from ..errors import DigestMismatch, UpstreamChanged, UpstreamError
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers, field
 from ..rules.fleet import callers
@@ -180,6 +180,9 @@ class Flights:
                 self.failures.forget(key)
         match fill.state:
             case Failed(DigestMismatch(next_url=str()), incoming) if incoming:
+                self._distrusted[key] = self._distrusted.get(key, frozenset()) | {incoming.url}
+            case Failed(UpstreamChanged(), incoming) if incoming and incoming.url not in fill.target.urls:
+                # Another server of ours began it, and who went on has another body.
                 self._distrusted[key] = self._distrusted.get(key, frozenset()) | {incoming.url}
             case _:
                 # It came well, or every mirror has had its turn: the next time they are asked from the first on.

@@ -157,8 +157,8 @@ class Turn:
         `is_gone`: the one that was named before does not answer any more.
         """
         found = await self._leases.take(self._keys, self._value, self._other if is_gone else "")
-        if found is None:
-            return None
+        if found is None or (is_gone and found == self._other):
+            return None  # what does not take our word for it is no Redis
         if found == self._value:
             if self._other and is_gone:
                 log(events, INFO, "lease.taken_over", key=self._name, of=self._other.partition(" ")[2])

@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
-from ..rules.fleet import SAID_OF_THE_OBJECT
+from ..rules.fleet import is_open, name_of
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
@@ -142,7 +142,7 @@ class Origin:
                     self._url, self._is_recalled = url, isinstance(answer, Whole) and answer.recalled is not None
                     self._context.health.answered(url)
                     return answer
-            self._trouble = first_error(errors)
+            self._trouble = self._first(errors)
             if recall and (recalled := await recall.instead(self._trouble) or await recall.after_all(gap)):
                 self._is_recalled = True
                 return recalled
@@ -208,8 +208,8 @@ class Origin:
         Where no reader waits (`is_awaited`), a transfer that brought nothing counts twice.
         """
         if self._url in self.neighbours:
-            self.neighbours.leave(self._url, error, self._now())
-            self._trouble, self._failures = PeerFailed(error.message, Unhelpful.GONE), 0
+            trouble = self.neighbours.broke(self._url, error, self._now(), has_flowed=not self._failures)
+            self._trouble, self._failures = trouble, 0
             return
         if self._recall and self._is_recalled:
             self._recall.broke(error)
@@ -245,10 +245,12 @@ class Origin:
         """What the first that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
         since = self._now()
-        while peer := self.neighbours.ready(since, self._now()):
+        has_login = bool(self._target.mirror.credentials)  # what they say may be what anybody gets
+        while not has_login and (peer := self.neighbours.ready(since, self._now())):
             try:
+                inquiry = Inquiry(peer, self._condition, None, peer=True)
                 async with self.neighbours.asking(peer, self._now):
-                    return await inquire_head(Inquiry(peer, self._condition, None, peer=True), self._context)
+                    return await self.neighbours.told(inquire_head(inquiry, self._context), is_first=True)
             except PeerFailed as error:
                 self.neighbours.leave(peer, error, self._now())
         if self._recall and (head := await self._recall.head()):
@@ -258,7 +260,7 @@ class Origin:
                 return await inquire_head(Inquiry(url, self._condition, None), self._context)
             except UpstreamError as error:
                 errors.append(error)
-        raise first_error(errors)
+        raise self._first(errors)
 
     # -- who is asked, and when ---------------------------------------------------------------------------------------
 
@@ -320,15 +322,12 @@ class Origin:
         return None
 
     async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
-        try:
-            return await self._answer(inquiry)
-        except PeerFailed:
-            raise
-        except UpstreamError as error:
-            is_told = isinstance(error, UpstreamStatus) and error.upstream_status in SAID_OF_THE_OBJECT
-            if is_told and inquiry.known is None:
-                raise
-            raise PeerFailed(error.message, Unhelpful.UNABLE) from error
+        answer = await self.neighbours.told(self._answer(inquiry), is_first=inquiry.known is None)
+        exchange = None if isinstance(answer, Rest) else exchange_of(answer)
+        if exchange and self._target.mirror.credentials and is_open(exchange.headers):
+            exchange.drop()
+            raise PeerFailed(f"{inquiry.url} is what anybody gets, and we have a login", Unhelpful.UNABLE)
+        return answer
 
     async def _ask_for_stale(self) -> Answer | None:
         """What a server of ours has, be it stale: upstream is down for us too, and nothing of it is here."""
@@ -371,6 +370,13 @@ class Origin:
         if exchange := exchange_of(answer):
             self.found(exchange)
         return answer
+
+    def _first(self, errors: list[UpstreamError]) -> UpstreamError:
+        """As first_error; what is said of the object with the name of those that were asked."""
+        error = first_error(errors)
+        if isinstance(error, UpstreamStatus):
+            error.cache_status = replace(error.cache_status, asked=name_of(self._target.mirror))
+        return error
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -5,14 +5,16 @@ its own is no answer: the next one is asked, in the end the mirrors.
 """
 
 import json
-from collections import defaultdict
+from dataclasses import replace
 from logging import INFO, WARNING
+
+from cachetools import LRUCache
 
 from ..errors import PeerFailed, Unhelpful, UpstreamError, UpstreamStatus
 from ..log import events, log
 from ..rules.circuit import ABSENT_SECONDS, Circuit
 from ..rules.entry import Headers
-from ..rules.fleet import CAUSED_BY_US, is_of_upstream, is_ours, remembered
+from ..rules.fleet import CAUSED_BY_US, asked_of, is_of_upstream, is_ours, remembered
 from ..stats import Stats
 from ..upstream.exchange import Exchange
 from ..upstream.peers import SOON_SECONDS, Peers
@@ -20,6 +22,8 @@ from ..upstream.peers import SOON_SECONDS, Peers
 LOOP = 508
 SLOW_SECONDS = 10.0
 """A server that has answered something so lately is there, be it slow with something else."""
+MAX_PEERS = 256
+"""So many are remembered: where machines come and go, each that had the lease of an object is another one."""
 MESSAGE_BYTES = 16 * 1024
 
 
@@ -27,10 +31,10 @@ class KnownPeers:
     """How the peers of one process do: who is of no help is left alone for a while. Lives on the event loop."""
 
     def __init__(self, stats: Stats) -> None:
-        self._circuits: defaultdict[str, Circuit] = defaultdict(Circuit)
+        self._circuits: LRUCache[str, Circuit] = LRUCache(MAX_PEERS)
         """By base URL."""
         self._stats = stats
-        self._answered: dict[str, float] = {}
+        self._answered: LRUCache[str, float] = LRUCache(MAX_PEERS)
         """When each of those that were asked last answered."""
 
     def status(self) -> dict[str, str]:
@@ -40,26 +44,35 @@ class KnownPeers:
 
     def may_ask(self, base: str, now: float) -> bool:
         """As Circuit.may_ask."""
-        return self._circuits[base].may_ask(now)
+        return self._circuit(base).may_ask(now)
 
     def is_absent(self, base: str, now: float) -> bool:
         """As Circuit.is_absent."""
-        return self._circuits[base].is_absent(now)
+        return self._circuit(base).is_absent(now)
 
     def answered(self, base: str, kind: str, now: float) -> None:
-        self._answered[base] = now
         self._stats.peers[kind, "answered"] += 1
-        if self._circuits[base].answered():
-            log(events, INFO, "peer.back", peer=base)
+        self._is_there(base, now)
 
     def failed(self, base: str, kind: str, why: Unhelpful, error: UpstreamError, now: float) -> None:
         """It has not given what it was asked for."""
         last = self._answered.setdefault(base, float("-inf"))
         self._stats.peers[kind, "failed"] += 1
-        if why in (Unhelpful.CIRCLE, Unhelpful.UNABLE) or (why is Unhelpful.SLOW and now - last < SLOW_SECONDS):
-            return
-        if self._circuits[base].failed(now):
-            log(events, WARNING, "peer.down", peer=base, error=error, again_in=ABSENT_SECONDS)
+        match why:
+            case Unhelpful.CIRCLE | Unhelpful.UNABLE:
+                self._is_there(base, now)
+            case Unhelpful.SLOW if now - last < SLOW_SECONDS:
+                pass
+            case Unhelpful.SLOW | Unhelpful.GONE | Unhelpful.FOREIGN if self._circuit(base).failed(now):
+                log(events, WARNING, "peer.down", peer=base, error=error, again_in=ABSENT_SECONDS)
+
+    def _is_there(self, base: str, now: float) -> None:
+        self._answered[base] = now
+        if self._circuit(base).answered():
+            log(events, INFO, "peer.back", peer=base)
+
+    def _circuit(self, base: str) -> Circuit:
+        return self._circuits.setdefault(base, Circuit())
 
 
 def ask_peer(peers: Peers, url: str, method: str, headers: Headers) -> Exchange:
@@ -78,6 +91,7 @@ def ask_peer(peers: Peers, url: str, method: str, headers: Headers) -> Exchange:
         if is_of_upstream(status, given):
             told = UpstreamStatus(message, status)
             told.fields = remembered(given)
+            told.cache_status = replace(told.cache_status, asked=asked_of(given))
             raise told
         why = Unhelpful.FOREIGN if status in CAUSED_BY_US else Unhelpful.CIRCLE if status == LOOP else Unhelpful.UNABLE
         raise PeerFailed(f"{message} (says {url})", why)

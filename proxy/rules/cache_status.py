@@ -22,6 +22,8 @@ class CacheStatus:
     """Seconds of freshness left; negative once the answer is stale."""
     detail: str | None = None
     """A token that says more, such as no-space or unreachable (§2.8)."""
+    asked: str | None = None
+    """Whom an error is of, where that is not one server that is asked by everybody alike (fleet.name_of)."""
 
     def header(self) -> str:
         """The value of the Cache-Status field."""
@@ -40,6 +42,8 @@ class CacheStatus:
             parts.append(f"ttl={self.ttl}")
         if self.detail is not None:
             parts.append(f"detail={self.detail}")
+        if self.asked is not None:
+            parts.append(f"asked={self.asked}")
         return "; ".join(parts)
 
     @property

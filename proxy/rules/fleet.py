@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError, RequestError
 from .entry import Headers
 from .entry import field as field_of
-from .mirrors import Target, normal_host, proxied_path
+from .mirrors import Mirror, Target, normal_host, proxied_path
 
 MAX_CALLERS = 3
 """By so many servers of ours a request may have come, and parents are still asked: for a region, a site, a host."""
@@ -28,6 +28,7 @@ _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")
 _CONFIRMED = re.compile(r"; confirmed=(\d{1,9})\b")
 _OPEN = re.compile(r"; open\b")
 _LEFT = re.compile(r"; ttl=(\d{1,9})\b")
+_ASKED = re.compile(r"; asked=([0-9a-f]{12})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,23 @@ def is_of_upstream(status: int, headers: Headers) -> bool:
     """Whether an error that a server of ours gave is upstream's word about the object."""
     said = _said(headers)
     return status in SAID_OF_THE_OBJECT and (f"fwd-status={status}" in said or "detail=negative" in said)
+
+
+def name_of(mirror: Mirror) -> str | None:
+    """The same on all servers that ask the same upstreams for it, with a login or all without one.
+
+    None where it has but one upstream, and no login: whoever asks that one gets its answer.
+    """
+    if len(mirror.upstreams) == 1 and not mirror.credentials:
+        return None
+    asked = " ".join((*mirror.upstreams, "login" if mirror.credentials else ""))
+    return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
+def asked_of(headers: Headers) -> str | None:
+    """Whom an error is of that a server of ours gave, as `name_of`."""
+    found = _ASKED.search(_said(headers))
+    return found[1] if found else None
 
 
 def remembered(headers: Headers) -> Headers:

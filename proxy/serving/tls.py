@@ -7,9 +7,10 @@ from logging import ERROR, WARNING
 from pathlib import Path
 from typing import NoReturn
 
-from ..config import Settings, line_of
+from ..config import Settings
 from ..errors import ConfigError
 from ..log import events, log
+from ..toml_text import line_of
 from .handshake import ServerContext, TellingObject
 
 RENEW_SECONDS = 30 * 86400.0

@@ -67,7 +67,7 @@ def running(cache_dir: Path) -> list[ServerRecord]:
     """The servers that run on `cache_dir`, those that leave it last. Removes the files of dead ones."""
     found = []
     for path in sorted((cache_dir / "servers").glob("[0-9]*")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             if is_locked(path):
                 record = json.loads(path.read_bytes())
                 found.append(ServerRecord(**{**record, "listen": tuple(record["listen"])}))

@@ -16,8 +16,6 @@ CONNECT_SECONDS = 1.0
 """A machine that is off says nothing: for so long the first client waits, and upstream is asked."""
 SOON_SECONDS = 1.0
 """For so long the rest of an answer that has begun is read: a small body, or what an error says."""
-STALLING = 2.0
-"""So many times fleet.timeout may a body stall: it may be upstream that does, and the other server asks it again."""
 
 
 class Peers:
@@ -35,7 +33,7 @@ class Peers:
             limits=LIMITS,
         )
         client._transport._pool._network_backend = Wires()  # type: ignore[attr-defined]
-        self._pool = Pool(client, trust, STALLING * timeout)
+        self._pool = Pool(client, trust, timeout)
 
     @property
     def patience(self) -> float:

@@ -29,10 +29,12 @@ def server(proxy_factory) -> Callable[..., Proxy]:
         token: str = "",
         listen: str = "",
         timeout: str = PATIENT,
+        read_timeout: str = "10m",
         **more,
     ) -> Proxy:
         # An origin that stalls by script does so as long as a busy machine takes for what the test does meanwhile.
-        lines = ["[fill]", 'read_timeout = "10m"', "[fleet]", f"parents = {list(parents)}", f'timeout = "{timeout}"']
+        lines = ["[fill]", f'read_timeout = "{read_timeout}"']
+        lines += ["[fleet]", f"parents = {list(parents)}", f'timeout = "{timeout}"']
         lines += [f'advertise = "http://{own}"'] if own else []
         lines += [f'token = "{token}"'] if token else []
         listen = listen or own or "127.0.0.1:0"

@@ -121,6 +121,39 @@ async def test_the_holder_is_killed(origin, image, leasing, at):
     assert origin.bytes_sent("/x.img") <= SIZE + at + 6_000_000  # what was on its way to the holder
 
 
+async def test_the_holder_is_paused_before_upstream_has_answered(origin, leasing, server, redis):
+    """Of those that wait for it one takes its place, and the others wait for that one."""
+    holder, *others = [server(own=f"127.0.0.1:{free_port()}", config=redis.config(), timeout="6s") for _ in range(4)]
+    origin.body("/x.img", SMALL).delay_headers_until_released(times=1)
+    lost = asyncio.create_task(holder.get("/u/x.img"))
+    await origin.requested(1)
+    holder.send_signal(signal.SIGSTOP)
+    try:
+        answers = await asyncio.gather(*(each.get("/u/x.img") for each in others for _ in range(2)))
+    finally:
+        holder.send_signal(signal.SIGCONT)
+        origin.release()
+    assert {answer.body for answer in (*answers, await lost)} == {SMALL}
+    assert sum("lease.taken_over" in line for each in others for line in each.log) == 1
+    assert origin.count("/x.img") == 2
+
+
+async def test_the_holder_is_paused_in_the_middle(origin, image, server, redis):
+    holder, *others = [server(own=f"127.0.0.1:{free_port()}", config=redis.config(), timeout="4s") for _ in range(3)]
+    image.stall_at(HALF, times=1)
+    lost = await holder.stream("/u/x.img")
+    await lost.read(1024**2)
+    tasks = await begun(others, 2)
+    holder.send_signal(signal.SIGSTOP)
+    try:
+        await whole(tasks)
+    finally:
+        holder.send_signal(signal.SIGCONT)
+        origin.release()
+    assert sum("lease.taken_over" in line for each in others for line in each.log) == 1
+    assert origin.count("/x.img") == 2
+
+
 async def test_the_holder_is_stopped(origin, image, leasing):
     holder, *others = leasing(3)
     image.stall_at(HALF)
@@ -206,6 +239,26 @@ async def test_what_is_no_redis_holds_nobody_up(origin, server, answer):
         proxy.terminate()
 
 
+async def test_a_redis_that_says_the_same_whatever_it_is_told_holds_nobody_up(origin, server):
+    gone = f"http://127.0.0.1:{free_port()}"
+
+    async def talk(reader, writer):
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                commands = re.findall(rb"^\*\d+\r\n\$\d+\r\n(\w+)", data, re.MULTILINE)
+                for command in commands:
+                    writer.write(b"+x %s\r\n" % gone.encode() if command == b"EVAL" else b"+OK\r\n")
+
+    origin.body("/x.img", SMALL)
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        lease = f'[lease]\nredis = "redis://127.0.0.1:{port}/0"\ntimeout = "{PATIENT}"\n'
+        proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
+        assert (await proxy.get("/u/x.img")).body == SMALL
+        proxy.terminate()
+    assert any("peer.down" in line for line in proxy.log)
+
+
 def lease_of(origin, path):
     return f"fetchonce:{{{hashlib.sha256(f'/http/127.0.0.1:{origin.port}{path}'.encode()).hexdigest()}}}:lease"
 
@@ -234,6 +287,15 @@ async def test_a_holder_that_gives_a_wrong_body_is_passed_over_then(origin, othe
     await server.wait_idle()
     assert (await server.get(f"{path}/u/x.img")).body == SMALL
     assert [other.requests, origin.requests] == [1, 1]
+
+
+async def test_a_lease_at_whose_address_something_else_listens_is_taken_over_at_once(origin, other, leasing, redis):
+    servers = leasing(3)
+    origin.body("/x.img", SMALL)
+    redis("SET", lease_of(origin, "/x.img"), f'"owner {other.url().rstrip("/")}"')
+    answers = await asyncio.gather(*(each.get("/u/x.img") for each in servers))
+    assert {answer.body for answer in answers} == {SMALL}
+    assert origin.requests == 1
 
 
 async def test_a_lease_of_somebody_unknown_holds_nobody_up(origin, leasing, redis):

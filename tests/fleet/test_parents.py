@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from tests.fleet.conftest import FRESH
+from tests.fleet.test_s3 import wait_quiet
 from tests.harness import free_port, until
 from tests.origin import pattern_bytes
 
@@ -342,13 +344,97 @@ async def test_a_parent_whose_answer_never_ends_to_begin_is_left_for_upstream(or
             dripping.join()
 
 
-async def test_a_parent_that_stalls_in_the_middle_is_left_for_upstream(origin, other, server):
+async def test_a_parent_that_stalls_in_the_middle_is_left_for_upstream_once_a_mirror_would_be(origin, other, server):
     origin.body("/x.img", BODY).headers(etag='"e"')
     where = f"/http/127.0.0.1:{origin.port}/x.img"
     other.body(where, BODY).headers(OURS, etag='"e"').stall_at(1_500_000)
-    child = server(other.url(), timeout="1s")
+    child = server(other.url(), timeout="1s", read_timeout="1s")
     assert (await child.get("/u/x.img")).body == BODY
     assert 0 < origin.bytes_sent("/x.img") <= 600_000
+    assert other.count(where) >= 2
+
+
+async def test_a_parent_whose_upstream_stalls_is_waited_for(origin, server):
+    """It answers when it is asked for the rest, and upstream is asked by nobody else."""
+    parent = server()
+    child = server(base(parent), timeout="3s")
+    image = origin.body("/x.img", BODY).headers(cache_control=FRESH, etag='"e"').stall_at(1_500_000)
+    async with await child.stream("/u/x.img") as stream:
+        assert await stream.read(1_500_000) == BODY[:1_500_000]
+
+        async def has_asked_again():
+            return (await child.fills())[0]["resumes"] >= 2
+
+        await until(has_asked_again)
+        image.release()
+        assert await stream.rest() == BODY[1_500_000:]
+    assert origin.count("/x.img") == 1
+    origin.body("/y.img", SMALL)
+    await child.fetch("/u/y.img")
+    await parent.wait_stored(2)
+    assert not any("peer.down" in line for line in child.log)
+
+
+async def test_a_parent_that_is_paused_in_the_middle_is_left_for_upstream(origin, server):
+    parent = server()
+    child = server(base(parent), timeout="3s")
+    origin.body("/x.img", BODY).headers(cache_control=FRESH, etag='"e"').stall_at(1_500_000, times=1)
+    async with await child.stream("/u/x.img") as stream:
+        head = await stream.read(1_400_000)
+        parent.send_signal(signal.SIGSTOP)
+        try:
+            assert head + await stream.rest() == BODY
+        finally:
+            parent.send_signal(signal.SIGCONT)
+            origin.release()
+    assert origin.count("/x.img") == 2
+
+
+async def test_a_wrong_digest_is_no_reason_to_leave_the_parent_alone(origin, server):
+    parent = server()
+    child = server(base(parent))
+    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    async with await child.stream(f"/sha256:{'0' * 64}/u/x.img") as stream:
+        await stream.broken()
+    await child.wait_idle()
+    origin.body("/y.img", SMALL).headers(cache_control=FRESH)
+    await child.fetch("/u/y.img")
+    await until(lambda: len(parent.accesses("GET", "/y.img")) == 1)
+
+
+async def test_a_404_of_a_parent_that_has_another_mirror_or_no_login_is_not_ours(origin, other, server):
+    """It asks one of our two mirrors; and where we log in it is told that there is nothing, as GitHub does it."""
+    parent = server()
+    two = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}", "{other.url()}"]\n'
+    login = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    other.body("/x.img", SMALL)
+    for config in (two, login):
+        child = server(base(parent), config=config, mirrors={})
+        for method in ("HEAD", "GET"):
+            answer = await child.get("/m/x.img", method=method)
+            assert (answer.status, answer.headers["content-length"]) == (200, str(len(SMALL)))
+        origin.body("/x.img", SMALL)
+    assert origin.log[-1].headers["x-key"] == "secret"
+
+
+@pytest.mark.parametrize("login", ["", 'headers = {x-key = "secret"}'], ids=["", "a login"])
+async def test_a_404_of_a_parent_that_asks_as_we_do_is(origin, other, server, login):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}", "{other.url()}"]\n{login}\n'
+    parent = server(config=config, mirrors={})
+    children = [server(base(parent), config=config, mirrors={}) for _ in range(2)]
+    grandchild = server(base(children[0]), config=config, mirrors={})
+    for each in (*children, grandchild, grandchild):
+        assert (await each.get("/m/none.img")).status == 404
+    assert [origin.requests, other.requests] == [1, 1]
+
+
+async def test_a_parent_without_the_mirror_is_no_help_and_no_harm(origin, server):
+    parent = server(mirrors={})
+    child = server(base(parent))
+    origin.body("/x.img", SMALL)
+    assert (await child.get("/u/x.img")).body == SMALL
+    assert (await child.get("/u/none.img")).status == 404
+    assert [(request.path, request.status) for request in origin.log] == [("/x.img", 200), ("/none.img", 404)]
 
 
 async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_there(origin, server):
@@ -361,6 +447,15 @@ async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_
     assert origin.requests == 1
     assert (await child.get("/u/none.img")).headers["cache-status"].endswith("detail=negative")
     await until(lambda: len(parent.accesses("GET", "/none.img")) == 1)
+
+
+@pytest.mark.parametrize("fields", [{"cache-control": "no-store"}, {"vary": "accept"}])
+async def test_a_404_that_is_not_to_be_remembered_is_not_remembered_behind_a_parent_either(origin, server, fields):
+    parent = server()
+    child = server(base(parent))
+    origin.body("/x.img", SMALL).status(404, fields, times=1)
+    assert (await child.get("/u/x.img")).status == 404
+    assert (await child.get("/u/x.img")).body == SMALL
 
 
 # -- what is not for everybody -----------------------------------------------------------------------------------------
@@ -393,6 +488,39 @@ async def test_what_is_private_comes_through_and_is_kept_nowhere(origin, server)
     for _ in range(2):
         assert (await child.get("/u/x.img")).body == BODY
     assert parent.entries() == child.entries() == []
+
+
+async def test_what_a_login_of_the_parents_opens_stays_out_of_the_bucket(origin, other, server, bucket):
+    """Also where it comes to a server that has no login for it, from one that has it from another."""
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    parent = server(config=config, mirrors={})
+    child = server(base(parent))
+    grandchild = server(base(child), mirrors={"u": origin.url(), "o": other.url()})
+    for each in (child, grandchild):
+        await each.fetch("/u/x.img")
+    assert origin.count("/x.img") == 1
+    other.body("/y.img", SMALL).headers(cache_control=FRESH)
+    await grandchild.fetch("/o/y.img")
+    await grandchild.wait_stored(2)
+    grandchild.config.write_text(bucket.config())
+    grandchild.restart()  # it looks through what is stored
+    await bucket.wait(1)
+    await wait_quiet(grandchild)
+    assert len(bucket.files("blobs/*/*")) == 1
+
+
+async def test_a_parent_without_our_login_gives_what_is_not_ours(origin, server):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    parent = server()
+    first, second = (server(*parents, config=config, mirrors={}) for parents in ([base(parent)], []))
+    third = server(base(second), config=config, mirrors={})
+    origin.body("/x.img", SMALL).headers(cache_control=FRESH)
+    for each in (first, second, third):
+        assert (await each.get("/m/x.img", method="HEAD")).status == 200
+        assert (await each.fetch("/m/x.img")).body == SMALL
+    asked = [request.headers.get("x-key") for request in origin.log if request.method == "GET"]
+    assert asked == [None, "secret", "secret"]
 
 
 async def test_the_token_opens_the_parent_and_goes_no_further(origin, server):

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from proxy.store.locks import Lock
 from proxy.store.servers import ServerRecord, running
 from proxy.store.store import Store
 from tests.harness import until
@@ -186,4 +187,17 @@ async def test_a_server_is_announced_again(tmp_path):
         assert await store.lookup("0" * 64) is None
         assert running(store.root) == [found]
     assert not running(store.root)
+    await store.close()
+
+
+async def test_what_a_server_of_another_version_says_of_itself_is_passed_over(tmp_path):
+    store = Store(tmp_path / "cache")
+    await store.start()
+    async with store.announced(ServerRecord(os.getpid(), ("127.0.0.1:1",), "127.0.0.1:2")):
+        (found,) = running(store.root)
+        for name, said in (("1", b'{"pid": 1}'), ("2", b"[]"), ("3", b"{")):
+            with (store.root / "servers" / name).open("w+b") as file, Lock.of_file(file.fileno()):
+                file.write(said)
+                file.flush()
+                assert running(store.root) == [found]
     await store.close()
