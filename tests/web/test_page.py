@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.async_api import async_playwright, expect
 
-from tests.harness import until
+from tests.harness import TIMEOUT_SECONDS, until
 from tests.origin import pattern_bytes
 
 SIZE = 4_000_000
@@ -14,6 +14,7 @@ FRESH = {"cache_control": "max-age=600"}
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update"]
 chromium = shutil.which("chromium") or shutil.which("google-chrome")
+expect.set_options(timeout=TIMEOUT_SECONDS * 1000)  # a busy machine takes more than the five that come with it
 in_a_browser = pytest.mark.skipif(chromium is None, reason="Chromium is not installed")
 
 
