@@ -323,12 +323,15 @@ class Origin:
 
     async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
         has_login = bool(self._target.mirror.credentials)
-        answer = await self.neighbours.told(self._answer(inquiry), is_first=inquiry.known is None)
+        answer = await self.neighbours.told(inquire(inquiry, self._context), is_first=inquiry.known is None)
+        exchange = exchange_of(answer)
         match answer:
             case Whole(head=head) | Unchanged(head=head) | Another(Whole(head=head)) if not head.by_login and has_login:
-                if exchange := exchange_of(answer):
+                if exchange:
                     exchange.drop()
                 raise PeerFailed(f"{inquiry.url} is what anybody gets, and we have a login", Unhelpful.UNABLE)
+        if exchange:
+            self.found(exchange)
         return answer
 
     async def _ask_for_stale(self) -> Answer | None:

@@ -534,6 +534,17 @@ async def test_a_parent_without_our_login_does_not_confirm_what_is_ours(origin, 
     assert asked == [200, 304]
 
 
+async def test_a_parent_without_our_login_does_not_keep_us_from_the_bucket(origin, server, bucket):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    parent = server(config=bucket.config())
+    await parent.fetch("/u/x.img")
+    await bucket.wait(1)
+    child = server(base(parent), config=config + bucket.config(), mirrors={})
+    assert (await child.get(f"/sha256:{hashlib.sha256(BODY).hexdigest()}/m/x.img")).body == BODY
+    assert origin.requests == 1
+
+
 async def test_the_token_opens_the_parent_and_goes_no_further(origin, server):
     origin.body("/x.img", SMALL)
     config = '[access]\nclients = ["192.0.2.1"]\ntoken = "t0ken"\n'
