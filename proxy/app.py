@@ -91,10 +91,10 @@ class Application:
 
 
 def _remembering(error: ProxyError) -> Headers:
-    """How long upstream lets its own answer about the object be remembered."""
+    """What upstream says of how long its own answer about the object may be remembered: also its age, by then."""
     if not isinstance(error, UpstreamStatus) or error.upstream_status not in SAID_OF_THE_OBJECT:
         return ()
-    return tuple(line for line in error.fields if line[0] in ("cache-control", "vary"))
+    return tuple(line for line in error.fields if line[0] in ("age", "cache-control", "vary"))
 
 
 def _base(scope: Scope) -> str:

@@ -267,7 +267,8 @@ class Delivery:
         said = self.cache_status.header()
         if asks_for_others(self.request.headers):
             said += f"; confirmed={max(0, int(self.age - max(0.0, head.age)))}"
-            said += "" if head.by_login or self.target.mirror.credentials else "; open"
+            if not head.by_login and not self.target.mirror.credentials:
+                said += "; open"
         return [*fields, self._age(), ("cache-status", said), *more]
 
     def _part_fields(self, length: int, *more: tuple[str, str]) -> list[tuple[str, str]]:

@@ -154,7 +154,7 @@ class Unhelpful(enum.Enum):
     """Why another server of ours does not help."""
 
     GONE = "gone"
-    """It cannot be reached, or broke off."""
+    """It cannot be reached, or gave no byte of the body that it began."""
     SLOW = "slow"
     """It is there, and says nothing."""
     FOREIGN = "foreign"

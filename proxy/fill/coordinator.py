@@ -328,8 +328,8 @@ class Coordinator:
 
     def _kept(self, head: Head) -> Head:
         """The head as it is stored."""
-        by_login = bool(self._target.mirror.credentials) or vary.login(self._question.fields) is not None
-        by_login = head.by_login or (by_login and not self._origin.recalled)
+        has_login = bool(self._target.mirror.credentials) or vary.login(self._question.fields) is not None
+        by_login = head.by_login or (has_login and not self._origin.recalled)
         return replace(head, nominated=vary.without_login(head.nominated), by_login=by_login)
 
     def _received(self, head: Head, url: str, growing: Growing, *, is_followed: bool = False) -> Incoming:

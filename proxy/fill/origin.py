@@ -23,14 +23,14 @@ from ..errors import (
 )
 from ..log import events, log
 from ..rules.entry import Entry, Head, Headers
-from ..rules.fleet import is_open, name_of
+from ..rules.fleet import name_of
 from ..rules.mirrors import Target
 from ..rules.splice import Held, Known
 from ..stats import mirror_label
 from ..upstream.exchange import Carrier
 from ..upstream.objects import Download
 from ..upstream.wording import first_error
-from .asking import Answer, Gap, Inquiry, Rest, Unchanged, Whole, exchange_of
+from .asking import Another, Answer, Gap, Inquiry, Rest, Unchanged, Whole, exchange_of
 from .context import FillContext
 from .inquiring import inquire, inquire_head
 from .lease import Turn
@@ -322,11 +322,16 @@ class Origin:
         return None
 
     async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
-        answer = await self.neighbours.told(self._answer(inquiry), is_first=inquiry.known is None)
-        exchange = None if isinstance(answer, Rest) else exchange_of(answer)
-        if exchange and self._target.mirror.credentials and is_open(exchange.headers):
-            exchange.drop()
-            raise PeerFailed(f"{inquiry.url} is what anybody gets, and we have a login", Unhelpful.UNABLE)
+        has_login = bool(self._target.mirror.credentials)
+        answer = await self.neighbours.told(inquire(inquiry, self._context), is_first=inquiry.known is None)
+        exchange = exchange_of(answer)
+        match answer:
+            case Whole(head=head) | Unchanged(head=head) | Another(Whole(head=head)) if not head.by_login and has_login:
+                if exchange:
+                    exchange.drop()
+                raise PeerFailed(f"{inquiry.url} is what anybody gets, and we have a login", Unhelpful.UNABLE)
+        if exchange:
+            self.found(exchange)
         return answer
 
     async def _ask_for_stale(self) -> Answer | None:

@@ -61,10 +61,13 @@ class KnownPeers:
         match why:
             case Unhelpful.CIRCLE | Unhelpful.UNABLE:
                 self._is_there(base, now)
+            case Unhelpful.BROKEN:
+                pass
             case Unhelpful.SLOW if now - last < SLOW_SECONDS:
                 pass
-            case Unhelpful.SLOW | Unhelpful.GONE | Unhelpful.FOREIGN if self._circuit(base).failed(now):
-                log(events, WARNING, "peer.down", peer=base, error=error, again_in=ABSENT_SECONDS)
+            case _:
+                if self._circuit(base).failed(now):
+                    log(events, WARNING, "peer.down", peer=base, error=error, again_in=ABSENT_SECONDS)
 
     def _is_there(self, base: str, now: float) -> None:
         self._answered[base] = now

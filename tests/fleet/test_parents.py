@@ -449,10 +449,11 @@ async def test_upstreams_404_is_taken_from_the_parent_and_remembered_as_long_as_
     await until(lambda: len(parent.accesses("GET", "/none.img")) == 1)
 
 
-@pytest.mark.parametrize("fields", [{"cache-control": "no-store"}, {"vary": "accept"}])
-async def test_a_404_that_is_not_to_be_remembered_is_not_remembered_behind_a_parent_either(origin, server, fields):
-    parent = server()
-    child = server(base(parent))
+@pytest.mark.parametrize(
+    "fields", [{"cache-control": "no-store"}, {"vary": "accept"}, {"cache-control": "max-age=60", "age": "60"}]
+)
+async def test_a_404_that_is_not_to_be_remembered_is_not_remembered_behind_parents_either(origin, server, fields):
+    child = server(base(server(base(server()))))
     origin.body("/x.img", SMALL).status(404, fields, times=1)
     assert (await child.get("/u/x.img")).status == 404
     assert (await child.get("/u/x.img")).body == SMALL
@@ -521,6 +522,27 @@ async def test_a_parent_without_our_login_gives_what_is_not_ours(origin, server)
         assert (await each.fetch("/m/x.img")).body == SMALL
     asked = [request.headers.get("x-key") for request in origin.log if request.method == "GET"]
     assert asked == [None, "secret", "secret"]
+
+
+async def test_a_parent_without_our_login_does_not_confirm_what_is_ours(origin, server):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    child = server(base(server()), config=config, mirrors={})
+    origin.body("/x.img", SMALL).headers(cache_control="no-cache")
+    for _ in range(2):
+        assert (await child.fetch("/m/x.img")).body == SMALL
+    asked = [request.status for request in origin.log if request.headers.get("x-key")]
+    assert asked == [200, 304]
+
+
+async def test_a_parent_without_our_login_does_not_keep_us_from_the_bucket(origin, server, bucket):
+    config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
+    origin.body("/x.img", BODY).headers(cache_control=FRESH)
+    parent = server(config=bucket.config())
+    await parent.fetch("/u/x.img")
+    await bucket.wait(1)
+    child = server(base(parent), config=config + bucket.config(), mirrors={})
+    assert (await child.get(f"/sha256:{hashlib.sha256(BODY).hexdigest()}/m/x.img")).body == BODY
+    assert origin.requests == 1
 
 
 async def test_the_token_opens_the_parent_and_goes_no_further(origin, server):

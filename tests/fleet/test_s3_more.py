@@ -1,4 +1,4 @@
-"""What goes wrong with the bucket in rarer ways: damaged bodies of ours, logins, keys, and what is too slow."""
+"""What goes wrong with the bucket in rarer ways: damaged bodies of ours, keys, and what is too slow."""
 
 import asyncio
 import hashlib
@@ -12,11 +12,10 @@ from proxy.errors import BucketError
 from proxy.fill.behind import TRIES
 from proxy.rules.bucket import TRIAL_PATH
 from proxy.upstream.objects import Bucket
-from tests.fleet.s3 import PATIENT
 from tests.fleet.test_s3 import BIG, BLOB, FRESH, HUGE_BYTES, SMALL, flip, wait_quiet
 from tests.fleet.test_s3 import filled as filled
 from tests.fleet.test_s3 import server as server
-from tests.harness import free_port, until
+from tests.harness import until
 
 
 @pytest.mark.parametrize("size", [200_000, HUGE_BYTES], ids=["single", "parts"])
@@ -49,26 +48,6 @@ async def test_bodies_that_hang_there_are_waited_for_three_times(origin, server,
         assert (await second.get(f"/u/{number}")).body == BIG + bytes([number])
     assert bucket.wire.count(BLOB) <= 3
     bucket.wire.heal()
-
-
-async def test_what_a_login_of_a_parent_opened_does_not_go_there(origin, proxy_factory, bucket):
-    origin.body("/v/x", SMALL).headers(cache_control=FRESH)
-    origin.body("/public", BIG).headers(cache_control=FRESH)
-    mirror = f'[[mirror]]\nname = "v"\nupstreams = ["{origin.url("/v/")}"]\n'
-    own = f"127.0.0.1:{free_port()}"
-    proxy_factory(config_text=mirror + 'headers = {X-Key = "s3cret"}\n', listen=own)
-    fleet = f'[fleet]\nparents = ["http://{own}"]\ntimeout = "{PATIENT}"\n'
-    child = proxy_factory(config_text=fleet + bucket.config() + mirror)
-    await child.fetch("/v/x")
-    await child.fetch("/u/public")
-    await child.wait_stored(2)
-    child.restart()  # which looks what is missing there
-    await until(lambda: bucket.files("blobs/*/*"))
-    await wait_quiet(child)
-    assert all(each.headers.get("x-key") for each in origin.log if each.path == "/v/x")
-    assert [path.read_bytes() for path in bucket.files("blobs/*/*")] == [BIG]
-
-
 
 
 async def test_a_body_that_it_never_takes_is_put_aside_until_a_reload(origin, server, bucket):
