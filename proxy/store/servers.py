@@ -23,7 +23,7 @@ class ServerRecord:
     own: str
     """An address in the same form, at which only this server answers."""
     config: str = ""
-    """The file it reads. Empty: one of an earlier version does not say."""
+    """The file it reads. Empty: it was no file, or one of an earlier version does not say."""
     added: dict[str, Any] = field(default_factory=dict)
     """The hosts and mirrors that its command line adds to that, in the shape of the file."""
 
