@@ -74,6 +74,8 @@ class Lines(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self) -> None:
         super().__init__(sys.stderr)
         self._text: list[str] = []
+        self._due: asyncio.AbstractEventLoop | None = None
+        """This loop will flush at the end of its turn, unless it ends before."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.add(self.format(record) + "\n")
@@ -82,21 +84,22 @@ class Lines(logging.StreamHandler):  # type: ignore[type-arg]
         """Whole lines. From any thread: where no event loop runs they are written at once."""
         with self.lock:
             self._text.append(text)
-            is_first = len(self._text) == 1
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.flush()
         else:
-            if is_first:
+            if self._due is not loop:
                 loop.call_soon(self.flush)
+                self._due = loop
 
     def flush(self) -> None:
         # Where nobody reads it, or it is closed, there is no other place to say so.
         with self.lock, contextlib.suppress(OSError, ValueError):
-            text, self._text = "".join(self._text), []
-            if text:
-                self.stream.write(text)
+            self._due = None
+            texts, self._text = self._text, []
+            if texts:
+                self.stream.write("".join(texts))
                 self.stream.flush()
 
 

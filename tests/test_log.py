@@ -48,3 +48,22 @@ def test_a_log_that_nobody_reads_ends_nothing() -> None:
     with theirs:
         ours.close()
         subprocess.run([sys.executable, "-c", SCRIPT], stderr=theirs, check=True)
+
+
+def test_what_a_loop_left_unwritten_holds_up_nothing() -> None:
+    script = SCRIPT.partition("async def main")[0] + """
+async def main():
+    say("next")
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+import os, signal
+logs.set_up("info")
+loop = asyncio.new_event_loop()
+loop.call_soon(loop.stop)
+loop.call_soon(say, "first")
+loop.run_forever()
+asyncio.run(main())
+"""
+    told = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, check=False).stderr.decode()
+    assert [line.split(" ", 2)[2] for line in told.splitlines()] == ["INFO first n=1", "INFO next n=1"]

@@ -212,8 +212,9 @@ class Serve:
             await gateway.close()
 
     def _record(self, own: str) -> ServerRecord:
-        config = str(Path(self._settings.sources[0]).absolute())
-        return ServerRecord(os.getpid(), tuple(self._listen), own, config, self._added)
+        config = Path(self._settings.sources[0]).absolute()
+        named = str(config) if config.is_file() else ""  # a pipe was read once; /dev/stdin is another's in each process
+        return ServerRecord(os.getpid(), tuple(self._listen), own, named, self._added)
 
     def _say_started(self) -> None:
         urls = ",".join(map(base_url, self._listen))

@@ -175,8 +175,7 @@ class Mover:
     def _run(self) -> None:
         while not self._is_closing:
             events = self._selector.select(self._seconds())
-            if not (events or self._ready):
-                self._windows.forget_unused()
+            self._windows.forget_unused()
             for key, _ in events:
                 if key.data is None:
                     os.read(self._wakes, 1)

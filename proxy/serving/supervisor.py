@@ -184,8 +184,10 @@ class Supervisor:
                 sock.close()
             code = self._work(worker.sockets, Link(link))
         finally:
-            logging.shutdown()  # which writes what was said last
-            os._exit(code)
+            try:
+                logging.shutdown()  # which writes what was said last
+            finally:
+                os._exit(code)  # nothing may bring it back into the supervisor's code
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number == signal.SIGHUP:

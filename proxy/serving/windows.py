@@ -90,7 +90,10 @@ class Windows:
             length = min(stat.st_size - start, WINDOW_BYTES)
             if length < end:
                 raise OSError(errno.EFAULT, "the file ends before")
-            window = Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))
+            try:
+                window = Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))
+            except ValueError as error:  # it has been cut just now
+                raise OSError(errno.EFAULT, "the file ends before") from error
         window.used_at = time.monotonic()
         self._kept[key] = window
         if len(self._kept) > KEPT:

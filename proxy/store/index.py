@@ -56,13 +56,6 @@ Busy: type[Exception] = diskcache.Timeout
 INDEX_ERRORS = (sqlite3.Error, msgspec.MsgspecError, Busy)
 """What an Index raises: trouble with the database, a damaged row, Busy."""
 
-
-
-def is_full(error: Exception) -> bool:
-    """Whether there was no space for the database: it is none the worse for that."""
-    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in FULL
-
-
 BUSY_SECONDS = 10.0
 """How long a write waits for another process that keeps the index; then it raises Busy."""
 
@@ -83,6 +76,11 @@ SET = f"""INSERT INTO Cache (key, raw, store_time, access_time, access_count, ta
 USED = """SELECT entry.value, use.value FROM Cache AS entry
     LEFT JOIN Cache AS use ON use.key = 'use:' || substr(entry.key, 7) AND use.raw = 1
     WHERE entry.key > 'entry:' || ? AND entry.key < 'entry;' ORDER BY entry.key LIMIT ?"""
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there was no space for the database: it is none the worse for that."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in FULL
 
 
 class Usage(msgspec.Struct, frozen=True):

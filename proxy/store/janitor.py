@@ -314,6 +314,7 @@ class Janitor:
         """Count everything again. If space is short, damaged bodies are removed first."""
         used = await self._store.used()
         self._counted = used.stored + used.damaged, used.committed
+        self._committed = used.committed  # what was removed while we counted is seen, and counted anew
         space = await self.space()
         if used.damaged and space.shortfall():
             await self._store.clear_damaged()

@@ -7,7 +7,7 @@ which of them answers.
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class ServerRecord:
     own: str
     """An address in the same form, at which only this server answers."""
     config: str = ""
-    """The file it reads. Empty: one of an earlier version does not say."""
+    """The file it reads. Empty: it was no file, or one of an earlier version does not say."""
     added: dict[str, Any] = field(default_factory=dict)
     """The hosts and mirrors that its command line adds to that, in the shape of the file."""
 
@@ -70,7 +70,8 @@ def running(cache_dir: Path) -> list[ServerRecord]:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             if is_locked(path):
                 record = json.loads(path.read_bytes())
-                found.append(ServerRecord(**{**record, "listen": tuple(record["listen"])}))
+                known = {each.name: record[each.name] for each in fields(ServerRecord) if each.name in record}
+                found.append(ServerRecord(**{**known, "listen": tuple(record["listen"])}))
             else:
                 path.unlink(missing_ok=True)
     return sorted(found, key=lambda server: not server.listen)

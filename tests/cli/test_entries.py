@@ -2,8 +2,10 @@
 
 import os
 import re
+import threading
 import time
 
+from proxy.store.servers import running
 from tests.cli.commands import BIG, BODY, FRESH
 from tests.harness import until
 
@@ -243,3 +245,13 @@ async def test_commands_know_what_the_server_on_the_directory_was_given(origin, 
     assert cli("ls", env={"FETCHONCE_CONFIG": ""}).out == ""
     proxy.terminate()
     assert "--allow allowed.example" in cli("url", "https://allowed.example/x", code=1).err
+
+
+async def test_a_configuration_that_came_through_a_pipe_is_read_by_the_server_alone(cli, proxy_factory):
+    pipe = cli.config.with_name("pipe")
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=("shipped_mirrors = true\n",), daemon=True).start()
+    proxy_factory("--config", str(pipe), cache_dir=cli.cache_dir)
+    (found,) = running(cli.cache_dir)
+    assert found.config == ""  # a command would wait there for ever, or read its own standard input
+    assert cli("ls", env={"FETCHONCE_CONFIG": ""}).out == ""

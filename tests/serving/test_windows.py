@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -131,6 +132,31 @@ def test_a_file_that_was_cut_is_an_error_and_kills_nobody(windows, file, pair):
     with pytest.raises(OSError, match="Bad address") as caught:
         windows.write(ours.fileno(), file, WINDOW_BYTES + 8192, 10)
     assert caught.value.errno == errno.EFAULT
+    windows.end()
+
+
+async def test_a_file_that_is_cut_while_it_is_being_mapped_is_an_error_too(windows, file):
+    os.truncate(file, WINDOW_BYTES)
+    is_over = threading.Event()
+
+    def cut():
+        while not is_over.is_set():
+            os.truncate(file, 4096)
+            os.truncate(file, WINDOW_BYTES)
+
+    def map_often():
+        for _ in range(200):
+            windows.write(elsewhere.fileno(), file, 0, 10)  # of the 4096 that are always there
+            windows.end()  # which unmaps it
+            windows.begin()
+
+    with ThreadPoolExecutor(1) as thread, open(os.devnull, "wb") as elsewhere:
+        thread.submit(cut)
+        try:
+            with pytest.raises(OSError, match="ends before"):
+                await until(map_often)
+        finally:
+            is_over.set()
     windows.end()
 
 

@@ -282,6 +282,17 @@ async def test_what_another_process_has_stored_since_counts_at_once(opened):
         assert len(await stored(store)) == 3
 
 
+async def test_what_another_process_removes_while_all_is_counted_is_not_taken_off_twice(opened, tmp_path):
+    async with opened() as (store, janitor), opened() as (other, _):
+        for number in range(1000):  # so that a count takes longer than a removal
+            (tmp_path / "cache" / "damaged" / str(number)).touch()
+        for number in range(5):
+            await put(other, f"{number} stays", os.urandom(2 * SIZE))
+            await put(other, f"{number} goes", os.urandom(SIZE))
+            await asyncio.gather(janitor.check_room("", 0, ()), other.remove(key(f"{number} goes")))
+            assert (await janitor.space()).stored == (await store.used()).stored
+
+
 async def test_what_another_process_removed_is_closed(opened, tmp_path):
     async with opened() as (one, janitor), opened() as (other, _):
         await put(one, "a", body("a"))

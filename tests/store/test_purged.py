@@ -190,7 +190,7 @@ async def test_a_server_is_announced_again(tmp_path):
     await store.close()
 
 
-async def test_what_a_server_of_another_version_says_of_itself_is_passed_over(tmp_path):
+async def test_what_is_not_understood_of_a_server_is_passed_over(tmp_path):
     store = Store(tmp_path / "cache")
     await store.start()
     async with store.announced(ServerRecord(os.getpid(), ("127.0.0.1:1",), "127.0.0.1:2")):
@@ -200,4 +200,8 @@ async def test_what_a_server_of_another_version_says_of_itself_is_passed_over(tm
                 file.write(said)
                 file.flush()
                 assert running(store.root) == [found]
+        with (store.root / "servers" / "4").open("w+b") as file, Lock.of_file(file.fileno()):
+            file.write(b'{"pid": 4, "listen": ["127.0.0.1:4"], "own": "127.0.0.1:4", "what is yet to come": 1}')
+            file.flush()
+            assert {each.pid for each in running(store.root)} == {4, found.pid}
     await store.close()

@@ -94,7 +94,7 @@ async def test_what_is_not_stored_or_being_fetched_is_told(origin, proxy, stored
     origin.pattern("/slow.img", 100_000, 1).stall_at(1000)
     async with await proxy.stream("/u/slow.img") as stream:
         await stream.read(1000)
-        ((fill,), coming) = (await proxy.status())["fills"], await listed(proxy, "q=slow")
+        ((fill,), coming) = await proxy.fills("/slow.img"), await listed(proxy, "q=slow")
         assert coming["entries"] == []
         status, told = await asks(proxy, "DELETE", f"/-/api/entries/{fill['key']}")
         assert (status, "being fetched" in told["message"]) == (409, True)

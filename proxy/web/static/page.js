@@ -122,7 +122,8 @@ function showTotals(status) {
   $("saved-more").textContent = `${size(sent)} given out, ${size(fetched)} fetched`;
   $("hits").textContent = all ? `${Math.round((100 * hits) / all)} %` : "–";
   $("hits-more").textContent = `${plural(all, "request")}, ${plural(count("ERROR"), "error")}`;
-  const { stored, reserved, max_size: most, free } = status.space;
+  const { stored, reserved, max_size: most } = status.space;
+  const free = Math.max(0, status.space.free); // below 0 while more is to come than fits
   $("stored-bytes").textContent = size(stored);
   $("disk").max = most || stored + free || 1;
   $("disk").value = stored;
