@@ -25,7 +25,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """How full the cache and its file system are. What running fills have reserved counts as written."""
+    """How full the cache and its file system are."""
 
     stored: int
     """Bytes in the cache directory."""

@@ -63,6 +63,7 @@ class Job:
     sent: int = 0
     is_dropped: bool = False
     is_mapping: bool = False
+    """It has begun to write from windows."""
 
     @property
     def at(self) -> int:

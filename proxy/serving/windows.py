@@ -27,8 +27,11 @@ UNUSED_SECONDS = 1.0
 class Window:
     memory: mmap.mmap
     used_at: float = 0.0
+    """On the monotonic clock, in seconds."""
     users: int = 0
+    """Threads that write from it now."""
     is_kept: bool = True
+    """False: whoever writes from it last unmaps it."""
 
     def close_unused(self) -> None:
         """Unmap it, if it is not kept any more and nobody writes from it."""
@@ -44,6 +47,7 @@ class Windows:
         self._kept: dict[tuple[int, int, int], Window] = {}
         """By device, inode and number in the file; the last one used is the last."""
         self._jobs = 0
+        """That have begun and not ended."""
 
     @property
     def are_mapped(self) -> bool:
