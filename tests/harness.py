@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from proxy.store.partials import Partials
 from tests import forks
 from tests.forks import FETCHONCE, REPOSITORY
 
@@ -582,9 +583,17 @@ class Proxy:
 
         await until(is_stored, timeout)
 
-    async def wait_begun(self, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
-        """Wait until the record of an unfinished body is written; other processes find it by that."""
-        await until(lambda: self.files("partial/*.json"), timeout)
+    async def wait_begun(self, count: int = 0, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
+        """Wait until other processes can find an unfinished body, and `count` bytes of it.
+
+        A reader may have bytes that the next process does not know of yet.
+        """
+
+        def has_begun() -> bool:
+            partials = Partials(self.cache_dir / "partial", self.cache_dir / "locks")
+            return any(sum(end - start for start, end in each.extents) >= count for each in partials.records())
+
+        await until(has_begun, timeout)
 
     async def wait_refusing(self, timeout: float = TIMEOUT_SECONDS) -> None:  # noqa: ASYNC109
         """Wait until new connections are refused."""

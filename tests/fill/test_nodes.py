@@ -170,7 +170,7 @@ async def test_a_killed_server_goes_on_at_whichever_node_it_meets(site, proxy):
     a.stall_at(size // 2)
     async with await proxy.stream("/u/big.img") as stream:
         await stream.read(size // 2)
-        await proxy.wait_begun()
+        await proxy.wait_begun(size // 2)
         proxy.kill()
     await asyncio.to_thread(proxy.start)
     assert (await (await proxy.stream("/u/big.img")).sha256())[0] == pattern_sha256(size, SEED)
@@ -185,7 +185,7 @@ async def test_what_a_killed_server_left_is_compared_and_not_mixed(site, proxy):
     a.stall_at(4 << 20)
     async with await proxy.stream("/u/x.img") as stream:
         await stream.read(4 << 20)
-        await proxy.wait_begun()
+        await proxy.wait_begun(4 << 20)
         proxy.kill()
     site.alternate("/x.img", site.b)
     await asyncio.to_thread(proxy.start)
@@ -206,7 +206,7 @@ async def test_a_resumed_fill_whose_object_changes_breaks_its_readers(site, prox
     a = site.a.body("/x.img", body).stall_at(4 << 20, times=1).stall_at(6 << 20, times=1)
     async with await proxy.stream("/u/x.img") as stream:
         await stream.read(4 << 20)
-        await proxy.wait_begun()
+        await proxy.wait_begun(4 << 20)
         proxy.kill()
     await asyncio.to_thread(proxy.start)
     async with await proxy.stream("/u/x.img") as stream:

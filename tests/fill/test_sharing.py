@@ -60,7 +60,7 @@ async def test_a_dead_leader_is_replaced_and_its_followers_notice_only_a_pause(o
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF, times=1)
     async with await leader.stream("/u/x.img") as first:
         await first.read(HALF)
-        await leader.wait_begun()
+        await leader.wait_begun(HALF)
         streams = [await follower.stream("/u/x.img") for follower in followers]
         for stream in streams:
             assert await stream.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
@@ -101,7 +101,7 @@ async def test_a_body_that_changed_meanwhile_is_not_mixed_into_a_dead_leader_s(o
         other.pattern("/x.img", SIZE, SEED + 1)
         async with await leader.stream("/u/x.img") as stream:
             await stream.read(HALF)
-            await leader.wait_begun()
+            await leader.wait_begun(HALF)
             async with await follower.stream("/u/x.img") as second:
                 assert await second.read(HALF) == pattern_bytes(SIZE, SEED, 0, HALF)
                 first.generation(Pattern(SIZE, SEED + 1))
@@ -115,7 +115,7 @@ async def to_follow(leader, headers=None):
     """The leader's stream of an object that stalls half way; others can follow it."""
     stream = await leader.stream("/u/x.img", headers)
     await stream.read(HALF)
-    await leader.wait_begun()
+    await leader.wait_begun(HALF)
     await until(lambda: leader.files("partial/*.sock"))
     return stream
 
@@ -231,7 +231,7 @@ async def test_a_body_that_is_not_stored_is_verified_by_every_process(origin, pr
     origin.pattern("/x.img", SIZE, SEED).stall_at(HALF)
     async with await leader.stream("/m/x.img", NO_STORE) as first:
         await first.read(HALF)
-        await leader.wait_begun()
+        await leader.wait_begun(HALF)
         async with await follower.stream("/m/x.img") as second:
             await second.read(HALF)
             origin.release()

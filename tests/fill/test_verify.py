@@ -247,6 +247,7 @@ async def test_a_body_that_was_whole_when_its_process_died_is_verified_by_the_ne
     origin.body("/SHA256SUMS", sums(BIG)).delay_headers_until_released()
     reader = await proxy.stream("/m/noble.img")
     await reader.read(len(BIG) - 1)
+    await proxy.wait_begun(len(BIG))
     proxy.kill()
     origin.release()
     proxy.start()

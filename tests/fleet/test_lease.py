@@ -173,7 +173,7 @@ async def test_a_holder_that_comes_back_takes_its_own_lease(origin, image, leasi
     image.stall_at(HALF)
     stream = await holder.stream("/u/x.img")
     await stream.read(HALF)
-    await holder.wait_begun()
+    await holder.wait_begun(HALF)
     holder.kill()
     image.release()
     assert redis("KEYS", "*:lease") == "*1"

@@ -628,7 +628,7 @@ async def test_a_killed_child_goes_on_where_it_was(origin, server):
     image = origin.pattern("/x.img", size).headers(cache_control=FRESH).stall_at(8_000_000)
     async with await child.stream("/u/x.img") as stream:
         await stream.read(8_000_000)
-        await child.wait_begun()
+        await child.wait_begun(8_000_000)
         child.kill()
     image.release()
     await parent.wait_idle()

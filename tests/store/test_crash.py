@@ -32,10 +32,6 @@ SIZE = BIG_BYTES - (1 << 20)
 SEED = 5
 
 
-async def has_begun(proxy):
-    return list((proxy.cache_dir / "partial").glob("*.json"))
-
-
 async def stored(proxy):
     return list((proxy.cache_dir / "blobs").glob("*/*.json")) and not (await proxy.status())["fills"]
 
@@ -45,7 +41,7 @@ async def test_after_sigkill_the_fill_goes_on_where_it_was(origin, proxy):
     origin.pattern("/x.img", SIZE, SEED).stall_at(half, times=1)
     async with await proxy.stream("/u/x.img") as stream:
         assert await stream.read(half) == pattern_bytes(SIZE, SEED, 0, half)
-        await until(lambda: has_begun(proxy))
+        await proxy.wait_begun(half)
         proxy.kill()
     proxy.start()
     assert (await (await proxy.stream("/u/x.img")).sha256())[0] == pattern_sha256(SIZE, SEED)
@@ -59,7 +55,7 @@ async def test_a_client_that_comes_back_with_its_range_completes(origin, proxy):
     async with await proxy.stream("/u/x.img") as stream:
         got = await stream.read(half)
         etag = stream.headers["etag"]
-        await until(lambda: has_begun(proxy))
+        await proxy.wait_begun(half)
         proxy.kill()
     proxy.start()
     rest = await proxy.get("/u/x.img", {"Range": f"bytes={half}-", "If-Range": etag})
@@ -72,7 +68,7 @@ async def test_after_a_power_cut_only_the_durable_page_is_believed(origin, proxy
     origin.pattern("/x.img", SIZE, SEED).stall_at(half, times=1)
     async with await proxy.stream("/u/x.img") as stream:
         await stream.read(half)
-        await until(lambda: has_begun(proxy))
+        await proxy.wait_begun(half)
         proxy.kill()
     (state,) = (proxy.cache_dir / "partial").glob("*.state")
     page = bytearray(state.read_bytes())
@@ -90,7 +86,7 @@ async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetchi
     origin.pattern("/x.img", SIZE, SEED).headers(cache_control="max-age=600").stall_at(SIZE - 1)
     async with await proxy.stream("/u/x.img") as stream:
         await stream.read(SIZE - 1)
-        await until(lambda: has_begun(proxy))
+        await proxy.wait_begun(SIZE - 1)
         origin.release()
         await stream.read(1)
         proxy.kill()  # usually between the last byte and the commit; if not, the next request is a hit
@@ -428,7 +424,7 @@ async def left_over(directory):
         world.resources["/y.img"].stall_at(3 * MB, times=1)
         async with await world.proxy.stream("/u/y.img") as stream:
             await stream.read(3 * MB)
-            await until(lambda: has_begun(world.proxy))
+            await world.proxy.wait_begun(3 * MB)
             world.proxy.kill()
         # Two generations of one URL, both without a row, the new one in the middle of its commit; a row and a blob
         # without a sidecar.
