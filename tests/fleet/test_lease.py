@@ -223,6 +223,18 @@ async def test_without_redis_from_the_start_each_asks_for_itself(origin, server,
     assert origin.requests == 2
 
 
+async def fetched_beside(origin, server, talk, more=""):
+    """A server that has given an object with `talk` as its Redis, and has ended; `more` is said of that Redis."""
+    origin.body("/x.img", SMALL)
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        lease = f'[lease]\nredis = "redis://127.0.0.1:{port}/0"\n{more}'
+        proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
+        assert (await proxy.get("/u/x.img")).body == SMALL
+        proxy.terminate()
+    return proxy
+
+
 @pytest.mark.parametrize("answer", [b":1\r\n", b":x\r\n", b"+x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 async def test_what_is_no_redis_holds_nobody_up(origin, server, answer):
     async def talk(reader, writer):
@@ -230,13 +242,7 @@ async def test_what_is_no_redis_holds_nobody_up(origin, server, answer):
             while await reader.read(65536):
                 writer.write(answer)
 
-    origin.body("/x.img", SMALL)
-    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
-        port = listener.sockets[0].getsockname()[1]
-        lease = f'[lease]\nredis = "redis://127.0.0.1:{port}/0"\n'
-        proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
-        assert (await proxy.get("/u/x.img")).body == SMALL
-        proxy.terminate()
+    await fetched_beside(origin, server, talk)
 
 
 async def test_a_redis_that_says_the_same_whatever_it_is_told_holds_nobody_up(origin, server):
@@ -249,13 +255,7 @@ async def test_a_redis_that_says_the_same_whatever_it_is_told_holds_nobody_up(or
                 for command in commands:
                     writer.write(b"+x %s\r\n" % gone.encode() if command == b"EVAL" else b"+OK\r\n")
 
-    origin.body("/x.img", SMALL)
-    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listener:
-        port = listener.sockets[0].getsockname()[1]
-        lease = f'[lease]\nredis = "redis://127.0.0.1:{port}/0"\ntimeout = "{PATIENT}"\n'
-        proxy = server(own=f"127.0.0.1:{free_port()}", config=lease)
-        assert (await proxy.get("/u/x.img")).body == SMALL
-        proxy.terminate()
+    proxy = await fetched_beside(origin, server, talk, f'timeout = "{PATIENT}"\n')
     assert any("peer.down" in line for line in proxy.log)
 
 
