@@ -6,18 +6,17 @@ import datetime
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.harness import Truncated, until
+from tests.tracing import needs_strace, traced
 from tests.web.test_metrics import samples
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="elsewhere answers with a body go the long way")
+pytestmark = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="elsewhere small bodies go the long way")
 
 SIZE = 100_000
 BODY, OTHER = os.urandom(SIZE), os.urandom(SIZE)
@@ -330,35 +329,29 @@ SPELLINGS = {"newfstatat": "stat", "statx": "stat", "read": "recvfrom", "write":
 """By C library and event loop."""
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@needs_strace
 @pytest.mark.parametrize(
     ("lines", "calls"),
     [
-        pytest.param(["Range: bytes=10-65545"], {"recvfrom", "stat", "preadv2", "sendmsg"}, id="range"),
+        pytest.param(["Range: bytes=10-65545"], {"recvfrom", "stat", "preadv2", "sendto", "sendfile"}, id="range"),
         pytest.param(["Range: bytes=0-9"], {"recvfrom", "stat", "preadv2", "sendmsg"}, id="small range"),
         pytest.param(["If-None-Match: *"], {"recvfrom", "stat", "sendto"}, id="304"),
     ],
 )
 async def test_a_repetition_costs_a_few_system_calls_and_no_other_thread(origin, proxy, tmp_path, lines, calls):
-    count, trace = 600, tmp_path / "trace"
+    count = 600
     origin.body("/a.img", BODY).headers(**FRESH)
     await proxy.fetch("/u/a.img")
     asked = question("/u/a.img", *lines)
     async with await proxy.connect() as connection:
         await ask(connection, asked)
-        command = ["strace", "-f", "-o", str(trace), "-p", str(proxy.pid)]
-        strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        try:
-            assert "attached" in await asyncio.to_thread(strace.stderr.readline)
+        with traced(proxy.pid, "all", tmp_path / "strace") as made:
             before = await repeated(proxy)
             for _ in range(count):
                 await ask(connection, asked)
             hits = await repeated(proxy) - before
-        finally:
-            strace.terminate()
-            await asyncio.to_thread(strace.communicate)
     assert hits > count / 2
-    found = collections.Counter(re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE))
+    found = collections.Counter(call.name for call in made)
     for spelling, call in SPELLINGS.items():
         found[call] += found.pop(spelling, 0)
     # Where a second ends, or the machine is busy, some go the long way; /-/metrics was asked too, which takes threads.

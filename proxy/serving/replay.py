@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..rules.repeat import Repeat, Repetition
-from .sendfile import SMALL_BYTES, read_into, read_now
+from .sendfile import SMALL_BYTES, read_now
 
 KEPT = 256
 """Answers at hand, each with a descriptor."""
@@ -23,8 +23,7 @@ QUESTION_BYTES = 4096
 HEAD_BYTES = 16 * 1024
 """With a longer question or head an answer is not kept: this bounds the memory."""
 LENGTH_MAX = 256 * 1024
-"""Up to this size a copy of the bytes costs less than sendfile (64 KiB: 18 us against 35). Beyond it, asking the app
-costs little beside sending."""
+"""With a longer body, asking the app costs little beside sending."""
 TELL_SECONDS = 0.05
 """How long the app waits to hear of a repetition."""
 SWEEP_SECONDS = 1.0
@@ -84,9 +83,6 @@ class Replays:
         self._turn = self._shared = self._alone = 0
         """The number of the loop's turn, the looks that were spared in it, and the repetitions that spare none."""
         self._is_turn_ending = False
-        self._buffer = memoryview(bytearray(LENGTH_MAX))
-        """For one answer at a time: it is sent, or copied, before the next."""
-
     def keep(self, peer: Peer, question: bytes, head: bytes, repeat: Repeat, length: int | None) -> None:
         """Keep the answer that begins with `head`. Its body, of `length` bytes, is `repeat.file` or a range of it.
 
@@ -146,11 +142,6 @@ class Replays:
             head %= stop - first, first, stop - 1
             start, end = start + first, start + stop
         return Answer(replay, head, start, end - start)
-
-    def read(self, answer: Answer) -> memoryview | None:
-        """The body of `answer`, until the next is read; None if it is not all in the page cache."""
-        body = self._buffer[: answer.size]
-        return body if read_into(body, answer.replay.fd, answer.start) else None
 
     def rest(self, answer: Answer, sent: int) -> Callable[..., Awaitable[None]]:
         """An app that sends what the socket did not take at once, behind `sent` bytes of the body. Raises OSError."""

@@ -6,6 +6,7 @@ the body. Once the client is gone, send() raises ClientGone, also in an app that
 
 import asyncio
 import json
+import os
 import re
 import socket
 import struct
@@ -309,15 +310,15 @@ class Response(RequestResponseCycle):
 
 def send_again(connection: "ClientConnection", answer: Answer) -> bool:
     """Send an answer that is repeated. False, with nothing sent, if the disk would be waited for."""
-    replay, head, _, size = answer
+    replay, head, start, size = answer
     transport, replays = connection.transport, connection.replays
     if not size:
         transport.write(head)
         replays.repeated(replay, len(head) - len(replay.head))
         return True
-    if (body := replays.read(answer)) is None:
+    if (sent := connection.sender.send_now(head, replay.fd, start, size)) is None:
         return False
-    sent = connection.sender.send_now(head, body) - len(head)
+    sent -= len(head)
     if sent == size:
         replays.repeated(replay, size)
         return True
@@ -327,7 +328,7 @@ def send_again(connection: "ClientConnection", answer: Answer) -> bool:
     try:
         rest = replays.rest(answer, sent)
     except OSError:  # no descriptor is left
-        transport.write(bytes(body[sent:]))  # `body` is another answer's soon
+        transport.write(os.pread(replay.fd, size - sent, start + sent))
         replays.repeated(replay, size)
     else:
         connection.run(Response.of_rest(connection, answer, sent), rest)

@@ -53,18 +53,13 @@ class Threads:
 
 def read_now(file: int, offset: int, count: int) -> bytearray | None:
     """The slice, or None if it is not wholly in the page cache or the kernel cannot say."""
-    data = bytearray(count)
-    return data if read_into(data, file, offset) else None
-
-
-def read_into(buffer: bytearray | memoryview, file: int, offset: int) -> bool:
-    """Fill `buffer` from `offset` on if it is all in the page cache; False if not, or if the kernel cannot say."""
     if not hasattr(os, "RWF_NOWAIT"):
-        return False
+        return None
+    data = bytearray(count)
     try:
-        return os.preadv(file, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        return data if os.preadv(file, [data], offset, os.RWF_NOWAIT) == count else None
     except OSError:
-        return False
+        return None
 
 
 def send_and_close(out: int, file: int, offset: int, count: int) -> int:
@@ -219,12 +214,22 @@ class KernelSender:
         if self._waiter:
             _wake(self._waiter)
 
-    def send_now(self, head: bytes, body: memoryview) -> int:
+    def send_now(self, head: bytes, file: int, offset: int, count: int) -> int | None:
         """As FileSender's."""
+        sent = 0
         try:
-            return self._sock.sendmsg((head, body))
+            if count <= SMALL_BYTES:
+                body = read_now(file, offset, count)
+                return None if body is None else self._sock.sendmsg((head, body))
+            if not in_page_cache(file, offset, count):
+                return None
+            # Not MSG_MORE: in one packet with the head, 64 KiB of the file cost 40 us instead of 24.
+            sent = self._sock.send(head)
+            if sent == len(head):
+                sent += os.sendfile(self._fd, file, offset, count)
         except OSError:
-            return 0  # whoever sends the rest finds the socket full, or meets the error again
+            pass  # whoever sends the rest finds the socket full, or meets the error again
+        return sent
 
 
 class CopySender:
@@ -247,10 +252,13 @@ class CopySender:
         self._transport.write(data)
         return len(data)
 
-    def send_now(self, head: bytes, body: memoryview) -> int:
+    def send_now(self, head: bytes, file: int, offset: int, count: int) -> int | None:
         """As FileSender's."""
+        body = read_now(file, offset, count)
+        if body is None:
+            return None
         self._transport.write(b"".join((head, body)))
-        return len(head) + len(body)
+        return len(head) + count
 
     def close(self) -> None: ...
 
@@ -279,14 +287,17 @@ class FileSender:
         self._sender = CopySender(self._loop, self._threads, self._transport)
         return await self._sender.send(file, offset, count, growth)
 
-    def send_now(self, head: bytes, body: memoryview) -> int:
-        """Send what the socket takes at once: bytes of both together. The transport's buffer must be empty."""
+    def send_now(self, head: bytes, file: int, offset: int, count: int) -> int | None:
+        """Send what the socket takes at once: bytes of head and slice together. The transport's buffer must be empty.
+
+        None, and nothing is sent, if the disk would be waited for.
+        """
         if self._sender is None:
             try:
                 self._sender = self._first_sender()
             except OSError:
                 return 0  # no descriptor is left
-        return self._sender.send_now(head, body)
+        return self._sender.send_now(head, file, offset, count)
 
     def close(self) -> None:
         if self._sender:

@@ -22,7 +22,7 @@ from proxy.serving.sockets import bind
 from tests.harness import Connection, until
 from tests.serving.site import BODY, body, descriptors, request, start, zerocopy
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="elsewhere answers with a body go the long way")
+pytestmark = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="elsewhere small bodies go the long way")
 
 SIZE = len(BODY)
 HUNDRED = 100_000
@@ -381,7 +381,7 @@ async def test_without_descriptors_answers_are_whole(serve, shop):
 
 
 async def test_a_client_that_stops_reading_gets_all_of_it_later(serve, shop):
-    """What the socket does not take leaves from a descriptor: the buffer is for the next answer."""
+    """What the socket does not take leaves from a descriptor of its own."""
     site = await serve(shop, listener=narrow())
     client, slow = await site.client.connect(), await reluctant(site)
     await ask(client, ranged("0-0"))

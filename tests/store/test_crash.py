@@ -26,6 +26,7 @@ from proxy.rules.splice import OVERLAP_BYTES
 from proxy.store.index import Index
 from tests.harness import Proxy, Truncated, sidecar, until
 from tests.origin import Origin, Pattern, pattern_bytes, pattern_sha256
+from tests.tracing import needs_strace
 
 SIZE = BIG_BYTES - (1 << 20)
 """Small enough for one connection: the tests count the requests."""
@@ -307,7 +308,6 @@ EXPECTED = {
 }
 """Points that must be among those found."""
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
 @pytest.fixture(scope="module")

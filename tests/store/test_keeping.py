@@ -23,9 +23,10 @@ from proxy.rules.entry import Entry
 from proxy.store.locks import is_locked
 from proxy.store.store import Store
 from tests.harness import sidecar, until
+from tests.tracing import needs_strace
 
 from .keeping import BEFORE, GROUP, begin, keep, stock
-from .test_crash import CALLS, NAMES, at_each, needs_strace
+from .test_crash import CALLS, NAMES, at_each
 from .test_store import content, key
 
 STEPS = (*CALLS, "write", "link")

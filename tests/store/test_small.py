@@ -6,9 +6,8 @@ import math
 import os
 import resource
 import shutil
-import signal
 import sqlite3
-import subprocess
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -19,6 +18,7 @@ from proxy.store.locks import RING
 from proxy.store.sidecars import Sidecars
 from proxy.store.small import GROUP_BYTES, GROUP_MAX, SHARE, Room, write_durably
 from tests.harness import until
+from tests.tracing import needs_strace, traced
 
 from .test_store import content, entry_of, key, opened, put
 
@@ -172,27 +172,21 @@ async def test_directories_that_somebody_removed_are_made_again(opened):
         assert await content(store, "x3") == body(3)
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@needs_strace
 async def test_a_small_miss_costs_a_new_file_and_shares_its_directories_syncs(origin, proxy, tmp_path):
     for number in range(COUNT):
         origin.body(f"/{number}.json", body(number)).headers(cache_control="max-age=600")
     await proxy.get("/u/0.json")
-    traced = tmp_path / "strace"
-    calls = "trace=openat,fadvise64,fsync,fdatasync,rename,link,unlink"
-    tracing = subprocess.Popen(
-        ["strace", "-f", "-e", calls, "-o", traced, "-p", str(proxy.pid)], stderr=subprocess.PIPE, text=True
-    )
-    assert "attached" in tracing.stderr.readline()
-    await asyncio.gather(*(proxy.get(f"/u/{number}.json") for number in range(1, COUNT)))
-    await proxy.wait_idle()
-    tracing.send_signal(signal.SIGINT)
-    tracing.communicate()
-    text = traced.read_text()
-    assert text.count("fdatasync(") <= 2 * COUNT
-    assert text.count("fadvise64(") >= COUNT - 1  # on its way to the disk before the first of its group is synced
-    assert text.count("O_CREAT") <= 1.5 * COUNT  # locks are links, and sidecars but for one of SHARE
-    assert text.count("fsync(") - text.count("fdatasync(") <= 3 * COUNT
-    assert "/partial/" not in "".join(line for line in text.splitlines() if "O_CREAT" in line)
+    with traced(proxy.pid, "openat,fadvise64,fsync,fdatasync", tmp_path / "strace") as calls:
+        await asyncio.gather(*(proxy.get(f"/u/{number}.json") for number in range(1, COUNT)))
+        await proxy.wait_idle()
+    count = Counter(call.name for call in calls)
+    assert count["fdatasync"] <= 2 * COUNT
+    assert count["fadvise64"] >= COUNT - 1  # on its way to the disk before the first of its group is synced
+    created = [call.text for call in calls if "O_CREAT" in call.text]
+    assert len(created) <= 1.5 * COUNT  # locks are links, and sidecars but for one of SHARE
+    assert count["fsync"] <= 3 * COUNT
+    assert not [text for text in created if "/partial/" in text]
     locks = {path.name for path in (proxy.cache_dir / "locks").iterdir()}
     assert {name for name in locks if not name.startswith(RING)} <= {"store", "janitor"}
     assert os.listdir(proxy.cache_dir / "partial") == []

@@ -1,9 +1,6 @@
 """Small exchanges over open connections on the event loop: they bring what they bring in a thread, and ask once."""
 
 import asyncio
-import shutil
-import signal
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -14,6 +11,7 @@ from proxy.upstream.exchange import Ready
 from proxy.upstream.lane import SMALL_BYTES, Lane
 from proxy.upstream.location import node
 from tests.harness import until
+from tests.tracing import needs_strace, traced
 from tests.upstream.test_connections import CHUNKED, CONFIRMED, IF_CHANGED, MISSING, MOVED, NEXT, SMALL, WHOLE, tls
 from tests.upstream.wire import answer, wire
 
@@ -229,25 +227,16 @@ async def test_settings_that_are_replaced_keep_no_connection(origin, with_lane):
     assert len({request.connection for request in origin.log}) == 2
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@needs_strace
 async def test_a_small_miss_over_an_open_connection_is_the_event_loop_s_alone(origin, proxy, tmp_path):
     for number in range(20):
         origin.body(f"/{number}.json", b"body %d" % number).headers(cache_control="max-age=600")
     await proxy.get("/u/0.json")
     await proxy.wait_idle()
-    traced = tmp_path / "strace"
-    tracing = subprocess.Popen(
-        ["strace", "-f", "-e", "trace=connect,recvfrom,sendto", "-o", traced, "-p", str(proxy.pid)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert "attached" in tracing.stderr.readline()
-    for number in range(1, 20):
-        assert (await proxy.get(f"/u/{number}.json")).body == b"body %d" % number
-    tracing.send_signal(signal.SIGINT)
-    tracing.communicate()
-    calls = [line.split(maxsplit=1) for line in traced.read_text().splitlines() if "(" in line]
-    asked = [pid for pid, call in calls if call.startswith("sendto(") and '"GET /' in call]
-    assert asked == [str(proxy.pid)] * 19
-    assert not [call for _, call in calls if call.startswith("connect(")]
+    with traced(proxy.pid, "connect,recvfrom,sendto", tmp_path / "strace") as calls:
+        for number in range(1, 20):
+            assert (await proxy.get(f"/u/{number}.json")).body == b"body %d" % number
+    asked = [call.thread for call in calls if call.name == "sendto" and '"GET /' in call.text]
+    assert asked == [proxy.pid] * 19
+    assert not [call for call in calls if call.name == "connect"]
     assert len({request.connection for request in origin.log}) == 1
