@@ -194,7 +194,7 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     main = find(path)
     document = _read(main)
     file = _check(main, document)
-    for origin, layer in (("environment", dict(_environment(os.environ))), ("command line", overrides or {})):
+    for origin, layer in (("environment", _environment(os.environ)), ("command line", overrides or {})):
         if layer:
             document = _merged(document, layer)
             file = _convert(document, functools.partial(_place, origin))
@@ -305,18 +305,36 @@ def _dotted(keys: list[str | int]) -> str:
     return text.removeprefix(".") or "configuration"
 
 
-def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """The values that FETCHONCE_<SECTION>_<KEY> set. Commas separate the items of a list."""
+def _variables() -> Iterator[tuple[str, str, str | None, bool]]:
+    """Each variable that sets a key: its name, the section (or key outside of one), the key, whether it is a list."""
     for name, default in ((field, getattr(File(), field)) for field in File.__struct_fields__ if field != "mirror"):
-        keys = default.__struct_fields__ if isinstance(default, Section) else (None,)
-        values = {}
-        for key in keys:
-            text = environ.get("_".join(filter(None, ("FETCHONCE", name, key))).upper())
-            if text is not None:
-                is_list = isinstance(getattr(default, key) if key else default, tuple)
-                values[key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
-        if values:
-            yield name, values.get(None, values)
+        for key in default.__struct_fields__ if isinstance(default, Section) else (None,):
+            variable = "_".join(filter(None, ("FETCHONCE", name, key))).upper()
+            yield variable, name, key, isinstance(getattr(default, key) if key else default, tuple)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The values that FETCHONCE_<SECTION>_<KEY> set. Commas separate the items of a list."""
+    values: dict[str, Any] = {}
+    for variable, name, key, is_list in _variables():
+        if (text := environ.get(variable)) is not None:
+            value = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+            if key:
+                values.setdefault(name, {})[key] = value
+            else:
+                values[name] = value
+    return values
+
+
+def misspelt(environ: Mapping[str, str]) -> dict[str, list[str]]:
+    """Variables that set nothing and look like some that do, and these. Others may be Kubernetes' for a service."""
+    known = [variable for variable, *_ in _variables()]
+    found = {}
+    for name in sorted(name for name in environ if name.startswith("FETCHONCE_") and name not in known):
+        same_end = [each for each in known if each.endswith(name.removeprefix("FETCHONCE"))]
+        if meant := same_end or difflib.get_close_matches(name, known, 1, 0.85):
+            found[name] = meant
+    return found
 
 
 def _place(origin: str, keys: list[str | int], text: str) -> str:

@@ -1,6 +1,7 @@
 """fetchonce config: is the configuration right, and what is in force?"""
 
 import functools
+import os
 import re
 import time
 from typing import Any
@@ -9,7 +10,7 @@ import click
 import msgspec
 import tomli_w
 
-from ..config import Settings
+from ..config import Settings, misspelt
 from ..errors import ConfigError
 from .common import given_settings, json_option, print_json, settings_options
 
@@ -39,6 +40,8 @@ def check(settings: Settings, as_json: bool) -> None:
             resolve(address)
     if (found := certificate(settings)) and (problem := found.problem(time.time())):
         raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
+    for name, meant in misspelt(os.environ).items():
+        click.echo(f"{name}: ignored; did you mean {' or '.join(meant)}?", err=True)
     if as_json:
         print_json({"file": settings.sources[0], "sources": settings.sources, "mirrors": len(settings.mirrors)})
     else:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from .. import log as logs
 from ..app import Application
-from ..config import HTTPS, Settings, load
+from ..config import HTTPS, Settings, load, misspelt
 from ..errors import ConfigError, ProxyError
 from ..gateway import Gateway
 from ..log import events, log
@@ -103,6 +103,9 @@ class Serve:
         self._slots: Slots | None = None
         self._watchdog = notify.watchdog_seconds()
         self._set_up_log()
+        for name, meant in misspelt(os.environ).items():
+            hint = f"did you mean {' or '.join(meant)}?"
+            log(events, logging.WARNING, "config.variable_ignored", name=name, hint=hint)
         self._tls = self._tls_context()
 
     def run(self) -> int:

@@ -128,6 +128,20 @@ def test_config_show_loads_to_the_same_settings(cli, tmp_path, monkeypatch, text
     assert after.file == replace(before.file, mirror=mirrors)
 
 
+def test_a_variable_that_sets_nothing_is_told_of_if_it_looks_like_one_that_does(cli, tmp_path):
+    meant = {
+        "FETCHONCE_WORKERS": "FETCHONCE_SERVER_WORKERS",
+        "FETCHONCE_CACHEDIR": "FETCHONCE_CACHE_DIR",
+        "FETCHONCE_TOKEN": "FETCHONCE_ACCESS_TOKEN or FETCHONCE_FLEET_TOKEN",
+    }
+    others = ["FETCHONCE_PORT", "FETCHONCE_SERVICE_PORT", "FETCHONCE_PORT_8642_TCP_ADDR"]
+    told = cli("config", "check", env={name: "1" for name in [*meant, *others]}).err
+    assert told == "".join(f"{name}: ignored; did you mean {meant[name]}?\n" for name in sorted(meant))
+    nowhere = f"unix:{tmp_path}/missing/socket"
+    told = cli("serve", "--listen", nowhere, env={"FETCHONCE_WORKERS": "2"}, code=2).err
+    assert 'config.variable_ignored name=FETCHONCE_WORKERS hint="did you mean FETCHONCE_SERVER_WORKERS?"' in told
+
+
 def test_every_key_has_each_key_and_none_of_the_defaults(tmp_path):
     """Or else the test above could not see that `config show` forgets one."""
     (tmp_path / "file").touch()
