@@ -37,12 +37,12 @@ from .fill.states import Confirmed, Passed
 from .fill.verify import mismatch
 from .negative import NegativeCache
 from .repeats import Repeats
-from .rewritten import rewritten
+from .rewritten import is_rewritten, rewritten
 from .rules import policy, vary
 from .rules.cache_status import CacheStatus
 from .rules.digests import Digest, Expected
 from .rules.entry import Entry, Head, Headers
-from .rules.fleet import asks_for_others
+from .rules.fleet import BY_LOGIN, asks_for_others
 from .rules.freshness import current_age, is_storable
 from .rules.links import Links
 from .rules.mirrors import Target
@@ -103,13 +103,15 @@ class Gateway:
         target, settings = self.mirrors.resolve(request.target), self.settings
         if not target.mirror.forward_authorization:
             request = replace(request, headers=vary.without_login(request.headers))
+        if BY_LOGIN in policy.request_directives(request.headers) and not target.mirror.credentials:
+            raise NotInCache(f"{target.url} is wanted as a login opens it, and there is none here")
         with contextlib.ExitStack() as stack:
             delivery = None
             while delivery is None:
                 # If what others asked for is another variant, or what was stored is gone, this request is as new.
                 with contextlib.suppress(EntryGone):
                     delivery = await self._answer(request, target, stack)
-            if _is_rewritten(request, target) and (base := request.own_base()):
+            if is_rewritten(request, target) and (base := request.own_base()):
                 delivery = await rewritten(delivery, Links(self.mirrors, base))
             if self.settings is not settings:
                 delivery.repeat = None  # others may decide otherwise
@@ -224,7 +226,7 @@ class Gateway:
     async def _forward(self, forward: Forward, question: Question, stack: contextlib.ExitStack) -> Delivery | None:
         """The answer for which upstream is asked, by a fill that all share; None if it is not for this request."""
         request, target, watch = forward.request, forward.target, forward.watch
-        is_told_by_head = request.method == "HEAD" and not _is_rewritten(request, target)
+        is_told_by_head = request.method == "HEAD" and not is_rewritten(request, target)
         if is_told_by_head and forward.entry is None and not self.flights.get(target.key):
             head = await watch.wait(self._ask_head(target, question.fields))
             if head:
@@ -365,16 +367,6 @@ def _forwarded(forward: Forward, stored: bool | None, *, collapsed: bool = False
     """Upstream has given a body; its 200 is told where something was stored before."""
     fwd_status = 200 if forward.entry else None
     return CacheStatus(fwd=forward.ask.why, fwd_status=fwd_status, stored=stored, collapsed=collapsed)
-
-
-def _is_rewritten(request: Request, target: Target) -> bool:
-    """Whether upstream's URLs in the body become ours.
-
-    Not where the client has not named us, wants a certain digest, or asks for upstream's bytes (RFC 9111 §5.2.1.6).
-    """
-    if target.digest or not target.mirror.is_rewritten(target.path) or request.own_base() is None:
-        return False
-    return "no-transform" not in policy.request_directives(request.headers)
 
 
 def _unless_whole(watch: Watch, body: FillBody | SmallBody) -> Watch | None:

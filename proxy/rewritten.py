@@ -10,12 +10,24 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .delivery import Body, Delivery
+from .delivery import Body, Delivery, Request
 from .errors import FileEnded
 from .rules.entry import Head
 from .rules.links import Links
+from .rules.mirrors import Target
 from .rules.pieces import Piece
+from .rules.policy import request_directives
 from .rules.rewriting import MAX_BYTES, head_of, may_be_json, rewrite
+
+
+def is_rewritten(request: Request, target: Target) -> bool:
+    """Whether upstream's URLs in the body become ours.
+
+    Not where the client has not named us, wants a certain digest, or asks for upstream's bytes (RFC 9111 §5.2.1.6).
+    """
+    if target.digest or not target.mirror.is_rewritten(target.path) or request.own_base() is None:
+        return False
+    return "no-transform" not in request_directives(request.headers)
 
 
 class _Enough(Exception):

@@ -2,14 +2,14 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import UpstreamChanged, UpstreamError, UpstreamPage, UpstreamRange
 from ..rules import vary
 from ..rules.chain import combined
 from ..rules.entry import Entry, Head, Headers, field
-from ..rules.fleet import confirmed_ago, is_open, without_status
+from ..rules.fleet import BY_LOGIN, confirmed_ago, is_open, without_status
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
@@ -55,6 +55,8 @@ class Inquiry:
     """Whether `url` is that of another server of ours."""
     takes_stale: bool = False
     """Whether that may give what it could not confirm."""
+    by_login: bool = False
+    """Whether it must have a login too."""
 
     @property
     def asked_url(self) -> str:
@@ -170,15 +172,15 @@ def understood(inquiry: Inquiry, exchange: Exchange, clock: Callable[[], float])
 def opened(inquiry: Inquiry, upstream: Upstream, method: str = "GET") -> Exchange:
     """The answer to the question. Close it. Raises UpstreamError; of another server of ours, PeerFailed."""
     if inquiry.peer:
-        wish = UPSTREAMS_BYTES if inquiry.takes_stale else f"{UPSTREAMS_BYTES}, {NOT_STALE}"
-        return ask_peer(upstream.peers, inquiry.url, method, _wishing(inquiry.headers(), wish))
+        wishes = UPSTREAMS_BYTES, "" if inquiry.takes_stale else NOT_STALE, BY_LOGIN if inquiry.by_login else ""
+        return ask_peer(upstream.peers, inquiry.url, method, _wishing(inquiry.headers(), wishes))
     return upstream.open(inquiry.url, method=method, headers=inquiry.headers(), at=inquiry.at)
 
 
-def _wishing(headers: Headers, directives: str) -> Headers:
+def _wishing(headers: Headers, directives: Sequence[str]) -> Headers:
     """The fields with further directives in Cache-Control."""
     others = tuple(line for line in headers if line[0] != "cache-control")
-    return (*others, ("cache-control", ", ".join(filter(None, (field(headers, "cache-control"), directives)))))
+    return (*others, ("cache-control", ", ".join(filter(None, (field(headers, "cache-control"), *directives)))))
 
 
 def ask_head(

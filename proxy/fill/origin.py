@@ -14,7 +14,6 @@ from logging import WARNING
 
 from ..errors import (
     PeerFailed,
-    Unhelpful,
     UpstreamChanged,
     UpstreamError,
     UpstreamRange,
@@ -30,7 +29,7 @@ from ..stats import mirror_label
 from ..upstream.exchange import Carrier
 from ..upstream.objects import Download
 from ..upstream.wording import first_error
-from .asking import Another, Answer, Gap, Inquiry, Rest, Unchanged, Whole, exchange_of
+from .asking import Answer, Gap, Inquiry, Rest, Unchanged, Whole, exchange_of
 from .context import FillContext
 from .inquiring import inquire, inquire_head
 from .lease import Turn
@@ -89,6 +88,7 @@ class Origin:
         self._mirrors = tuple(url for url in urls if url not in whom.avoid) or urls
         self.neighbours = Neighbours(target, condition, context, whom.avoid, whom.turn)
         self._target, self._condition, self._context, self._stale = target, condition, context, stale
+        self._has_login = bool(target.mirror.credentials)
         self.mishaps = Mishaps()
         self._url = self._mirrors[0]
         """The mirror, or server of ours, that a rest is asked of."""
@@ -245,8 +245,8 @@ class Origin:
         """What the first that has something to say answers to HEAD; None if only GET can tell."""
         errors: list[UpstreamError] = []
         since = self._now()
-        has_login = bool(self._target.mirror.credentials)  # what they say may be what anybody gets
-        while not has_login and (peer := self.neighbours.ready(since, self._now())):
+        # With a login of ours, what they say may be what anybody gets.
+        while not self._has_login and (peer := self.neighbours.ready(since, self._now())):
             try:
                 inquiry = Inquiry(peer, self._condition, None, peer=True)
                 async with self.neighbours.asking(peer, self._now):
@@ -308,7 +308,8 @@ class Origin:
             url = self._url if is_giver else await self.neighbours.next(since, self._now())
             if url is None:
                 break
-            inquiry = Inquiry(url, self._condition, self._stale, gap, known, peer=True, takes_stale=takes_stale)
+            inquiry = Inquiry(url, self._condition, self._stale, gap, known, peer=True)
+            inquiry = replace(inquiry, takes_stale=takes_stale, by_login=self._has_login)
             try:
                 async with self.neighbours.asking(url, self._now):
                     answer = await self._answer_of_neighbour(inquiry)
@@ -322,15 +323,8 @@ class Origin:
         return None
 
     async def _answer_of_neighbour(self, inquiry: Inquiry) -> Answer:
-        has_login = bool(self._target.mirror.credentials)
         answer = await self.neighbours.told(inquire(inquiry, self._context), is_first=inquiry.known is None)
-        exchange = exchange_of(answer)
-        match answer:
-            case Whole(head=head) | Unchanged(head=head) | Another(Whole(head=head)) if not head.by_login and has_login:
-                if exchange:
-                    exchange.drop()
-                raise PeerFailed(f"{inquiry.url} is what anybody gets, and we have a login", Unhelpful.UNABLE)
-        if exchange:
+        if exchange := exchange_of(answer):
             self.found(exchange)
         return answer
 

@@ -22,6 +22,10 @@ CAUSED_BY_US = frozenset({401, 407, 421})
 SAID_OF_THE_OBJECT = frozenset({404, 410})
 """Errors that a parent passes on, and that count as upstream's own. Of any other, upstream is asked itself."""
 
+BY_LOGIN = "by-login"
+"""A directive in the Cache-Control of a server that has a login: what anybody gets is of no use to it (RFC 9111
+§5.2.3)."""
+
 _BASE = re.compile(r"(https?)://([^/?#\s@]+)/?")
 _BUCKET = re.compile(r"(s3a?|gs|az)://[^/\s@?#]+(/[^\s?#]*)?")
 _CALLER = re.compile(r"\bfetchonce-[0-9a-f]+(?: \((https?://[^\s()]+)\))?")

@@ -511,7 +511,7 @@ async def test_what_a_login_of_the_parents_opens_stays_out_of_the_bucket(origin,
     assert len(bucket.files("blobs/*/*")) == 1
 
 
-async def test_a_parent_without_our_login_gives_what_is_not_ours(origin, server):
+async def test_a_parent_without_our_login_gives_what_is_not_ours_and_is_not_made_to_fetch_it(origin, server):
     config = f'[[mirror]]\nname = "m"\nupstreams = ["{origin.url()}"]\nheaders = {{x-key = "secret"}}\n'
     parent = server()
     first, second = (server(*parents, config=config, mirrors={}) for parents in ([base(parent)], []))
@@ -521,7 +521,11 @@ async def test_a_parent_without_our_login_gives_what_is_not_ours(origin, server)
         assert (await each.get("/m/x.img", method="HEAD")).status == 200
         assert (await each.fetch("/m/x.img")).body == SMALL
     asked = [request.headers.get("x-key") for request in origin.log if request.method == "GET"]
-    assert asked == [None, "secret", "secret"]
+    assert asked == ["secret", "secret"]
+    await parent.fetch("/u/x.img")
+    assert (await first.get("/m/x.img", {"Cache-Control": "no-cache"})).body == SMALL
+    asked = [request.headers.get("x-key") for request in origin.log if request.method == "GET"]
+    assert asked == ["secret", "secret", None, "secret"]
 
 
 async def test_a_parent_without_our_login_does_not_confirm_what_is_ours(origin, server):
