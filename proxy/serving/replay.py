@@ -83,6 +83,7 @@ class Replays:
         self._turn = self._shared = self._alone = 0
         """The number of the loop's turn, the looks that were spared in it, and the repetitions that spare none."""
         self._is_turn_ending = False
+
     def keep(self, peer: Peer, question: bytes, head: bytes, repeat: Repeat, length: int | None) -> None:
         """Keep the answer that begins with `head`. Its body, of `length` bytes, is `repeat.file` or a range of it.
 

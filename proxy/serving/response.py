@@ -155,7 +155,8 @@ class Response(RequestResponseCycle):
         """One ASGI message; returns when the transport can take the next one. Raises ClientGone."""
         if self.response_complete and not self.disconnected:
             raise RuntimeError(f"{message['type']} after the answer is complete")
-        await self._ready()
+        if message.get("body") or not self._is_all_sent():
+            await self._ready()
         kind = message["type"]
         if kind == "http.response.start":
             is_expecting = self.waiting_for_100_continue
@@ -187,6 +188,11 @@ class Response(RequestResponseCycle):
             await self.flow.drain()
         if self._is_left():
             raise ClientGone("the client has closed the connection")
+
+    def _is_all_sent(self) -> bool:
+        """The client has what Content-Length promised, and may leave before the app says that this is all."""
+        is_whole = self.framing is Framing.LENGTH and not self.expected_content_length
+        return is_whole and self.response_started and not self.flow.write_paused
 
     def _is_left(self) -> bool:
         """The client is gone. The transport knows it one turn of the loop before disconnect() is called."""

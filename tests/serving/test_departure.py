@@ -78,6 +78,31 @@ async def test_a_departure_is_noticed_after_a_thread_found_the_socket_full(file)
             await sender.send(file, 0, FIRST_BYTES)
 
 
+@pytest.mark.parametrize("length", [len(BODY), len(BODY) + 1], ids=["all", "not all"])
+async def test_a_client_that_has_all_may_leave_before_the_app_has_said_that_it_is_all(serve, file, caplog, length):
+    ends = []
+
+    async def app(scope, receive, send):
+        await send(start(length))
+        await send(zerocopy(file, 0, len(BODY), more=True))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        try:
+            await send(body(b"" if length == len(BODY) else b"x"))
+            ends.append(None)
+        except ClientGone as error:
+            ends.append(type(error))
+
+    site = await serve(app)
+    stream = await site.client.stream("/")
+    assert await stream.read(len(BODY)) == BODY
+    stream.close()
+    await until(lambda: ends)
+    assert ends == [None if length == len(BODY) else ClientGone]
+    assert tracebacks(caplog) == []
+    await no_connection_is_held()
+
+
 async def test_a_departure_wakes_a_send_that_waits_for_the_socket(serve, caplog, huge):
     caught = []
 

@@ -309,7 +309,6 @@ EXPECTED = {
 """Points that must be among those found."""
 
 
-
 @pytest.fixture(scope="module")
 async def undisturbed(tmp_path_factory):
     """The points of each stage."""
