@@ -326,14 +326,14 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def misspelt(environ: Mapping[str, str]) -> dict[str, list[str]]:
-    """Variables that set nothing and look like some that do, and these. Others may be Kubernetes' for a service."""
+def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that set nothing and look like one that does, each with a hint. Others may be Kubernetes'."""
     known = [variable for variable, *_ in _variables()]
     found = {}
     for name in sorted(name for name in environ if name.startswith("FETCHONCE_") and name not in known):
         same_end = [each for each in known if each.endswith(name.removeprefix("FETCHONCE"))]
         if meant := same_end or difflib.get_close_matches(name, known, 1, 0.85):
-            found[name] = meant
+            found[name] = f"did you mean {' or '.join(meant)}?"
     return found
 
 

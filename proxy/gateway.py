@@ -104,7 +104,7 @@ class Gateway:
         if not target.mirror.forward_authorization:
             request = replace(request, headers=vary.without_login(request.headers))
         if BY_LOGIN in policy.request_directives(request.headers) and not target.mirror.credentials:
-            raise NotInCache(f"{target.url} is wanted as a login opens it, and there is none here")
+            raise NotInCache(f"only what a login opens is wanted of {target.url}, and this server has no login for it")
         with contextlib.ExitStack() as stack:
             delivery = None
             while delivery is None:

@@ -36,6 +36,7 @@ def traced(pid: int, calls: str, output: Path) -> Iterator[list[Call]]:
             yield found
         finally:
             tracing.send_signal(signal.SIGINT)
+            tracing.communicate()  # it says of each thread that it lets go, and dies half way if nobody reads that
     for line in output.read_text(errors="replace").splitlines():
         if made := re.match(r"(\d+) +((\w+)\(.*)", line):
             found.append(Call(int(made[1]), made[3], made[2]))

@@ -40,8 +40,8 @@ def check(settings: Settings, as_json: bool) -> None:
             resolve(address)
     if (found := certificate(settings)) and (problem := found.problem(time.time())):
         raise ConfigError(f"{found.path}: no client will trust this certificate: {problem}")
-    for name, meant in misspelt(os.environ).items():
-        click.echo(f"{name}: ignored; did you mean {' or '.join(meant)}?", err=True)
+    for name, hint in misspelt(os.environ).items():
+        click.echo(f"{name}: ignored; {hint}", err=True)
     if as_json:
         print_json({"file": settings.sources[0], "sources": settings.sources, "mirrors": len(settings.mirrors)})
     else:

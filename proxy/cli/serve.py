@@ -103,8 +103,7 @@ class Serve:
         self._slots: Slots | None = None
         self._watchdog = notify.watchdog_seconds()
         self._set_up_log()
-        for name, meant in misspelt(os.environ).items():
-            hint = f"did you mean {' or '.join(meant)}?"
+        for name, hint in misspelt(os.environ).items():
             log(events, logging.WARNING, "config.variable_ignored", name=name, hint=hint)
         self._tls = self._tls_context()
 

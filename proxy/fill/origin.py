@@ -308,8 +308,16 @@ class Origin:
             url = self._url if is_giver else await self.neighbours.next(since, self._now())
             if url is None:
                 break
-            inquiry = Inquiry(url, self._condition, self._stale, gap, known, peer=True)
-            inquiry = replace(inquiry, takes_stale=takes_stale, by_login=self._has_login)
+            inquiry = Inquiry(
+                url,
+                self._condition,
+                self._stale,
+                gap,
+                known,
+                peer=True,
+                takes_stale=takes_stale,
+                by_login=self._has_login,
+            )
             try:
                 async with self.neighbours.asking(url, self._now):
                     answer = await self._answer_of_neighbour(inquiry)

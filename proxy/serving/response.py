@@ -192,7 +192,7 @@ class Response(RequestResponseCycle):
     def _is_all_sent(self) -> bool:
         """The client has what Content-Length promised, and may leave before the app says that this is all."""
         is_whole = self.framing is Framing.LENGTH and not self.expected_content_length
-        return is_whole and self.response_started and not self.flow.write_paused
+        return is_whole and self.response_started and not self.response_complete and not self.flow.write_paused
 
     def _is_left(self) -> bool:
         """The client is gone. The transport knows it one turn of the loop before disconnect() is called."""
