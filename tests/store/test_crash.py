@@ -129,6 +129,7 @@ async def test_a_kill_leaves_no_lock(origin, proxy):
     origin.pattern("/x.img", SIZE, SEED).stall_at(1 << 20, times=1)
     async with await proxy.stream("/u/x.img") as stream:
         await stream.read(1000)
+        await proxy.wait_begun(1 << 20)  # before it, the next answer would be the one that stalls
         proxy.kill()
     proxy.start()
     async with asyncio.timeout(20):
