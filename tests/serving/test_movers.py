@@ -117,6 +117,29 @@ async def test_jobs_follow_a_file_that_grows_and_one_wake_is_for_all(movers, pai
     assert not growth.watchers
 
 
+class Asked(Growth):
+    """It notes who asks."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.asked: list[int] = []
+
+    def readable(self, offset: int) -> int:
+        self.asked.append(offset)
+        return super().readable(offset)
+
+
+async def test_the_hindmost_is_served_first(movers, pairs, file):
+    clients, growth = {offset: pairs() for offset in (2000, 1000)}, Asked()
+    jobs = [put(movers, ours, file, offset, 500, growth) for offset, (ours, _) in clients.items()]
+    await until(lambda: set(growth.asked) == set(clients))
+    growth.grow(len(BODY))
+    for offset, (_, theirs) in clients.items():
+        assert await read(theirs, 500) == BODY[offset : offset + 500]
+    assert [await job.done for job in jobs] == [500, 500]
+    assert growth.asked[-2:] == [1000, 2000]
+
+
 async def test_a_job_whose_file_does_not_grow_goes_back(pairs, file):
     (ours, theirs), growth = pairs(), Growth(1000)
     movers = Movers(asyncio.get_running_loop(), 1, patience=0.01)
