@@ -26,7 +26,7 @@ from .verify import AskChecksums
 T = TypeVar("T")
 
 READ_SECONDS_MAX = 10.0
-"""A body that is whole is stored no later than this, whatever its clients do."""
+"""So long, at most, a body that is whole waits for those who read it before it is hashed and stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,9 @@ class Fill:
             yield
         finally:
             self.readers -= 1
-            if not self.readers and self._context.settings.on_abandon == "pause" and not self.is_whole:
-                self.stop()
             if not self.readers:
+                if self._context.settings.on_abandon == "pause" and not self.is_whole:
+                    self.stop()
                 self._notify()
             self._close_unused()
 

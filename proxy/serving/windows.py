@@ -9,6 +9,7 @@ Only the kernel reads what is mapped. Where it cannot, because the file was cut 
 error; a program that reads there itself is killed (SIGBUS).
 """
 
+import contextlib
 import errno
 import mmap
 import os
@@ -132,12 +133,10 @@ class Windows:
 def _map(file: int, number: int, end: int) -> Window:
     start = number * WINDOW_BYTES
     length = min(os.fstat(file).st_size - start, WINDOW_BYTES)
-    try:
-        if length < end:
-            raise ValueError(length)
-        return Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start), length)
-    except ValueError as error:  # it has been cut just now
-        raise OSError(errno.EFAULT, "the file ends before") from error
+    if length >= end:
+        with contextlib.suppress(ValueError):  # it has been cut just now
+            return Window(mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start), length)
+    raise OSError(errno.EFAULT, "the file ends before")
 
 
 def _let_go(window: Window) -> None:
