@@ -349,7 +349,7 @@ class _Connection:
             return self._answer_small(request, refused.value, {"allow": "GET"})
 
         content, fields = resource.shown()
-        if _is_not_modified(request.headers, fields):
+        if _is_not_modified(request.headers, fields) and not resource.take(Fault.IGNORE_CONDITIONS):
             for name in ("content-length", "content-type", "accept-ranges"):
                 fields.pop(name, None)
             self._send_head(request, 304, fields, is_all=True)

@@ -106,6 +106,7 @@ class Fault(Enum):
     SHORT = auto()  # (bytes)
     CHUNKED = auto()
     IGNORE_RANGES = auto()
+    IGNORE_CONDITIONS = auto()
     REFUSE_HEAD = auto()  # (status)
     STATUS = auto()  # (status)
     RANGE_STATUS = auto()  # (status)
@@ -179,6 +180,10 @@ class Resource:
     def ignore_ranges(self, *, times: int | None = None) -> Self:
         """Answer a Range with 200 and the whole body. headers(accept_ranges=None) removes Accept-Ranges."""
         return self._add(Fault.IGNORE_RANGES, 0, times)
+
+    def ignore_conditions(self, *, times: int | None = None) -> Self:
+        """Answer with the whole body where 304 was due."""
+        return self._add(Fault.IGNORE_CONDITIONS, 0, times)
 
     def refuse_head(self, status: int = 405, *, times: int | None = None) -> Self:
         """Answer HEAD with an error status."""

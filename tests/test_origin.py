@@ -413,6 +413,12 @@ def test_ranges_can_be_ignored(origin: Origin) -> None:
     assert fetch(origin, "/a", {"Range": "bytes=5-9"}).status == 206
 
 
+def test_conditions_can_be_ignored(origin: Origin) -> None:
+    origin.body("/a", BODY).ignore_conditions(times=1)
+    etag = fetch(origin, "/a").headers["etag"]
+    assert [fetch(origin, "/a", {"If-None-Match": etag}).status for _ in range(2)] == [200, 304]
+
+
 def test_head_can_be_refused(origin: Origin) -> None:
     origin.body("/a", BODY).refuse_head(times=1).refuse_head(403, times=1)
     assert [fetch(origin, "/a", method="HEAD").status for _ in range(3)] == [405, 403, 200]

@@ -13,7 +13,7 @@ from ..rules.fleet import BY_LOGIN, confirmed_ago, is_open, without_status
 from ..rules.freshness import initial_age
 from ..rules.headers import http_date, stored_headers
 from ..rules.pages import is_page
-from ..rules.splice import Held, Known, Splice, judge, rest_fields, start_of_rest
+from ..rules.splice import Held, Known, Splice, is_the_same, judge, rest_fields, start_of_rest
 from ..rules.validators import condition, confirms
 from ..upstream.client import Started, Upstream
 from ..upstream.exchange import Carrier, Exchange, Ready
@@ -222,6 +222,8 @@ def _read(inquiry: Inquiry, exchange: Exchange, now: float) -> Answer | None:
         return Unchanged(inquiry.url, _head_of(inquiry, exchange, now, ""), _ago(inquiry, exchange))
     if inquiry.known is None:
         return _whole(inquiry, exchange, now)
+    if is_the_same(inquiry.known, exchange):
+        return Unchanged(inquiry.url, inquiry.known.head, _ago(inquiry, exchange))
     if inquiry.known.held is Held.SAVED:
         return _another(inquiry, exchange, now)
     raise _changed(exchange, is_final=inquiry.known.is_from(exchange.final_url))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from proxy.rules.entry import Head
-from proxy.rules.splice import OVERLAP_BYTES, Held, Known, Splice, judge, rest_fields, start_of_rest
+from proxy.rules.splice import OVERLAP_BYTES, Held, Known, Splice, is_the_same, judge, rest_fields, start_of_rest
 
 A, B, MIRROR = "http://a.example/x", "http://b.example/x?signature=1", "http://mirror.example/x"
 DATE, LATER = "Tue, 14 Nov 2023 22:13:20 GMT", "Wed, 15 Nov 2023 22:13:20 GMT"
@@ -197,3 +197,24 @@ def test_an_overlap_does_not_begin_before_the_body():
 )
 def test_a_part_can_be_asked_for_where_a_strong_validator_and_the_length_are_known(headers, length, can_resume):
     assert known(headers, length=length).can_resume is can_resume
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_same"),
+    [
+        pytest.param(whole(A, TAGGED), True, id="same-tag"),
+        pytest.param(whole(A, OF_B), False, id="another-tag"),
+        pytest.param(whole(A, (("etag", 'W/"a"'),)), False, id="rfc9110-8.8.3.2-weak-tag"),
+        pytest.param(whole(A, TAGGED[1:]), False, id="the-date-but-not-the-tag"),
+        pytest.param(whole(A, TAGGED, SIZE + 1), False, id="another-length"),
+        pytest.param(whole(A, TAGGED, None), False, id="no-length"),
+        pytest.param(whole(B, TAGGED), False, id="another-node"),
+        pytest.param(part(A, TAGGED), False, id="a-part"),
+    ],
+)
+def test_a_whole_answer_may_be_what_is_here(answer, is_same):
+    assert is_the_same(known(), answer) is is_same
+
+
+def test_what_nothing_identifies_is_never_the_same():
+    assert not is_the_same(known(()), whole(A, ()))

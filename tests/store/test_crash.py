@@ -83,8 +83,11 @@ async def test_after_a_power_cut_only_the_durable_page_is_believed(origin, proxy
     assert origin.bytes_sent("/x.img") == half + SIZE
 
 
-async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetching_it(origin, proxy):
-    origin.pattern("/x.img", SIZE, SEED).headers(cache_control="max-age=600").stall_at(SIZE - 1)
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["", "conditions ignored"])
+async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetching_it(origin, proxy, is_ignored):
+    image = origin.pattern("/x.img", SIZE, SEED).headers(cache_control="max-age=600").stall_at(SIZE - 1)
+    if is_ignored:
+        image.ignore_conditions()
     async with await proxy.stream("/u/x.img") as stream:
         await stream.read(SIZE - 1)
         await proxy.wait_begun(SIZE - 1)
@@ -93,7 +96,8 @@ async def test_a_body_that_was_whole_and_not_stored_yet_is_stored_without_fetchi
         proxy.kill()  # usually between the last byte and the commit; if not, the next request is a hit
     proxy.start()
     assert (await (await proxy.stream("/u/x.img")).sha256())[0] == pattern_sha256(SIZE, SEED)
-    assert origin.bytes_sent("/x.img") <= SIZE + 1  # the client may have the last byte before the live page tells of it
+    # The client may have the last byte before the live page tells of it; of a body that nobody wanted buffers are full.
+    assert origin.bytes_sent("/x.img") <= SIZE + 1 + (SIZE // 2 if is_ignored else 0)
 
 
 @pytest.mark.timeout(600)
