@@ -100,9 +100,13 @@ def judge(known: Known, start: int, answer: Answer) -> Splice:
 
 def is_the_same(known: Known, answer: Answer) -> bool:
     """Whether a 200 is for sure the known body: a server may ignore the condition it was asked on."""
-    is_from, length = known.is_from(answer.final_url), known.head.length
-    has_same = resume_validator(known.head.headers) == resume_validator(answer.headers)
-    return answer.status == 200 and known.can_resume and is_from and answer.length == length and has_same
+    return (
+        answer.status == 200
+        and answer.length == known.head.length
+        and known.can_resume
+        and known.is_from(answer.final_url)
+        and resume_validator(answer.headers) == resume_validator(known.head.headers)
+    )
 
 
 def _is_same(head: Head, answer: Answer) -> Splice:

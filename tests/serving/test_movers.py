@@ -125,8 +125,9 @@ class Asked(Growth):
         self.asked: list[int] = []
 
     def readable(self, offset: int) -> int:
-        self.asked.append(offset)
-        return super().readable(offset)
+        end = super().readable(offset)
+        self.asked.append(offset)  # not before: who sees it here may let the file grow
+        return end
 
 
 async def test_the_hindmost_is_served_first(movers, pairs, file):
