@@ -69,7 +69,7 @@ class Origins:
     image: Object
     quarter: Object
     slow_image: Object
-    """Of the slow origin, which knows no other; at /slow."""
+    """Of the slow origin, which knows no other."""
     tiny: Object
     sparse: Object
     """Eight times the image, and nothing but zeros; its digest is not known."""
@@ -79,6 +79,7 @@ class Origins:
     ca: Path
     """The certificate of the authority that made that of https."""
     slow: Origin
+    slow_body: bytes
     log: Path
     words: Iterator[int] = field(default_factory=itertools.count)
 
@@ -96,8 +97,11 @@ class Origins:
         return self.quarter if count > 8 else self.image
 
     def unseen(self, wanted: Object) -> str:
-        """A path of the object that no proxy has asked for (the slow one has but one)."""
-        return "/slow" if wanted is self.slow_image else f"/w{next(self.words)}-/{wanted.name}"
+        """A path of the object that no proxy has asked for."""
+        path = f"/w{next(self.words)}-/{wanted.name}"
+        if wanted is self.slow_image:
+            self.slow.body(path, self.slow_body).throttle(SLOW_BYTES_PER_SECOND).headers(cache_control=FRESH)
+        return path
 
     def sent(self, path: str) -> int:
         """Bytes of bodies sent for it, by answers that have ended. `path` may be the first part of one."""
@@ -134,7 +138,6 @@ def origins(image_bytes: int, root: Path) -> Iterator[Origins]:
     config = filled_in("origin.conf", run / "origin.conf", RUN=run, DATA=data, PORT=port, TLS_PORT=tls_port)
     command = [nginx, "-p", str(run), "-c", str(config), "-e", str(run / "origin.error")]
     with running(lambda: Server(command, port, run / "said")), Origin() as slow:
-        slow.body("/slow", quarter).throttle(SLOW_BYTES_PER_SECOND).headers(cache_control=FRESH)
         sha256 = hashlib.sha256(quarter).hexdigest()
         yield Origins(
             image=Object("image", image_bytes, data / "image", digest.hexdigest()),
@@ -147,5 +150,6 @@ def origins(image_bytes: int, root: Path) -> Iterator[Origins]:
             throttled=Upstream("http", slow.port),
             ca=run / "ca.pem",
             slow=slow,
+            slow_body=quarter,
             log=run / "origin.log",
         )

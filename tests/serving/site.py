@@ -9,7 +9,6 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,11 +151,6 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[BaseException]:
     """The exceptions that were logged with a traceback. Only our logger may have logged."""
     assert all(record.name == "proxy" for record in caplog.records), caplog.text
     return [record.exc_info[1] for record in caplog.records if record.exc_info and record.exc_info[1]]
-
-
-def mapped(path: Path) -> int:
-    """How many pieces of the file this process has mapped."""
-    return Path("/proc/self/maps").read_text().count(str(path))
 
 
 def descriptors() -> Counter[str]:

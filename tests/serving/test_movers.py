@@ -1,6 +1,7 @@
 """Movers: many clients in one thread, and nothing is left behind. A mover that waits for one of them hangs the test."""
 
 import asyncio
+import collections
 import contextlib
 import errno
 import os
@@ -13,14 +14,13 @@ import pytest
 from proxy.errors import FileEnded
 from proxy.rules.pieces import Slice
 from proxy.serving.movers import STEP_BYTES, Movers
+from proxy.serving.sendfile import is_near
 from tests.harness import until
-from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, mapped, start, zerocopy
+from tests.origin import pattern_sha256
+from tests.serving.site import BODY, HUGE, Growth, answers, body, descriptors, start, zerocopy
+from tests.tracing import needs_strace, traced
 
-
-@pytest.fixture(params=[True, False], ids=["near", "far"], autouse=True)
-def is_near(request):
-    """Where all clients of a test are."""
-    put.is_near = request.param
+MB = 1024**2
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def read(sock, count):
 
 
 def put(movers, sock, file, offset, count, growth=None):
-    return movers.put(os.dup(sock.fileno()), Slice(os.dup(file), offset, offset + count, growth), is_near=put.is_near)
+    return movers.put(os.dup(sock.fileno()), Slice(os.dup(file), offset, offset + count, growth))
 
 
 async def test_clients_that_do_not_read_hold_up_nobody_and_take_no_thread(movers, pairs, file):
@@ -68,18 +68,6 @@ async def test_clients_that_do_not_read_hold_up_nobody_and_take_no_thread(movers
     assert not any(each.done.done() for each in jobs)
     assert await read(stalled[0][1], len(BODY)) == BODY  # one that reads on gets the rest
     assert await jobs[0].done == len(BODY)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has near clients")
-async def test_clients_that_stand_still_keep_nothing_mapped(movers, pairs, file, tmp_path):
-    clients = [pairs() for _ in range(3)]
-    jobs = [put(movers, ours, file, 0, len(BODY)) for ours, _ in clients]
-    for _, theirs in clients:
-        await read(theirs, 1000)
-    await until(lambda: not mapped(tmp_path / "body"))
-    assert await read(clients[0][1], len(BODY) - 1000) == BODY[1000:]  # one goes on
-    assert await jobs[0].done == len(BODY)
-    await until(lambda: not mapped(tmp_path / "body"))
 
 
 async def test_a_dropped_job_ends_and_closes_its_descriptors(movers, pairs, file):
@@ -235,3 +223,28 @@ async def test_a_big_answer_takes_a_mover_and_a_server_that_stops_drops_it(serve
         site.server.stop()
         await site.ended()
         await until(lambda: not any(each.name == "mover" for each in threading.enumerate()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asked on Linux only")
+def test_a_client_on_this_machine_is_near(pairs):
+    assert all(is_near(end) for end in pairs())
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            assert is_near(accepted)
+        assert not is_near(server)
+
+
+@needs_strace
+async def test_what_a_socket_takes_costs_little_but_the_sendfile(origin, proxy, tmp_path):
+    size = 64 * MB
+    origin.pattern("/big.img", size, 1).headers(cache_control="max-age=600")
+    await proxy.fetch("/u/big.img")
+    calls = "epoll_ctl,fstat,newfstatat,preadv2,sendfile"
+    with traced(proxy.pid, calls, tmp_path / "strace") as made:
+        stream = await proxy.stream("/u/big.img")
+        assert (await stream.sha256())[0] == pattern_sha256(size, 1)
+    found = collections.Counter(call.name for call in made)
+    assert found.pop("sendfile") > 40
+    # For each step whether it is in memory; and what the answer itself takes.
+    assert found.total() < size // STEP_BYTES + 30, found
