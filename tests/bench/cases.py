@@ -6,7 +6,6 @@ checked before or after what is timed. While it is timed, the client checks stat
 
 import contextlib
 import dataclasses
-import os
 import random
 import time
 from collections.abc import Callable
@@ -115,7 +114,7 @@ def unseen(case: Case, stage: Stage) -> Run:
     wanted = stage.origins.slow_image if case.group == "slow" else stage.origins.for_clients(case.connections)
     path = stage.unseen(wanted)
     sent = stage.times_sent(path, wanted.size)
-    os.sync()
+    stage.settle()
     run = stage.timed(case.unit.of, case.connections, lambda: stage.load.once(path, case.connections, wanted.size))
     if stage.peer.command:
         stage.check(path, wanted)  # a hit, if it has kept what came
@@ -126,7 +125,7 @@ def small(case: Case, stage: Stage) -> Run:
     """Each object once."""
     count, wanted = case.scaled(stage), stage.origins.tiny
     path = stage.unseen(wanted).replace("-/", "-#/")
-    os.sync()
+    stage.settle()
     run = stage.timed(
         case.unit.of, case.connections, lambda: stage.load.numbered(path, case.connections, count, wanted.size)
     )

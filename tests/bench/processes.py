@@ -14,6 +14,8 @@ from types import FrameType
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.001
+IDLE_SECONDS = 0.2
+SETTLE_SECONDS = 10.0
 ENDING = signal.SIGINT, signal.SIGTERM
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -99,6 +101,15 @@ class Server:
                 rss += int(status["VmRSS"].split()[0]) * 1024
                 peak += int(status["VmHWM"].split()[0]) * 1024
         return Usage(cpu, rss, peak)
+
+    def wait_idle(self) -> None:
+        """Until it uses no more than a tick for a while; not for ever."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            before = self.usage()
+            time.sleep(IDLE_SECONDS)
+            if sum(self.usage().cpu_since(before).values()) <= 1 / TICK:
+                return
 
     def forget_peak(self) -> None:
         for pid in _tree(self.pid):
