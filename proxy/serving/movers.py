@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ..rules.pieces import Slice
 
@@ -185,7 +186,7 @@ class Mover:
                     self._rouse(key.data)
             self._lose_patience()
             # The hindmost first: those that began together stay together, and find the file in the processor's cache.
-            turn, self._ready = sorted(self._ready, key=_position), []
+            turn, self._ready = sorted(self._ready, key=attrgetter("at")), []
             for job in turn:
                 self._step(job)
         self._leave()
@@ -282,7 +283,3 @@ class Mover:
         os.close(job.piece.fd)
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(job.finish, error)
-
-
-def _position(job: Job) -> int:
-    return job.at

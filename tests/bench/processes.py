@@ -15,7 +15,9 @@ START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.001
 IDLE_SECONDS = 0.2
+"""A server that uses next to nothing for so long has come to rest ..."""
 SETTLE_SECONDS = 10.0
+"""... and so long that is waited for."""
 ENDING = signal.SIGINT, signal.SIGTERM
 TICK = os.sysconf("SC_CLK_TCK")
 
